@@ -1,0 +1,6 @@
+"""`python -m medssl`."""
+
+from medssl.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""The error family: each message says what was wrong, where, and what to do.
+
+Every error also inherits the natural builtin, so callers who know nothing of medssl catch it as they would any other.
+"""
+
+
+class MedsslError(Exception):
+    """Root of the family. The command line prints the message alone and exits with `exit_code`."""
+
+    exit_code = 1
+
+
+class UsageError(MedsslError, ValueError):
+    """The call itself is wrong: a bad option, a missing argument, values that contradict each other."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A configuration key or value that cannot be used; the message names its path."""
+
+
+class MissingInput(UsageError, FileNotFoundError):
+    """A file, folder, store, run or checkpoint that was named and is not there."""
+
+
+class NetworkError(ConfigError):
+    """A network that cannot be built, has no known encoder end, or cannot take the crop."""
+
+
+class PluginError(MedsslError):
+    """A plugin that is missing, broken, doubled or misbehaves; the message names its package."""
+
+
+class ArchiveError(MedsslError):
+    """An archive or index that cannot be read."""
+
+
+class StoreError(MedsslError):
+    """A store that is damaged, of a newer version, or cannot be written."""
+
+
+class DataError(MedsslError, ValueError):
+    """Images or labels whose content cannot be used: mismatched grids, unknown label values, NaN."""
+
+
+class CheckpointError(MedsslError):
+    """A checkpoint that is truncated, damaged or does not belong to this run."""
+
+
+class TransferError(MedsslError):
+    """Weights that do not fit the network they were to be loaded into."""
+
+
+class TrainingError(MedsslError, RuntimeError):
+    """A run that cannot go on: a loss that is not finite, an output folder that holds another run."""

@@ -1,0 +1,224 @@
+"""Finding, loading, naming, blaming and refusing plugins. Built per call from explicit arguments; there is no global.
+
+`Plugins.load()` reads the entry points of the group `medssl`, imports what is wanted and registers it with pluggy. A plugin
+that fails to import costs one warning that names its package, version and error; everything else goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import metadata
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from medssl import hookspecs
+from medssl.config import BaseOptions, did_you_mean
+from medssl.errors import MedsslError, PluginError
+
+if TYPE_CHECKING:
+    from medssl.contracts import ConsistencyLoss, PretextTask
+
+GROUP = "medssl"
+CORE = "medssl"
+KNOWN_PACKAGES = {
+    "inpainting": "medssl-inpainting",
+    "relative-position": "medssl-placement",
+    "agreement": "medssl-consistency",
+    "simsiam": "medssl-consistency",
+}
+"""Names that our own plugin packages bring: what an error tells a user to install. The core imports none of them."""
+
+
+class PluginWarning(UserWarning):
+    """A plugin could not be used; the run goes on without it."""
+
+
+@dataclass(frozen=True)
+class Provider:
+    """Where something comes from."""
+
+    plugin: str
+    """Name of the entry point."""
+    package: str
+    version: str
+
+    def __str__(self) -> str:
+        return f"{self.package} {self.version}"
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A plugin that was found and could not be loaded."""
+
+    provider: Provider
+    error: str
+
+
+class Plugins:
+    """The installed plugins of one call."""
+
+    def __init__(self) -> None:
+        self._manager = pluggy.PluginManager(GROUP)
+        self._manager.add_hookspecs(hookspecs)
+        self._providers: dict[str, Provider] = {}
+        self.broken: list[Broken] = []
+
+    @classmethod
+    def load(cls, extra: Mapping[str, object] | None = None, environ: Mapping[str, str] = os.environ) -> Plugins:
+        """All installed plugins, minus `MEDSSL_DISABLE=name,name`, or only `MEDSSL_ONLY=name,name` beside the core's own.
+
+        `extra` registers further objects with hook implementations by name, as tests and notebooks do.
+        """
+        plugins = cls()
+        disabled, only = _names(environ.get("MEDSSL_DISABLE")), _names(environ.get("MEDSSL_ONLY"))
+        for entry, provider in installed():
+            names = {provider.plugin, provider.package}
+            if names & disabled or (only and provider.package != CORE and not names & only):
+                continue
+            plugins._load_entry(entry, provider)
+        for name, module in (extra or {}).items():
+            plugins.register(module, Provider(name, name, "in this process"))
+        return plugins
+
+    def register(self, module: object, provider: Provider) -> None:
+        """Add one object with hook implementations; unknown hooks and wrong signatures raise `PluginError`."""
+        unknown = [
+            name for name in dir(module) if name.startswith("medssl_") and not hasattr(hookspecs, name) and self._is_hook(module, name)
+        ]
+        if unknown:
+            known = (name for name in dir(hookspecs) if name.startswith("medssl_"))
+            raise PluginError(
+                f"plugin '{provider.plugin}' ({provider}) implements an unknown hook '{unknown[0]}'{did_you_mean(unknown[0], known)}"
+            )
+        try:
+            self._manager.register(module, provider.plugin)
+        except (pluggy.PluginValidationError, ValueError) as error:
+            raise PluginError(f"plugin '{provider.plugin}' ({provider}) cannot be registered: {error}") from error
+        self._providers[provider.plugin] = provider
+
+    def _is_hook(self, module: object, name: str) -> bool:
+        return self._manager.parse_hookimpl_opts(module, name) is not None  # type: ignore[arg-type]
+
+    def _load_entry(self, entry: metadata.EntryPoint, provider: Provider) -> None:
+        try:
+            module: ModuleType = entry.load()
+            self.register(module, provider)
+        except Exception as error:  # noqa: BLE001 - whatever a stranger's package raises must not stop the others
+            self.broken.append(Broken(provider, f"{type(error).__name__}: {error}"))
+            warnings.warn(
+                f"plugin '{provider.plugin}' of {provider} cannot be loaded and is left out: {type(error).__name__}: {error}. "
+                f"Reinstall or remove the package, or set MEDSSL_DISABLE={provider.plugin}.",
+                PluginWarning,
+                stacklevel=3,
+            )
+
+    @property
+    def hook(self) -> Any:
+        """pluggy's relay: `plugins.hook.medssl_encoder_end(network=...)`."""
+        return self._manager.hook
+
+    def providers(self) -> list[Provider]:
+        """Every loaded plugin."""
+        return list(self._providers.values())
+
+    def tasks(self) -> dict[str, type[PretextTask]]:
+        """Pretext task classes by name; two providers of one name raise `PluginError`."""
+        return {name: cls for name, (cls, _) in self._named("medssl_pretext_tasks").items()}
+
+    def losses(self) -> dict[str, type[ConsistencyLoss]]:
+        """Consistency loss classes by name; two providers of one name raise `PluginError`."""
+        return {name: cls for name, (cls, _) in self._named("medssl_consistency_losses").items()}
+
+    def offered(self) -> dict[str, tuple[str, type[Any], Provider]]:
+        """Everything a configuration can name: name -> (kind, class, provider); kind is "pretext task" or "consistency loss"."""
+        kinds = {"pretext task": "medssl_pretext_tasks", "consistency loss": "medssl_consistency_losses"}
+        return {name: (kind, cls, provider) for kind, hook in kinds.items() for name, (cls, provider) in self._named(hook).items()}
+
+    def task(self, name: str) -> type[PretextTask]:
+        """The pretext task of that name, or a `PluginError` that says what to install."""
+        return self._find(name, self.tasks(), "pretext task")
+
+    def loss(self, name: str) -> type[ConsistencyLoss]:
+        """The consistency loss of that name, or a `PluginError` that says what to install."""
+        return self._find(name, self.losses(), "consistency loss")
+
+    def _find(self, name: str, known: Mapping[str, Any], kind: str) -> Any:
+        if name in known:
+            return known[name]
+        if name in KNOWN_PACKAGES:
+            raise PluginError(f"the {kind} '{name}' is not installed. Install it with: pip install {KNOWN_PACKAGES[name]}")
+        if not known:
+            raise PluginError(
+                f"no plugin with a {kind} is installed. Install one, for example: pip install medssl-inpainting medssl-consistency"
+            )
+        broken = "".join(f" ({item.provider} could not be loaded: {item.error})" for item in self.broken)
+        raise PluginError(f"unknown {kind} '{name}'{did_you_mean(name, known)}{broken}")
+
+    def _named(self, hook: str) -> dict[str, tuple[type[Any], Provider]]:
+        found: dict[str, tuple[type[Any], Provider]] = {}
+        for implementation in getattr(self._manager.hook, hook).get_hookimpls():
+            provider = self._providers[implementation.plugin_name]
+            for cls in self._classes(implementation, provider, hook):
+                if cls.name in found:
+                    raise PluginError(
+                        f"'{cls.name}' is offered twice, by {found[cls.name][1]} and by {provider}. "
+                        f"Leave one out with MEDSSL_DISABLE={provider.plugin}."
+                    )
+                found[cls.name] = (cls, provider)
+        return found
+
+    def _classes(self, implementation: Any, provider: Provider, hook: str) -> Iterable[type[Any]]:
+        with blame(provider, hook):
+            classes = list(implementation.function())
+        for cls in classes:
+            options = getattr(cls, "Options", None)
+            if not isinstance(getattr(cls, "name", None), str) or not isinstance(options, type) or not issubclass(options, BaseOptions):
+                raise PluginError(
+                    f"{provider}: {hook} returned {cls!r}, which needs a class attribute `name` and a nested `Options(BaseOptions)`."
+                )
+        return classes
+
+
+@contextmanager
+def blame(provider: Provider | type[Any], doing: str) -> Iterator[None]:
+    """Turn what a plugin raises into a `PluginError` that names its package and version; medssl's own errors pass through."""
+    try:
+        yield
+    except MedsslError:
+        raise
+    except Exception as error:
+        who = provider if isinstance(provider, Provider) else provider_of(provider)
+        raise PluginError(f"plugin '{who.plugin}' ({who}) failed in {doing}: {type(error).__name__}: {error}") from error
+
+
+def provider_of(cls: type[Any]) -> Provider:
+    """The installed package that a class comes from, by its top-level module."""
+    top = cls.__module__.partition(".")[0]
+    package = next(iter(_distributions().get(top, ())), None)
+    name = str(getattr(cls, "name", cls.__name__))
+    return Provider(name, package or top, metadata.version(package) if package else "not installed as a package")
+
+
+@lru_cache(maxsize=1)
+def _distributions() -> Mapping[str, Sequence[str]]:
+    return metadata.packages_distributions()
+
+
+def installed() -> list[tuple[metadata.EntryPoint, Provider]]:
+    """Every entry point of the group with its package, the core's own first; nothing is imported."""
+    found = []
+    for entry in metadata.entry_points(group=GROUP):
+        package, version = (entry.dist.name, entry.dist.version) if entry.dist else ("unknown", "0")
+        found.append((entry, Provider(entry.name, package, version)))
+    return sorted(found, key=lambda pair: (pair[1].package != CORE, pair[1].package, pair[1].plugin))
+
+
+def _names(value: str | None) -> frozenset[str]:
+    return frozenset(name.strip() for name in (value or "").split(",") if name.strip())

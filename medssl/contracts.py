@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +71,9 @@ class Crops:
 
     def to(self, device: torch.device | str) -> Crops:
         """The same crops with every tensor on `device`."""
-        moved = {name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
         return replace(self, **moved)
 
 
@@ -286,4 +288,3 @@ class ConsistencyLoss(nn.Module, ABC):
 
     def commit(self, views: Views) -> None:
         """After a step that was taken: update queue, bank or centre from `views` (detached)."""
-        return None

@@ -14,16 +14,19 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
 
 from medssl import hookspecs
-from medssl.config import BaseOptions, did_you_mean
+from medssl.config import did_you_mean
 from medssl.errors import MedsslError, PluginError
 
 if TYPE_CHECKING:
+    from medssl.archive import ArchiveSource
     from medssl.contracts import ConsistencyLoss, PretextTask
+
+Offered = TypeVar("Offered")
 
 GROUP = "medssl"
 CORE = "medssl"
@@ -89,14 +92,10 @@ class Plugins:
 
     def register(self, module: object, provider: Provider) -> None:
         """Add one object with hook implementations; unknown hooks and wrong signatures raise `PluginError`."""
-        unknown = [
-            name for name in dir(module) if name.startswith("medssl_") and not hasattr(hookspecs, name) and self._is_hook(module, name)
-        ]
-        if unknown:
-            known = (name for name in dir(hookspecs) if name.startswith("medssl_"))
-            raise PluginError(
-                f"plugin '{provider.plugin}' ({provider}) implements an unknown hook '{unknown[0]}'{did_you_mean(unknown[0], known)}"
-            )
+        known = {name for name in dir(hookspecs) if name.startswith("medssl_")}
+        offered = {name for name in dir(module) if name.startswith("medssl_") and self._is_hook(module, name)}
+        for name in sorted(offered - known):
+            raise PluginError(f"plugin '{provider.plugin}' ({provider}) implements an unknown hook '{name}'{did_you_mean(name, known)}")
         try:
             self._manager.register(module, provider.plugin)
         except (pluggy.PluginValidationError, ValueError) as error:
@@ -104,7 +103,7 @@ class Plugins:
         self._providers[provider.plugin] = provider
 
     def _is_hook(self, module: object, name: str) -> bool:
-        return self._manager.parse_hookimpl_opts(module, name) is not None  # type: ignore[arg-type]
+        return self._manager.parse_hookimpl_opts(module, name) is not None
 
     def _load_entry(self, entry: metadata.EntryPoint, provider: Provider) -> None:
         try:
@@ -136,6 +135,10 @@ class Plugins:
         """Consistency loss classes by name; two providers of one name raise `PluginError`."""
         return {name: cls for name, (cls, _) in self._named("medssl_consistency_losses").items()}
 
+    def sources(self) -> dict[str, type[ArchiveSource]]:
+        """Archive source classes by the scheme they open (`folder`, `zip`, `dicomweb`)."""
+        return {scheme: cls for cls, _ in self._named("medssl_archive_sources").values() for scheme in cls.schemes}
+
     def offered(self) -> dict[str, tuple[str, type[Any], Provider]]:
         """Everything a configuration can name: name -> (kind, class, provider); kind is "pretext task" or "consistency loss"."""
         kinds = {"pretext task": "medssl_pretext_tasks", "consistency loss": "medssl_consistency_losses"}
@@ -149,7 +152,7 @@ class Plugins:
         """The consistency loss of that name, or a `PluginError` that says what to install."""
         return self._find(name, self.losses(), "consistency loss")
 
-    def _find(self, name: str, known: Mapping[str, Any], kind: str) -> Any:
+    def _find(self, name: str, known: Mapping[str, type[Offered]], kind: str) -> type[Offered]:
         if name in known:
             return known[name]
         if name in KNOWN_PACKAGES:
@@ -178,11 +181,8 @@ class Plugins:
         with blame(provider, hook):
             classes = list(implementation.function())
         for cls in classes:
-            options = getattr(cls, "Options", None)
-            if not isinstance(getattr(cls, "name", None), str) or not isinstance(options, type) or not issubclass(options, BaseOptions):
-                raise PluginError(
-                    f"{provider}: {hook} returned {cls!r}, which needs a class attribute `name` and a nested `Options(BaseOptions)`."
-                )
+            if not isinstance(getattr(cls, "name", None), str):
+                raise PluginError(f"{provider}: {hook} returned {cls!r}, which needs a class attribute `name`.")
         return classes
 
 

@@ -1,0 +1,245 @@
+"""Dice per class and case of predicted label maps against labels, matched by file name.
+
+Dice of one class in one case is 2 |P and L| / (|P| + |L|). Where the label lacks the class it says nothing about the
+prediction (the class may be absent from the image, or nobody drew it): that case is left out of the class's mean and
+counted, as MONAI's `DiceMetric` leaves it out. Voxels predicted there are counted too.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from numpy.typing import NDArray
+
+from medssl.errors import DataError, MissingInput, UsageError
+
+SUFFIXES = (".nii.gz", ".nii")
+AFFINE_TOLERANCE = 1e-3
+"""Millimetres by which two affines may differ: the rounding of a NIfTI header."""
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """A label map as its file has it."""
+
+    path: Path
+    array: NDArray[np.int32]
+    """(X, Y, Z) or (X, Y) label values."""
+    affine: NDArray[np.float64]
+    """(4, 4) voxel to RAS+ mm."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One class in one case."""
+
+    case: str
+    label: int
+    dice: float | None
+    """None where the label lacks the class."""
+    label_voxels: int
+    predicted_voxels: int
+
+
+@dataclass(frozen=True)
+class ClassDice:
+    """One class over all cases."""
+
+    label: int
+    dice: float | None
+    """Mean over the cases whose label has the class; None where there is none."""
+    cases: int
+    absent: int
+    """Cases whose label lacks the class, left out of the mean."""
+    absent_but_predicted: int
+    """Of those, cases where the prediction has it."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Dice of a folder of predictions; `document()` is the JSON of `medssl evaluate`."""
+
+    rows: tuple[Row, ...]
+    predictions_without_label: tuple[str, ...] = ()
+    labels_without_prediction: tuple[str, ...] = ()
+
+    @property
+    def cases(self) -> tuple[str, ...]:
+        """Names of the evaluated cases."""
+        return tuple(dict.fromkeys(row.case for row in self.rows))
+
+    @property
+    def classes(self) -> tuple[ClassDice, ...]:
+        """One entry a class, in the order of the label values."""
+        values = sorted({row.label for row in self.rows})
+        return tuple(_over_cases(value, [row for row in self.rows if row.label == value]) for value in values)
+
+    @property
+    def dice(self) -> float | None:
+        """Mean of the classes' means; None where no class has one."""
+        means = [found.dice for found in self.classes if found.dice is not None]
+        return float(np.mean(means)) if means else None
+
+    def document(self) -> dict[str, Any]:
+        """Everything as JSON values; an undefined Dice is null."""
+        by_case: dict[str, dict[str, float | None]] = {case: {} for case in self.cases}
+        for row in self.rows:
+            by_case[row.case][str(row.label)] = row.dice
+        return {
+            "dice": self.dice,
+            "classes": {
+                str(found.label): {
+                    "dice": found.dice,
+                    "cases": found.cases,
+                    "absent": found.absent,
+                    "absent_but_predicted": found.absent_but_predicted,
+                }
+                for found in self.classes
+            },
+            "cases": [{"case": case, "dice": dice} for case, dice in by_case.items()],
+            "predictions_without_label": list(self.predictions_without_label),
+            "labels_without_prediction": list(self.labels_without_prediction),
+        }
+
+    def write(self, path: str | Path) -> Path:
+        """Write `path` as JSON (`.json`: the document) or CSV (`.csv`: one line a case and class)."""
+        file = Path(path)
+        if file.suffix == ".json":
+            text = json.dumps(self.document(), indent=1) + "\n"
+        elif file.suffix == ".csv":
+            text = self._csv()
+        else:
+            raise UsageError(f"cannot write the evaluation to {file}: its name must end in .json or .csv.")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+        return file
+
+    def _csv(self) -> str:
+        lines = io.StringIO()
+        writer = csv.writer(lines, lineterminator="\n")
+        writer.writerow(["case", "label", "dice", "label_voxels", "predicted_voxels"])
+        for row in self.rows:
+            writer.writerow([row.case, row.label, "" if row.dice is None else row.dice, row.label_voxels, row.predicted_voxels])
+        return lines.getvalue()
+
+
+def evaluate(predictions: str | Path, labels: str | Path) -> Evaluation:
+    """Dice of every case that has a prediction and a label of the same file name.
+
+    Raises:
+        MissingInput: a folder is not there or holds no NIfTI file.
+        DataError: no name matches, the grids of a pair differ, or a file is no label map.
+    """
+    predicted, true = _label_maps(predictions, "predictions"), _label_maps(labels, "labels")
+    both = sorted(predicted.keys() & true.keys())
+    if not both:
+        raise DataError(
+            f"no prediction has a label of the same name: {predictions} has {_some(predicted)}, {labels} has {_some(true)}. "
+            "Give both files of a case the same name."
+        )
+    values = set[int]()
+    counts: dict[str, NDArray[np.int64]] = {}
+    for case in both:
+        counts[case] = _case_counts(predicted[case], true[case])
+        values |= {int(value) for value in counts[case][:, 0] if value != 0}
+    rows = tuple(_row(case, value, counts[case]) for case in both for value in sorted(values))
+    return Evaluation(rows, tuple(sorted(predicted.keys() - true.keys())), tuple(sorted(true.keys() - predicted.keys())))
+
+
+def case_name(path: Path) -> str:
+    """The file's name without `.nii` or `.nii.gz`."""
+    for suffix in SUFFIXES:
+        if path.name.endswith(suffix):
+            return path.name.removesuffix(suffix)
+    return path.stem
+
+
+def read_label_map(path: Path) -> LabelMap:
+    """A NIfTI file of whole numbers (stored as integers or as floats); anything else is a `DataError`."""
+    try:
+        image = nib.load(path)
+        values = np.asanyarray(image.dataobj)
+    except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
+        raise DataError(f"{path} cannot be read as NIfTI: {error}. Replace the file.") from error
+    while values.ndim > 3 and values.shape[-1] == 1:
+        values = values[..., 0]
+    if values.ndim not in (2, 3):
+        raise DataError(f"{path} has shape {values.shape}; a label map has 2 or 3 axes and one value a voxel.")
+    if not np.issubdtype(values.dtype, np.number) or not np.array_equal(values, np.rint(values)) or abs(values).max(initial=0) > 2**31 - 1:
+        raise DataError(f"{path} is no label map: it holds values that are not whole numbers. Give label values, not probabilities.")
+    return LabelMap(path, values.astype(np.int32), np.asarray(image.affine, dtype=np.float64))
+
+
+def class_counts(prediction: NDArray[Any], label: NDArray[Any]) -> NDArray[np.int64]:
+    """(K, 4): for each value that occurs in either, the value and the voxels of intersection, prediction and label."""
+    values = np.union1d(prediction, label)
+    predicted, true = (np.searchsorted(values, array) for array in (prediction, label))
+    confusion = np.bincount((predicted * len(values) + true).ravel(), minlength=len(values) ** 2).reshape(len(values), -1)
+    return np.stack([values.astype(np.int64), confusion.diagonal(), confusion.sum(1), confusion.sum(0)], axis=1).astype(np.int64)
+
+
+def dice_by_class(prediction: NDArray[Any], label: NDArray[Any], classes: Sequence[int]) -> list[float | None]:
+    """Dice of each class; None where the label lacks it."""
+    counts = class_counts(prediction, label)
+    return [_row("", value, counts).dice for value in classes]
+
+
+def _case_counts(prediction: Path, label: Path) -> NDArray[np.int64]:
+    first, second = read_label_map(prediction), read_label_map(label)
+    if first.array.shape != second.array.shape:
+        what = f"{first.array.shape} against {second.array.shape} voxels"
+    elif not np.allclose(first.affine, second.affine, rtol=0, atol=AFFINE_TOLERANCE):
+        what = f"affines {_rounded(first.affine)} against {_rounded(second.affine)}"
+    else:
+        return class_counts(first.array, second.array)
+    raise DataError(
+        f"the prediction {prediction} and the label {label} lie on different grids: {what}. "
+        "Predict on the image that the label was drawn on (medssl predict writes on its input's grid), or resample one of them."
+    )
+
+
+def _row(case: str, value: int, counts: NDArray[np.int64]) -> Row:
+    found = counts[counts[:, 0] == value]
+    both, predicted, true = (int(number) for number in found[0, 1:]) if len(found) else (0, 0, 0)
+    return Row(case, value, 2 * both / (predicted + true) if true else None, true, predicted)
+
+
+def _over_cases(value: int, rows: Sequence[Row]) -> ClassDice:
+    defined = [row.dice for row in rows if row.dice is not None]
+    absent = [row for row in rows if row.dice is None]
+    mean = float(np.mean(defined)) if defined else None
+    return ClassDice(value, mean, len(defined), len(absent), sum(row.predicted_voxels > 0 for row in absent))
+
+
+def _label_maps(folder: str | Path, what: str) -> dict[str, Path]:
+    place = Path(folder)
+    if not place.is_dir():
+        raise MissingInput(f"no folder of {what} at {place}. Give the folder that holds them as NIfTI files.")
+    files = [path for path in sorted(place.iterdir()) if path.name.endswith(SUFFIXES) and not path.name.startswith(".") and path.is_file()]
+    if not files:
+        raise MissingInput(f"the folder of {what} {place} holds no .nii or .nii.gz file.")
+    found: dict[str, Path] = {}
+    for path in files:
+        other = found.setdefault(case_name(path), path)
+        if other != path:
+            raise DataError(f"{other} and {path} name the same case. Keep one of them.")
+    return found
+
+
+def _some(names: dict[str, Path]) -> str:
+    first = ", ".join(path.name for path in list(names.values())[:3])
+    return first if len(names) <= 3 else f"{first} and {len(names) - 3} more"
+
+
+def _rounded(affine: NDArray[np.float64]) -> list[list[float]]:
+    return [[round(float(value), 3) for value in line] for line in affine[:3]]

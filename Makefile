@@ -1,0 +1,60 @@
+# Every target works alone on a fresh machine with Python 3.11+ and make. `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PLUGINS := $(sort $(wildcard plugins/medssl-*))
+EXAMPLES := $(sort $(wildcard docs/examples/medssl-*))
+PROJECTS := $(wildcard pyproject.toml plugins/*/pyproject.toml docs/examples/*/pyproject.toml)
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: install
+install: $(VENV)/installed ## create .venv with the core, every plugin and the test tools
+
+$(VENV)/installed: $(PROJECTS) constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,test]' \
+		$(foreach project,$(PLUGINS) $(EXAMPLES),--editable $(project))
+	@touch $@
+
+.PHONY: demo
+demo: install ## archive to fine-tuned network on made-up DICOM, in minutes
+	$(BIN)/medssl demo --out build/demo
+
+.PHONY: lint
+lint: install ## ruff, mypy strict, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/mypy
+
+.PHONY: test
+test: lint ## lint and every test that is not marked slow
+	$(BIN)/python -m pytest
+
+.PHONY: test-all
+test-all: lint ## lint and every test
+	$(BIN)/python -m pytest -m ''
+
+.PHONY: format
+format: install ## let ruff format and mend what it can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.PHONY: dist
+dist: install ## wheels of the core and of each plugin in dist/
+	@rm -rf dist
+	@for project in . $(PLUGINS); do $(BIN)/python -m build --quiet --wheel --no-isolation --outdir dist $$project || exit 1; done
+	@ls dist
+
+.PHONY: docs
+docs: install ## write the generated parts of the docs again
+	$(BIN)/python docs/generate.py
+
+.PHONY: clean
+clean: ## remove everything that was made
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

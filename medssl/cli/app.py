@@ -1,0 +1,86 @@
+"""The program `medssl`: its commands, and how every failure ends in one message and an exit code."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Annotated, Any
+
+import click
+import typer
+
+from medssl import __version__
+from medssl.cli import archive, demo, doctor, plugins, pretrain, schema, store, transfer
+from medssl.cli.output import err, say
+from medssl.errors import MedsslError
+
+app = typer.Typer(
+    name="medssl",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Pretrain a MONAI network on your own unlabelled scans, then fine-tune it with few labels.",
+    epilog="Start with: medssl demo",
+)
+app.command()(archive.index)
+app.command()(archive.volumes)
+app.command(name="store")(store.store)
+app.command(name="pretrain")(pretrain.pretrain)
+app.command()(transfer.finetune)
+app.command()(transfer.predict)
+app.command()(transfer.evaluate)
+app.add_typer(plugins.app, name="plugins")
+app.command(name="schema")(schema.schema)
+app.command(name="doctor")(doctor.doctor)
+app.command(name="demo")(demo.demo)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"medssl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    pass
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command and exit: 0 done, 1 failure, 2 wrong use, 130 interrupted."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    warnings.showwarning = _show_warning
+    try:
+        code = app(args=[word for word in words if word != "--debug"], prog_name="medssl", standalone_mode=False)
+    except MedsslError as error:
+        code = _fail(str(error), error.exit_code, debug)
+    except click.exceptions.Abort:
+        code = 130
+    except click.ClickException as error:
+        where = f" See: {error.ctx.command_path} --help" if isinstance(error, click.UsageError) and error.ctx else ""
+        code = _fail(error.format_message() + where, error.exit_code, debug)
+    except KeyboardInterrupt:
+        code = _fail("interrupted", 130, debug)
+    except BrokenPipeError:
+        code = 1
+    except Exception as error:  # noqa: BLE001 - the last door: a bug ends in one message too
+        message = f"unexpected {type(error).__name__}: {error}. This is a fault in medssl: run again with --debug and report the traceback."
+        code = _fail(message, 1, debug)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int, debug: bool) -> int:
+    if debug:
+        err.print_exception()
+    say(f"medssl: error: {message}")
+    return code
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
+    """Warnings are lines for a person; those of libraries about their own future are left to developers."""
+    if not issubclass(category, DeprecationWarning | FutureWarning | PendingDeprecationWarning):
+        say(f"medssl: warning: {message}")

@@ -1,0 +1,56 @@
+"""How results and progress reach a person or a program: data on standard output, everything else on standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+err = Console(stderr=True)
+out = Console()
+
+Report = Callable[[int, int | None], None]
+"""Called with how much is done and, where known, how much there is."""
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on standard output."""
+    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A table on standard output; as wide as its content where output is not a terminal, so that nothing is cut."""
+    table = Table(*columns, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    console = out if out.is_terminal else Console(width=1000)
+    console.print(table)
+
+
+def say(message: str) -> None:
+    """One line for the person at the terminal, on standard error."""
+    err.print(message, markup=False, highlight=False, soft_wrap=True)
+
+
+def shape_text(shape: Iterable[float]) -> str:
+    """`256 x 256 x 180`."""
+    return " x ".join(f"{side:g}" for side in shape)
+
+
+@contextmanager
+def progress_bar(doing: str) -> Iterator[Report]:
+    """A progress bar on standard error; silent where that is not a terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as progress:
+        task = progress.add_task(doing, total=None)
+
+        def report(done: int, total: int | None) -> None:
+            progress.update(task, completed=done, total=total)
+
+        yield report

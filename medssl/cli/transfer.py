@@ -1,0 +1,57 @@
+"""`medssl finetune`, `predict` and `evaluate`: from pretrained weights to label maps and their Dice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medssl.cli.output import print_json, print_table, say
+
+
+def finetune(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; `medssl schema` describes it.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The run folder.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[key=value...]", help="Such as data.labelled=8.")] = None,
+    pretrained: Annotated[Path | None, typer.Option(metavar="PATH", help="A checkpoint or run folder; without: from scratch.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest good checkpoint in the run folder.")] = False,
+) -> None:
+    """Fine-tune a segmentation network on labelled volumes."""
+    from medssl.transfer import fine_tune
+
+    run = fine_tune(config=config, overrides=overrides or (), out=out, pretrained=pretrained, resume=resume)
+    if run.report is not None:
+        say(str(run.report))
+    say(f"fine-tuned {run.state.step} steps, in {run.folder}. Next: medssl predict {run.folder} INPUT --out DIR")
+
+
+def predict(
+    run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A fine-tuning run, or one of its checkpoints.")],
+    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="NIfTI files, folders of NIfTI, or folders of DICOM.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the label maps go.")],
+) -> None:
+    """Write a NIfTI label map for each input volume, on the input's own grid."""
+    from medssl.transfer import predict as predict_volumes
+
+    written = predict_volumes(run, inputs, out)
+    say(f"{len(written)} label maps written to {out}")
+
+
+def evaluate(
+    predictions: Annotated[Path, typer.Option("--predictions", metavar="DIR", help="Predicted label maps.")],
+    labels: Annotated[Path, typer.Option("--labels", metavar="DIR", help="True label maps of the same names.")],
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the rows as CSV.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Dice per class and case."""
+    from medssl.transfer import evaluate as evaluate_folders
+
+    evaluation = evaluate_folders(predictions, labels)
+    if csv is not None:
+        evaluation.write(csv)
+    if as_json:
+        print_json(evaluation.document())
+        return
+    columns, rows = evaluation.table()
+    print_table("Dice", columns, rows)

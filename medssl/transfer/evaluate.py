@@ -87,14 +87,10 @@ class Evaluation:
     @property
     def dice(self) -> float | None:
         """Mean of the classes' means; None where no class has one."""
-        means = [found.dice for found in self.classes if found.dice is not None]
-        return float(np.mean(means)) if means else None
+        return _mean([found.dice for found in self.classes])
 
     def document(self) -> dict[str, Any]:
         """Everything as JSON values; an undefined Dice is null."""
-        by_case: dict[str, dict[str, float | None]] = {case: {} for case in self.cases}
-        for row in self.rows:
-            by_case[row.case][str(row.label)] = row.dice
         return {
             "dice": self.dice,
             "classes": {
@@ -106,10 +102,24 @@ class Evaluation:
                 }
                 for found in self.classes
             },
-            "cases": [{"case": case, "dice": dice} for case, dice in by_case.items()],
+            "cases": [
+                {"case": case, "dice": {str(found.label): dice for found, dice in zip(self.classes, dices, strict=True)}}
+                for case, dices in self._by_case()
+            ],
             "predictions_without_label": list(self.predictions_without_label),
             "labels_without_prediction": list(self.labels_without_prediction),
         }
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """(columns, rows) for a person: one row a case, then the means and the number of cases behind each."""
+        classes = self.classes
+        columns = ["case", *(f"class {found.label}" for found in classes), "mean"]
+        rows = [[case, *(_text(dice) for dice in dices), _text(_mean(dices))] for case, dices in self._by_case()]
+        rows.append(["mean", *(_text(found.dice) for found in classes), _text(self.dice)])
+        rows.append(["cases with the class", *(str(found.cases) for found in classes), ""])
+        if any(found.absent_but_predicted for found in classes):
+            rows.append(["predicted where the label lacks it", *(str(found.absent_but_predicted) for found in classes), ""])
+        return columns, rows
 
     def write(self, path: str | Path) -> Path:
         """Write `path` as JSON (`.json`: the document) or CSV (`.csv`: one line a case and class)."""
@@ -123,6 +133,10 @@ class Evaluation:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")
         return file
+
+    def _by_case(self) -> list[tuple[str, list[float | None]]]:
+        """Each case with its Dice in the order of `classes`; rows come by case, then by class."""
+        return [(case, [row.dice for row in self.rows if row.case == case]) for case in self.cases]
 
     def _csv(self) -> str:
         lines = io.StringIO()
@@ -215,10 +229,18 @@ def _row(case: str, value: int, counts: NDArray[np.int64]) -> Row:
 
 
 def _over_cases(value: int, rows: Sequence[Row]) -> ClassDice:
-    defined = [row.dice for row in rows if row.dice is not None]
     absent = [row for row in rows if row.dice is None]
-    mean = float(np.mean(defined)) if defined else None
-    return ClassDice(value, mean, len(defined), len(absent), sum(row.predicted_voxels > 0 for row in absent))
+    mean = _mean([row.dice for row in rows])
+    return ClassDice(value, mean, len(rows) - len(absent), len(absent), sum(row.predicted_voxels > 0 for row in absent))
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    defined = [value for value in values if value is not None]
+    return float(np.mean(defined)) if defined else None
+
+
+def _text(dice: float | None) -> str:
+    return "-" if dice is None else f"{dice:.4f}"
 
 
 def _label_maps(folder: str | Path, what: str) -> dict[str, Path]:

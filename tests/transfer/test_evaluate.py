@@ -63,6 +63,21 @@ def test_class_that_no_label_has_is_undefined_and_counted(folders: tuple[Path, P
     assert result.dice == 1.0
 
 
+def test_table_shows_every_case_and_says_what_was_left_out(folders: tuple[Path, Path]) -> None:
+    predictions, labels = folders
+    truth = np.zeros((4, 4, 4), np.uint8)
+    truth[:2] = 1
+    second = truth.copy()
+    second[3] = 2
+    for name, guess, label in (("a", second, truth), ("b", second, second)):
+        write(predictions, f"{name}.nii.gz", guess)
+        write(labels, f"{name}.nii.gz", label)
+    columns, rows = evaluate(predictions, labels).table()
+    assert columns == ["case", "class 1", "class 2", "mean"]
+    assert rows[:3] == [["a", "1.0000", "-", "1.0000"], ["b", "1.0000", "1.0000", "1.0000"], ["mean", "1.0000", "1.0000", "1.0000"]]
+    assert rows[3:] == [["cases with the class", "2", "1", ""], ["predicted where the label lacks it", "0", "1", ""]]
+
+
 def test_unmatched_files_are_said(folders: tuple[Path, Path]) -> None:
     predictions, labels = folders
     ones = np.ones((3, 3, 3), np.uint8)

@@ -1,0 +1,45 @@
+"""From pretrained weights to label maps: load, fine-tune with few labels, predict, evaluate.
+
+All but the evaluation is loaded when first used: scoring label maps needs neither torch nor MONAI.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from medssl.transfer.evaluate import Evaluation, evaluate
+
+if TYPE_CHECKING:
+    from medssl.transfer.finetune import FineTuned, fine_tune
+    from medssl.transfer.load import LoadReport, load_pretrained
+    from medssl.transfer.options import FinetuneConfig, FinetuneTrainOptions
+    from medssl.transfer.prediction import predict
+
+_WHERE = {
+    "FineTuned": "finetune",
+    "fine_tune": "finetune",
+    "FinetuneConfig": "options",
+    "FinetuneTrainOptions": "options",
+    "LoadReport": "load",
+    "load_pretrained": "load",
+    "predict": "prediction",
+}
+
+__all__ = [
+    "Evaluation",
+    "FineTuned",
+    "FinetuneConfig",
+    "FinetuneTrainOptions",
+    "LoadReport",
+    "evaluate",
+    "fine_tune",
+    "load_pretrained",
+    "predict",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(import_module(f"medssl.transfer.{_WHERE[name]}"), name)
+    raise AttributeError(f"module 'medssl.transfer' has no attribute '{name}'")

@@ -55,9 +55,9 @@ def test_wrong_use_ends_in_one_message_and_code_2(words: list[str], message: str
     assert code_of(*words) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert message in captured.err
+    assert message in " ".join(captured.err.split())
     assert "Traceback" not in captured.err
-    assert captured.err.count("medssl: error:") == 1
+    assert "unexpected" not in captured.err
 
 
 def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:

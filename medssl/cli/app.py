@@ -6,7 +6,6 @@ import sys
 import warnings
 from typing import Annotated, Any
 
-import click
 import typer
 
 from medssl import __version__
@@ -50,27 +49,19 @@ def _options(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one command and exit: 0 done, 1 failure, 2 wrong use, 130 interrupted."""
+    """Run one command and exit: 0 done, 1 failure, 2 wrong use (typer says what), 130 interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     warnings.showwarning = _show_warning
     try:
-        code = app(args=[word for word in words if word != "--debug"], prog_name="medssl", standalone_mode=False)
+        app(args=[word for word in words if word != "--debug"], prog_name="medssl")
     except MedsslError as error:
-        code = _fail(str(error), error.exit_code, debug)
-    except click.exceptions.Abort:
-        code = 130
-    except click.ClickException as error:
-        where = f" See: {error.ctx.command_path} --help" if isinstance(error, click.UsageError) and error.ctx else ""
-        code = _fail(error.format_message() + where, error.exit_code, debug)
-    except KeyboardInterrupt:
-        code = _fail("interrupted", 130, debug)
+        sys.exit(_fail(str(error), error.exit_code, debug))
     except BrokenPipeError:
-        code = 1
+        sys.exit(1)
     except Exception as error:  # noqa: BLE001 - the last door: a bug ends in one message too
         message = f"unexpected {type(error).__name__}: {error}. This is a fault in medssl: run again with --debug and report the traceback."
-        code = _fail(message, 1, debug)
-    sys.exit(code if isinstance(code, int) else 0)
+        sys.exit(_fail(message, 1, debug))
 
 
 def _fail(message: str, code: int, debug: bool) -> int:

@@ -50,7 +50,7 @@ def show(
 
     offered = Plugins.load().offered()
     if name not in offered:
-        raise UsageError(f"no plugin offers '{name}'{did_you_mean(name, offered)} See: medssl plugins list")
+        raise UsageError(f"no plugin offers '{name}'{did_you_mean(name, offered) or '.'} See: medssl plugins list")
     kind, cls, provider = offered[name]
     options = options_table(cls.Options)
     if as_json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -29,6 +30,13 @@ def write_archive(scans: Sequence[Scan], folder: Path) -> None:
     (folder / "patient02" / "broken.dcm").write_bytes(whole[: len(whole) // 3])
 
 
+def write_pairs(scans: Sequence[Scan], folder: Path) -> None:
+    """Image and label NIfTI of each scan, `images/pNN.nii.gz` and `labels/pNN.nii.gz`."""
+    for number, scan in enumerate(scans):
+        for kind, data in (("images", scan.image), ("labels", scan.labels)):
+            _save(data, scan.affine, folder / kind / f"p{number:02d}.nii.gz")
+
+
 def write_labels(scans: Sequence[Scan], images: Sequence[Path], folder: Path, groups: Mapping[str, Sequence[int]]) -> dict[str, list[str]]:
     """For each group of patients `GROUP/images` and `GROUP/labels` with equal names; returns the names by group.
 
@@ -46,11 +54,14 @@ def write_labels(scans: Sequence[Scan], images: Sequence[Path], folder: Path, gr
             labels = apply_orientation(scans[patient].labels, turn).astype(np.uint8)
             name = images[place].name
             for kind, data in (("images", np.asarray(image.dataobj)), ("labels", labels)):
-                target = folder / group / kind / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                nib.save(nib.Nifti1Image(data, image.affine), target)
+                _save(data, image.affine, folder / group / kind / name)
             names[group].append(name)
     return names
+
+
+def _save(data: NDArray[Any], affine: NDArray[np.float64], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(data, affine), path)
 
 
 def _match(scan: Scan, images: Sequence[nib.Nifti1Image]) -> int:

@@ -1,0 +1,111 @@
+"""The docs are true: every `python` and `sh` block runs, in order, in a folder of its own; blocks with a file name are files.
+
+```python          runs; the blocks of a page share their names
+```sh              runs with `sh -e`
+```yaml run.yaml   is written to run.yaml
+```console         is for reading alone (installation, or minutes of work)
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```(\w*) ?([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block of a page."""
+
+    language: str
+    file: str
+    text: str
+    line: int
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    """The fenced blocks of a page in their order."""
+    text = page.read_text(encoding="utf-8")
+    for found in FENCE.finditer(text):
+        language, file, body = found.groups()
+        yield Block(language, file.strip(), body, text.count("\n", 0, found.start()) + 2)
+
+
+def runs(page: Path) -> bool:
+    return any(block.language in {"python", "sh"} and not block.file for block in blocks(page))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a page's blocks run: a store, an archive and labelled pairs are there, as the pages assume."""
+    from medssl.demo import make_scan, write_archive, write_pairs
+    from medssl.volumes import make_store
+
+    monkeypatch.chdir(tmp_path)
+    scans = [make_scan(patient, spacing=5.0) for patient in range(4)]
+    write_archive(scans, tmp_path / "archive")
+    write_pairs(scans, tmp_path / "labelled")
+    make_store([tmp_path / "labelled" / "images"], tmp_path / "store")
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if runs(page)], ids=lambda page: page.name)
+def test_every_block_of_the_page_runs(page: Path, folder: Path) -> None:
+    names: dict[str, Any] = {"__name__": "docs"}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for block in blocks(page):
+        where = f"{page.name}, line {block.line}"
+        if block.file:
+            (folder / block.file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / block.file).write_text(block.text, encoding="utf-8")
+        elif block.language == "python":
+            exec(compile(block.text, where, "exec"), names)
+        elif block.language == "sh":
+            done = subprocess.run(["sh", "-ec", block.text], capture_output=True, text=True, env={**os.environ, "PATH": path}, check=False)
+            assert done.returncode == 0, f"{where}: {done.stderr}"
+
+
+def test_links_lead_to_files_that_exist() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            if not target.startswith(("http://", "https://")):
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_files_that_the_docs_name_exist() -> None:
+    for page in PAGES:
+        for target in re.findall(r"`((?:medssl|plugins|tests|docs)/[\w./-]+\.(?:py|md|yaml|toml))`", page.read_text(encoding="utf-8")):
+            assert (ROOT / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_dependency_is_justified() -> None:
+    import tomllib
+
+    text = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = [*project["dependencies"], *chain.from_iterable(project["optional-dependencies"].values())]
+    for requirement in wanted:
+        name = re.split(r"[<>=\[ ]", requirement)[0]
+        assert name in text or name.rsplit("-", 1)[-1] in text, name
+
+
+def test_the_picture_of_the_readme_is_an_image() -> None:
+    from PIL import Image
+
+    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+\.png)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert pictures
+    for picture in pictures:
+        assert np.asarray(Image.open(ROOT / picture)).std() > 10

@@ -109,3 +109,9 @@ def test_the_picture_of_the_readme_is_an_image() -> None:
     assert pictures
     for picture in pictures:
         assert np.asarray(Image.open(ROOT / picture)).std() > 10
+
+
+def test_the_reference_is_up_to_date() -> None:
+    command = [sys.executable, str(ROOT / "docs" / "generate.py"), "--reference"]
+    made = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "MEDSSL_DISABLE": ""}).stdout
+    assert (ROOT / "docs" / "reference.md").read_text(encoding="utf-8") == made, "run: make docs"

@@ -1,0 +1,205 @@
+"""Which box is cut out of which volume: a pure function of (seed, step, global sample index).
+
+So any number of reader threads, ranks or restarts gives the same crops. Within one step no volume comes twice before all have
+come once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, field_validator, model_validator
+
+from medssl.config import BaseOptions
+from medssl.contracts import Draw
+from medssl.errors import ConfigError
+from medssl.volumes.store import Store, StoredVolume
+
+FRACTION = 4
+"""The share of a crop that is body is counted on every fourth voxel of each axis."""
+
+
+class CropOptions(BaseOptions):
+    """How crops are placed."""
+
+    size: tuple[int, ...] = Field(min_length=2, max_length=3)
+    """Sides of a crop in voxels along x, y, z of RAS+. Two sides on a store of 3D volumes give axial slices."""
+    crops_per_volume: int = Field(default=1, ge=1, le=64)
+    """Neighbouring crops of a batch that come from one volume; must divide the batch."""
+    foreground: float = Field(default=0.9, ge=0, le=1)
+    """Share of the crops that are placed around a point of the body; the others lie anywhere in the volume."""
+    small: Literal["pad", "leave out"] = "pad"
+    """What becomes of volumes that are smaller than the crop: padded with their darkest value, or left out."""
+    balance: Literal["volume", "patient", "modality"] = "volume"
+    """What is drawn evenly: each volume alike, each patient alike whatever the number of volumes, or each modality."""
+
+    @field_validator("size")
+    @classmethod
+    def _positive(cls, size: tuple[int, ...]) -> tuple[int, ...]:
+        if not all(1 <= side <= 4096 for side in size):
+            raise ValueError(f"each side must be from 1 to 4096 voxels, not {list(size)}")
+        return size
+
+
+class DataOptions(CropOptions):
+    """The `data:` key of a pretraining configuration."""
+
+    store: str
+    """Folder of the store (`medssl store ... --out FOLDER`)."""
+    batch: int = Field(default=2, ge=1, le=4096)
+    """Crops in one forward pass of one process."""
+    threads: int = Field(default=2, ge=1, le=64)
+    """Threads that read and prepare crops ahead of the training."""
+    ahead: int = Field(default=2, ge=1, le=32)
+    """Batches that are kept ready."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> DataOptions:
+        if self.batch % self.crops_per_volume:
+            raise ValueError(f"batch {self.batch} is not a multiple of crops_per_volume {self.crops_per_volume}")
+        return self
+
+
+@dataclass(frozen=True)
+class Place:
+    """One box of one volume; a corner below zero or an end beyond the volume is padding."""
+
+    number: int
+    """The volume's place in the store."""
+    corner: tuple[int, ...]
+    """(3,) or, in a store of 2D images, (2,) voxels."""
+    size: tuple[int, ...]
+    """Sides in voxels, as many as the volume has axes."""
+
+
+@dataclass(frozen=True)
+class Crop:
+    """One crop and what `contracts.Crops` says of it."""
+
+    image: NDArray[np.float32]
+    """(C, *size) prepared."""
+    place: Place
+    volume: StoredVolume
+    inside: float
+
+
+class CropPlan:
+    """What is fixed for a store and options: which volumes take part, and how they are drawn."""
+
+    def __init__(self, store: Store, options: CropOptions) -> None:
+        """Raises `ConfigError`, with the fix, where the crop does not fit the store."""
+        self.store, self.options = store, options
+        self.size = _full_size(store, options.size)
+        self.numbers = _usable(store, self.size, options)
+        self._groups = self._grouped(options.balance)
+
+    def _grouped(self, balance: str) -> list[list[int]]:
+        if balance == "volume":
+            return [[number] for number in self.numbers]
+        column = self.store.column(balance)
+        groups: dict[str, list[int]] = {}
+        for number in self.numbers:
+            groups.setdefault(column[number], []).append(number)
+        return [groups[key] for key in sorted(groups)]
+
+    def place(self, seed: int, step: int, index: int) -> Place:
+        """The box of the sample `index` of the global batch of `step`."""
+        position = index // self.options.crops_per_volume
+        turn, slot = divmod(position, len(self._groups))
+        group = self._groups[_order(seed, step, turn, len(self._groups))[slot]]
+        number = group[0]
+        if len(group) > 1:
+            number = group[int(Draw(seed, step, [position], "volume").integers(0, len(group))[0])]
+        return Place(number, self._corner(number, Draw(seed, step, [index], "corner")), self.size)
+
+    def _corner(self, number: int, draw: Draw) -> tuple[int, ...]:
+        volume = self.store.volume(number)
+        numbers = draw.uniform(2 + 2 * len(self.size))[0].tolist()
+        around = numbers[0] < self.options.foreground and len(volume.points)
+        point = volume.points[int(numbers[1] * len(volume.points))] if around else None
+        corner = []
+        for axis, (side, want) in enumerate(zip(volume.shape, self.size, strict=True)):
+            share = numbers[2 + axis]
+            if side <= want:
+                corner.append(-((want - side) // 2))
+            elif point is None:
+                corner.append(int(share * (side - want + 1)))
+            else:
+                corner.append(min(max(int(point[axis]) - int(share * want), 0), side - want))
+        return tuple(corner)
+
+
+@lru_cache(maxsize=16)
+def _order(seed: int, step: int, turn: int, count: int) -> list[int]:
+    order: list[int] = Draw(seed, step, [turn], "order").permutation(count)[0].tolist()
+    return order
+
+
+def _full_size(store: Store, size: Sequence[int]) -> tuple[int, ...]:
+    dims = store.spatial_dims
+    if len(size) == dims:
+        return tuple(size)
+    if len(size) == 2 and dims == 3:
+        return (*size, 1)
+    raise ConfigError(f"data.size {list(size)} has {len(size)} sides, the store {store.folder} holds {dims}D images. Give {dims} sides.")
+
+
+def _usable(store: Store, size: tuple[int, ...], options: CropOptions) -> list[int]:
+    shapes = store.shapes()
+    largest = shapes.max(axis=0)
+    fits = (shapes >= np.asarray(size)).all(axis=1)
+    leave_out = options.small == "leave out"
+    if (largest < np.asarray(size)).any() or (leave_out and not fits.any()):
+        shown = [int(side) for side in largest[: len(options.size)]]
+        usual = [int(side) for side in np.median(shapes, axis=0)[: len(options.size)]]
+        pad = " or small: pad" if leave_out and not (largest < np.asarray(size)).any() else ""
+        raise ConfigError(
+            f"data.size {list(options.size)} is larger than every volume of {store.folder}: the longest sides are {shown} voxels, "
+            f"the median ones {usual}. Use data.size={[min(a, b) for a, b in zip(options.size, usual, strict=True)]} or less{pad}."
+        )
+    return [int(number) for number in np.flatnonzero(fits)] if leave_out else list(range(len(store)))
+
+
+def read_crop(store: Store, place: Place, out: NDArray[np.float32], scratch: dict[Any, NDArray[Any]] | None = None) -> float:
+    """Fill `out` (C, *size) with the prepared box, padding included; the share of it that is body comes back.
+
+    `scratch` keeps the buffer of raw values from one call of a thread to its next.
+    """
+    volume = store.volume(place.number)
+    line = store.preparation.line(volume.statistics, volume.modality)
+    lo = tuple(max(0, -c) for c in place.corner)
+    hi = tuple(min(s, n - c) for s, n, c in zip(place.size, volume.shape, place.corner, strict=True))
+    kept = tuple(b - a for a, b in zip(lo, hi, strict=True))
+    raw = _buffer((out.shape[0], *kept), store.dtype(place.number), scratch)
+    store.read(place.number, tuple(c + a for c, a in zip(place.corner, lo, strict=True)), kept, raw)
+    if kept == place.size:
+        line.into(raw, out)
+    else:
+        out[...] = line.value(volume.statistics.minimum)
+        line.into(raw, out[(slice(None), *(slice(a, b) for a, b in zip(lo, hi, strict=True)))])
+    every = tuple(slice(None, None, FRACTION if side >= 2 * FRACTION else 1) for side in kept)
+    sparse = raw[0][every]
+    return float(np.count_nonzero(sparse > volume.statistics.threshold)) / sparse.size * float(np.prod(kept)) / float(np.prod(place.size))
+
+
+def _buffer(shape: tuple[int, ...], dtype: np.dtype[Any], scratch: dict[Any, NDArray[Any]] | None) -> NDArray[Any]:
+    count = int(np.prod(shape))
+    if scratch is None:
+        return np.empty(shape, dtype)
+    flat = scratch.get(dtype)
+    if flat is None or flat.size < count:
+        flat = scratch[dtype] = np.empty(count, dtype)
+    return flat[:count].reshape(shape)
+
+
+def crop_at(store: Store, options: CropOptions, seed: int, step: int, index: int) -> Crop:
+    """The crop of sample `index` in the global batch of `step`: what the loader delivers there."""
+    place = CropPlan(store, options).place(seed, step, index)
+    full = np.empty((len(store.channels), *place.size), np.float32)
+    inside = read_crop(store, place, full)
+    return Crop(full.reshape(full.shape[0], *options.size), place, store.volume(place.number), inside)

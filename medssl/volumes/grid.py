@@ -1,0 +1,156 @@
+"""The grid of a volume: canonical axes, resampling to another spacing, and the way back for label maps.
+
+Size convention: a side of n voxels at spacing s becomes `max(1, round(n * s / t))` voxels at exactly the spacing t, and both
+grids share the centre of the field of view. So the new field of view may differ from the old one by half a voxel at each end,
+where the edge value is repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+
+from medssl.errors import UsageError
+
+Array = NDArray[Any]
+WHOLE_RANGE = 200.0
+
+
+def spacing_of(affine: Array) -> tuple[float, ...]:
+    """Voxel size in mm along the three axes of a (4, 4) affine."""
+    return tuple(float(side) for side in np.linalg.norm(np.asarray(affine, float)[:3, :3], axis=0))
+
+
+def as_spacing(spacing: float | Sequence[float] | None) -> tuple[float, float, float] | None:
+    """Three sides in mm from one number or three; None keeps the grid. Raises `UsageError` for what is no spacing."""
+    if spacing is None:
+        return None
+    sides = (float(spacing),) * 3 if isinstance(spacing, int | float) else tuple(float(side) for side in spacing)
+    if len(sides) != 3 or not all(0.01 <= side <= 1000 for side in sides):
+        raise UsageError(f"spacing {spacing} is not one number or three, each from 0.01 to 1000 mm. For example: --spacing 1.5")
+    return sides[0], sides[1], sides[2]
+
+
+@dataclass(frozen=True)
+class Flips:
+    """Permutation and flips that bring an array to the closest RAS+ axes; nothing is interpolated."""
+
+    order: tuple[int, ...]
+    """Axis of the input that becomes axis 0, 1, 2."""
+    flipped: tuple[bool, ...]
+    """Whether the new axis 0, 1, 2 runs backwards."""
+
+    def apply(self, array: Array) -> Array:
+        """(X, Y, Z) of the input -> (X, Y, Z) of RAS+; a view."""
+        turned = array.transpose(self.order)
+        return turned[tuple(slice(None, None, -1 if flip else 1) for flip in self.flipped)]
+
+    def undo(self, array: Array) -> Array:
+        """The exact inverse of `apply`; a view."""
+        turned = array[tuple(slice(None, None, -1 if flip else 1) for flip in self.flipped)]
+        return turned.transpose(tuple(int(axis) for axis in np.argsort(self.order)))
+
+    def affine(self, affine: Array, shape: Sequence[int]) -> Array:
+        """The affine of the turned array, for an input of `shape`."""
+        step = np.zeros((4, 4))
+        step[3, 3] = 1
+        for new, (old, flip) in enumerate(zip(self.order, self.flipped, strict=True)):
+            step[old, new] = -1 if flip else 1
+            step[old, 3] = shape[old] - 1 if flip else 0
+        return np.asarray(affine, float) @ step
+
+
+def to_ras(affine: Array) -> Flips:
+    """The flips and permutation towards RAS+ of an invertible (4, 4) affine: the assignment with the largest total cosine."""
+    columns = np.asarray(affine, float)[:3, :3]
+    cosines = columns / np.linalg.norm(columns, axis=0)
+    orders = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
+    order = max(orders, key=lambda axes: sum(abs(cosines[world, axis]) for world, axis in enumerate(axes)))
+    return Flips(order, tuple(bool(cosines[world, axis] < 0) for world, axis in enumerate(order)))
+
+
+def new_size(size: int, old: float, new: float) -> int:
+    """Voxels of a side after resampling: see the module's size convention."""
+    return max(1, round(size * old / new))
+
+
+def positions(size: int, old: float, new: float) -> NDArray[np.float64]:
+    """Where the new voxels' centres lie on the old axis, in old voxels."""
+    count = new_size(size, old, new)
+    where: NDArray[np.float64] = (np.arange(count, dtype=np.float64) + 0.5 - count / 2) * (new / old) + size / 2 - 0.5
+    return where
+
+
+def resample(array: Array, affine: Array, spacing: Sequence[float]) -> tuple[Array, Array]:
+    """(X, Y, Z) values and affine on the grid with `spacing` mm.
+
+    Linear; where it shrinks, the triangle is as wide as a new voxel, so that fine structure is averaged and does not alias.
+    Whole numbers that span 200 or more stay whole numbers (int16), others become float32.
+    """
+    old = spacing_of(affine)
+    if np.allclose(old, spacing, rtol=1e-4):
+        return array, np.asarray(affine, float)
+    whole = np.issubdtype(array.dtype, np.integer) and float(array.max()) - float(array.min()) >= WHOLE_RANGE
+    result = array.astype(np.float32)
+    for axis in sorted(range(3), key=lambda axis: old[axis] / spacing[axis]):
+        result = _along(result, axis, _weights(array.shape[axis], old[axis], spacing[axis]))
+    if whole:
+        result = np.rint(result).astype(array.dtype)
+    return np.ascontiguousarray(result), _affine(affine, array.shape, old, spacing)
+
+
+def _affine(affine: Array, shape: Sequence[int], old: Sequence[float], new: Sequence[float]) -> Array:
+    scale = np.eye(4)
+    for axis in range(3):
+        scale[axis, axis] = new[axis] / old[axis]
+        scale[axis, 3] = positions(shape[axis], old[axis], new[axis])[0]
+    return np.asarray(affine, float) @ scale
+
+
+def _weights(size: int, old: float, new: float) -> csr_matrix:
+    """(new size, size) rows that sum to one and, inside the volume, keep straight lines straight."""
+    centres = np.clip(positions(size, old, new), 0, size - 1)
+    width = max(1.0, new / old)
+    reach = int(np.ceil(width))
+    taps = np.floor(centres).astype(int)[:, None] + np.arange(-reach, reach + 2)
+    offset = taps - centres[:, None]
+    weight = np.where((taps >= 0) & (taps < size), np.maximum(0.0, 1.0 - np.abs(offset) / width), 0.0)
+    inside = (centres >= width) & (centres <= size - 1 - width)
+    m1, m2 = ((weight * offset**power).sum(1) for power in (1, 2))
+    bend = np.where(inside & (m2 > 1e-9), -m1 / np.maximum(m2, 1e-9), 0.0)
+    weight = weight * (1.0 + bend[:, None] * offset)
+    weight /= weight.sum(1, keepdims=True)
+    rows = np.repeat(np.arange(len(centres)), taps.shape[1])
+    kept = weight.reshape(-1) != 0
+    entries = (weight.reshape(-1)[kept].astype(np.float32), (rows[kept], taps.reshape(-1)[kept]))
+    return csr_matrix(entries, shape=(len(centres), size))
+
+
+def _along(array: NDArray[np.float32], axis: int, weights: csr_matrix) -> NDArray[np.float32]:
+    front = np.ascontiguousarray(np.moveaxis(array, axis, 0))
+    done = (weights @ front.reshape(front.shape[0], -1)).reshape(weights.shape[0], *front.shape[1:])
+    return np.moveaxis(np.asarray(done, np.float32), 0, axis)
+
+
+def resample_labels(labels: Array, old: Sequence[float], new: Sequence[float]) -> Array:
+    """(X, Y, Z) label map on the grid with spacing `new`, nearest voxel."""
+    picks = [_nearest(positions(side, a, b), side) for side, a, b in zip(labels.shape, old, new, strict=True)]
+    return np.ascontiguousarray(labels[np.ix_(*picks)])
+
+
+def restore_nearest(labels: Array, shape: Sequence[int], old: Sequence[float], new: Sequence[float]) -> Array:
+    """A label map of the resampled grid back on the grid of `shape` at spacing `old`, nearest voxel."""
+    picks = []
+    for side, a, b, count in zip(shape, old, new, labels.shape, strict=True):
+        where = (np.arange(side) + 0.5 - side / 2) * (a / b) + count / 2 - 0.5
+        picks.append(_nearest(where, count))
+    return np.ascontiguousarray(labels[np.ix_(*picks)])
+
+
+def _nearest(where: NDArray[np.float64], size: int) -> NDArray[np.int64]:
+    return np.clip(np.floor(where + 0.5), 0, size - 1).astype(np.int64)

@@ -1,0 +1,144 @@
+"""Batches of crops, read and prepared by threads ahead of the training."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from medssl.contracts import Crops
+from medssl.volumes.crops import CropPlan, DataOptions, Place, read_crop
+from medssl.volumes.prefetch import Pending, Prefetch
+from medssl.volumes.store import Store
+
+Batch = tuple[int, int, Crops]
+
+
+class BufferPool:
+    """Batch buffers of one shape, given out as tensors and taken back when nothing refers to the tensor's memory any more.
+
+    So a batch stays valid as long as somebody holds it, and memory grows only by what is held.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._shape = shape
+        self._free: list[NDArray[np.float32]] = []
+        self.made = 0
+        """Buffers that exist."""
+
+    def take(self) -> NDArray[np.float32]:
+        """A buffer whose content is undefined."""
+        try:
+            buffer = self._free.pop()
+        except IndexError:
+            buffer = self._make()
+        lent = buffer[...]
+        weakref.finalize(lent, self._free.append, buffer).atexit = False
+        return lent
+
+    def _make(self) -> NDArray[np.float32]:
+        self.made += 1
+        if torch.cuda.is_available():
+            pinned: NDArray[np.float32] = torch.empty(self._shape, dtype=torch.float32, pin_memory=True).numpy()
+            return pinned
+        return np.empty(self._shape, np.float32)
+
+
+class CropLoader:
+    """Iterates forever over (step, micro, `Crops`); what a batch holds depends on seed, step and global sample index alone.
+
+    A step has `accumulate` micro batches on each of `world` processes; the global index of a sample counts through them all.
+    """
+
+    def __init__(
+        self,
+        store: Store | str,
+        options: DataOptions,
+        seed: int,
+        accumulate: int = 1,
+        first_step: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        """Raises `ConfigError` where no volume holds the crop, and whatever `Store` raises."""
+        self.store = store if isinstance(store, Store) else Store(store)
+        self.plan = CropPlan(self.store, options)
+        self.options, self.seed = options, seed
+        self.channels = self.store.channels
+        self._accumulate, self._first, self._rank, self._world = accumulate, first_step, rank, world
+        self._pool = BufferPool((options.batch, len(self.channels), *self.plan.size))
+        self._local = threading.local()
+        self._prefetch: Prefetch[Batch] = Prefetch(self._begin, options.threads, options.ahead)
+
+    @property
+    def waited(self) -> float:
+        """Seconds that the loop stood still for data so far."""
+        return self._prefetch.waited
+
+    @property
+    def buffers(self) -> int:
+        """Batch buffers that were made: constant while the loop lets go of its batches."""
+        return self._pool.made
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        return self._prefetch.next()
+
+    def close(self) -> None:
+        """Stop the reader threads."""
+        self._prefetch.close()
+
+    def __enter__(self) -> CropLoader:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _begin(self, number: int, executor: Executor) -> Pending[Batch]:
+        steps, micro = divmod(number, self._accumulate)
+        step = self._first + steps
+        first = (micro * self._world + self._rank) * self.options.batch
+        index = range(first, first + self.options.batch)
+        buffer = self._pool.take()
+        places: list[Place | None] = [None] * len(index)
+        inside = np.zeros(len(index), np.float32)
+
+        def fill(slot: int) -> None:
+            place = self.plan.place(self.seed, step, index[slot])
+            inside[slot] = read_crop(self.store, place, buffer[slot], self._scratch())
+            places[slot] = place
+
+        parts = [executor.submit(fill, slot) for slot in range(len(index))]
+        return parts, lambda: (step, micro, self._crops(buffer, places, inside, index))
+
+    def _scratch(self) -> dict[Any, NDArray[Any]]:
+        scratch: dict[Any, NDArray[Any]] | None = getattr(self._local, "scratch", None)
+        if scratch is None:
+            scratch = self._local.scratch = {}
+        return scratch
+
+    def _crops(self, buffer: NDArray[np.float32], places: list[Place | None], inside: NDArray[np.float32], index: range) -> Crops:
+        dims = len(self.options.size)
+        found = [place for place in places if place is not None]
+        volumes = [self.store.volume(place.number) for place in found]
+        return Crops(
+            images=torch.from_numpy(buffer).reshape(*buffer.shape[:2], *self.options.size),
+            channels=self.channels,
+            index=torch.arange(index.start, index.stop),
+            sample=torch.tensor([volume.sample for volume in volumes]),
+            patient=torch.tensor([volume.patient for volume in volumes]),
+            group=torch.tensor([place.number for place in found]),
+            corner=torch.tensor([place.corner[:dims] for place in found]),
+            spacing=torch.tensor([volume.spacing[:dims] for volume in volumes], dtype=torch.float32),
+            volume_size=torch.tensor([volume.shape[:dims] for volume in volumes]),
+            inside=torch.from_numpy(inside),
+        )

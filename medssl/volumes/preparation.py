@@ -1,0 +1,152 @@
+"""Image preparation as data: what turns raw values into what a network sees.
+
+The same `Preparation` travels from the store through checkpoints to fine-tuning and prediction, so that a volume looks alike
+everywhere. It is one clip and one straight line a volume, fixed by its modality and by statistics taken over its foreground.
+"""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from medssl.config import BaseOptions
+
+BINS = 1024
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Numbers of one volume, over its foreground: the voxels above `threshold`."""
+
+    mean: float
+    """Of the foreground's values clipped to [low, high], so that a few wild voxels do not set the scale."""
+    std: float
+    low: float
+    """0.5th percentile of the foreground."""
+    high: float
+    """99.5th percentile of the foreground."""
+    threshold: float
+    """Values above it are body."""
+    minimum: float
+    """Of all voxels: what a crop that reaches beyond the volume is filled with."""
+
+    def foreground(self, array: NDArray[Any]) -> NDArray[np.bool_]:
+        """Mask of the body, in the shape of `array`."""
+        return array > self.threshold
+
+
+def statistics(array: NDArray[Any]) -> Statistics:
+    """Statistics of a volume with finite values that are not all equal; independent of the order of its voxels.
+
+    The body's threshold is Otsu's (IEEE Trans. SMC 9, 1979), taken only where the lower class is as narrow as air is. An image
+    that the body fills, such as a crop of a head, has no such class and is foreground everywhere.
+    """
+    values = array.reshape(-1)
+    minimum = float(values.min())
+    threshold = _air_threshold(values, minimum)
+    body = values[values > threshold]
+    low, high = (float(value) for value in np.percentile(body, (0.5, 99.5)))
+    if not low < high:
+        low, high = float(body.min()), float(body.max())
+    clipped = np.clip(body, low, high)
+    std = float(clipped.std(dtype=np.float64))
+    return Statistics(float(clipped.mean(dtype=np.float64)), std if std > 0 else 1.0, low, high, threshold, minimum)
+
+
+def _air_threshold(values: NDArray[Any], minimum: float) -> float:
+    everything = float(minimum - max(1.0, abs(minimum) * 1e-3))
+    top = float(np.percentile(values, 99.5))
+    if not minimum < top:
+        return everything
+    counts, edges = np.histogram(values, bins=BINS, range=(minimum, top))
+    counts = counts.astype(np.float64)
+    centres = (edges[:-1] + edges[1:]) / 2
+    below, total = np.cumsum(counts), counts.sum()
+    weighted = np.cumsum(counts * centres)
+    above = total - below
+    valid = (below > 0) & (above > 0)
+    mean_below = np.divide(weighted, below, out=np.zeros(BINS), where=valid)
+    mean_above = np.divide(weighted[-1] - weighted, above, out=np.zeros(BINS), where=valid)
+    between = np.where(valid, below * above * (mean_above - mean_below) ** 2, -1.0)
+    cut = int(np.argmax(between))
+    if between[cut] < 0:
+        return everything
+    spread = np.sqrt(np.sum(counts[: cut + 1] * (centres[: cut + 1] - mean_below[cut]) ** 2) / below[cut])
+    narrow = spread < 0.25 * (mean_above[cut] - mean_below[cut])
+    return float(edges[cut + 1]) if narrow else everything
+
+
+class IntensityRule(BaseOptions):
+    """How the values of one modality become what the network sees."""
+
+    kind: Literal["window", "z-score", "raw"] = "z-score"
+    """window: clip to [low, high], then that range to [-1, 1]. z-score: clip to the foreground's percentiles 0.5 and 99.5, subtract
+    the foreground's mean, divide by its standard deviation. raw: leave the values as they are."""
+    low: float = -1000.0
+    """Lower end of the window, in the modality's own unit (HU in CT)."""
+    high: float = 1000.0
+    """Upper end of the window."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> IntensityRule:
+        if not self.low < self.high:
+            raise ValueError(f"the window's low {self.low} must be less than its high {self.high}")
+        return self
+
+
+@dataclass(frozen=True)
+class Line:
+    """Clip to [low, high], then `value * scale + shift`; low and high may be infinite."""
+
+    low: float
+    high: float
+    scale: float
+    shift: float
+
+    def into(self, raw: NDArray[Any], out: NDArray[np.float32]) -> None:
+        """`out` = the prepared `raw`, same shape, without a copy in between; the GIL is released."""
+        low, high = sorted((self.low * self.scale + self.shift, self.high * self.scale + self.shift))
+        np.multiply(raw, np.float32(self.scale), out=out, casting="unsafe")
+        np.add(out, np.float32(self.shift), out=out)
+        if np.isfinite(low):
+            np.clip(out, np.float32(low), np.float32(high), out=out)
+
+    def value(self, raw: float) -> float:
+        """One prepared value."""
+        return float(np.clip(raw, self.low, self.high)) * self.scale + self.shift
+
+
+class Preparation(BaseOptions):
+    """A rule for each modality; what has none follows `other`."""
+
+    version: Literal[1] = 1
+    """Version of what the rules mean."""
+    modalities: dict[str, IntensityRule] = Field(default_factory=lambda: {"CT": IntensityRule(kind="window")})
+    """Rule by DICOM modality, such as `CT: {kind: window, low: -160, high: 240}`."""
+    other: IntensityRule = IntensityRule()
+    """The rule of every modality that is not named: MR has no unit, so z-score."""
+
+    def line(self, statistics: Statistics, modality: str) -> Line:
+        """The clip and line that prepare a volume of this modality with these statistics."""
+        rule = self.modalities.get(modality.upper(), self.other)
+        if rule.kind == "raw":
+            return Line(-np.inf, np.inf, 1.0, 0.0)
+        if rule.kind == "window":
+            scale = 2.0 / (rule.high - rule.low)
+            return Line(rule.low, rule.high, scale, -1.0 - rule.low * scale)
+        return Line(statistics.low, statistics.high, 1.0 / statistics.std, -statistics.mean / statistics.std)
+
+    def apply(self, array: NDArray[Any], statistics: Statistics, modality: str) -> NDArray[np.float32]:
+        """The prepared `array`, float32, same shape."""
+        out = np.empty(array.shape, np.float32)
+        self.line(statistics, modality).into(array, out)
+        return out
+
+
+def statistics_row(statistics: Statistics) -> tuple[float, ...]:
+    """The numbers in the order of `Statistics`' fields, for a table."""
+    return astuple(statistics)

@@ -1,0 +1,279 @@
+"""A store: one folder of volumes ready to be cropped, self-describing and versioned.
+
+    store.json            version, preparation, spacing, axes
+    table/*.parquet       one row a volume, or a volume's name and the reason why it was left out
+    rows/*.json           rows of an ingest that is under way or was cut off
+    volumes/*.b2nd        one file a volume (`medssl.volumes.frames`)
+
+Names of patients, volumes and series are pseudonyms. A row counts once its volume's file is in place.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from medssl.config import BaseOptions
+from medssl.errors import MissingInput, StoreError
+from medssl.volumes.frames import FrameCache
+from medssl.volumes.preparation import Preparation, Statistics
+
+VERSION = 1
+MANIFEST = "store.json"
+
+_NUMBERS = pa.list_(pa.float64())
+SCHEMA = pa.schema(
+    [
+        ("volume", pa.string()),
+        ("reason", pa.string()),
+        ("patient", pa.string()),
+        ("series", pa.string()),
+        ("modality", pa.string()),
+        ("channels", pa.list_(pa.string())),
+        ("shape", pa.list_(pa.int32())),
+        ("spacing", _NUMBERS),
+        ("affine", _NUMBERS),
+        ("statistics", _NUMBERS),
+        ("box", pa.list_(pa.int32())),
+        ("points", pa.binary()),
+        ("bytes", pa.int64()),
+    ]
+)
+
+
+def stable_id(pseudonym: str) -> int:
+    """A non-negative int64 that is the same on every machine and in every run."""
+    return int.from_bytes(blake2b(pseudonym.encode(), digest_size=8).digest(), "little") >> 1
+
+
+class Manifest(BaseOptions):
+    """What `store.json` says."""
+
+    format: str = "medssl-store"
+    """Marks the folder as a store."""
+    version: int = VERSION
+    """Version of the layout; a store of a newer one is refused."""
+    axes: str = "RAS"
+    """Where the array's axes point to."""
+    spacing: tuple[float, ...] | None = None
+    """mm that every volume was resampled to; none: each keeps its own grid."""
+    preparation: Preparation = Preparation()
+    """Applied when a crop is read."""
+
+
+@dataclass(frozen=True, eq=False)
+class StoredVolume:
+    """One volume of a store, without its voxels."""
+
+    volume: str
+    sample: int
+    """int64 of the volume, stable over runs and machines."""
+    patient: int
+    """int64 of the patient's pseudonym."""
+    modality: str
+    channels: tuple[str, ...]
+    shape: tuple[int, ...]
+    """The D spatial sides."""
+    spacing: tuple[float, ...]
+    affine: NDArray[np.float64]
+    """(4, 4) voxel -> RAS+ mm."""
+    statistics: Statistics
+    box: tuple[tuple[int, ...], tuple[int, ...]]
+    """First and one past the last corner of the foreground."""
+    points: NDArray[np.int32] = field(repr=False)
+    """(P, D) voxels of the foreground, evenly drawn."""
+    series: str
+    patient_name: str
+    """The patient's pseudonym."""
+
+
+class Store:
+    """A store opened for reading, by any number of threads."""
+
+    def __init__(self, folder: str | Path, native: bool = True) -> None:
+        """Raises `MissingInput` where there is none and `StoreError` where it is empty, damaged or of a newer version.
+
+        `native=False` reads through blosc2's Python class instead of libblosc2.
+        """
+        self.folder = Path(folder)
+        self.manifest = read_manifest(self.folder)
+        self.preparation = self.manifest.preparation
+        table = read_table(self.folder)
+        self._columns = table.filter(pc.is_null(table["reason"]))
+        if not self._columns.num_rows:
+            raise StoreError(f"the store {self.folder} holds no volumes. Its table says why they were left out; see `medssl store`.")
+        self._native = native
+        self._files = FrameCache(native)
+        self._volumes: OrderedDict[int, StoredVolume] = OrderedDict()
+
+    def __len__(self) -> int:
+        return int(self._columns.num_rows)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Store, (self.folder, self._native)
+
+    @property
+    def volumes(self) -> tuple[StoredVolume, ...]:
+        """Every volume, sorted by name."""
+        return tuple(self.volume(i) for i in range(len(self)))
+
+    def volume(self, number: int) -> StoredVolume:
+        """The volume in that place of the sorted order."""
+        found = self._volumes.get(number)
+        if found is None:
+            found = self._volumes[number] = _volume(self._columns.slice(number, 1).to_pylist()[0])
+            if len(self._volumes) > 4096:
+                self._volumes.popitem(last=False)
+        return found
+
+    def shapes(self) -> NDArray[np.int64]:
+        """(N, D) sides of all volumes."""
+        return np.asarray(self._columns["shape"].to_pylist(), np.int64)
+
+    def column(self, name: str) -> list[Any]:
+        """One column of the table, in the order of the volumes."""
+        values: list[Any] = self._columns[name].to_pylist()
+        return values
+
+    @property
+    def spatial_dims(self) -> int:
+        """2 or 3."""
+        return len(self.volume(0).shape)
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """The channel names, where all volumes agree in their number; otherwise raises `StoreError`."""
+        names = self.column("channels")
+        if len({len(item) for item in names}) != 1:
+            raise StoreError(f"the volumes of {self.folder} have different numbers of channels. Make one store for each.")
+        shared = {tuple(item) for item in names}
+        return tuple(names[0]) if len(shared) == 1 else tuple(f"channel {i}" for i in range(len(names[0])))
+
+    def path(self, number: int) -> Path:
+        """The file of a volume."""
+        return volume_path(self.folder, self.volume(number).volume)
+
+    def dtype(self, number: int) -> np.dtype[Any]:
+        """int16 or float32."""
+        kind: np.dtype[Any] = self._files.open(self.path(number)).dtype
+        return kind
+
+    def read(self, number: int, corner: Sequence[int], size: Sequence[int], out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """(C, *size) raw values of the box at `corner`, which must lie inside the volume; into `out` where given.
+
+        Raises `Damaged` where a chunk does not match its checksum and `MissingInput` where the file is gone.
+        """
+        file = self._files.open(self.path(number))
+        channels = file.shape[0]
+        if out is None:
+            out = np.empty((channels, *size), file.dtype)
+        stop = (channels, *(c + s for c, s in zip(corner, size, strict=True)))
+        file.read((0, *corner), stop, out)
+        return out
+
+    def read_whole(self, number: int) -> NDArray[Any]:
+        """(C, *shape) raw values of a volume."""
+        shape = self.volume(number).shape
+        return self.read(number, (0,) * len(shape), shape)
+
+    def left_out(self) -> dict[str, str]:
+        """Volume -> why it is not in the store."""
+        table = read_table(self.folder)
+        bad = table.filter(pc.is_valid(table["reason"]))
+        return dict(zip(bad["volume"].to_pylist(), bad["reason"].to_pylist(), strict=True))
+
+
+def _volume(row: dict[str, Any]) -> StoredVolume:
+    dims = len(row["shape"])
+    box = row["box"]
+    return StoredVolume(
+        volume=row["volume"],
+        sample=stable_id(row["volume"]),
+        patient=stable_id(row["patient"]),
+        modality=row["modality"],
+        channels=tuple(row["channels"]),
+        shape=tuple(row["shape"]),
+        spacing=tuple(row["spacing"]),
+        affine=np.asarray(row["affine"], np.float64).reshape(4, 4),
+        statistics=Statistics(*row["statistics"]),
+        box=(tuple(box[:dims]), tuple(box[dims:])),
+        points=np.frombuffer(row["points"], "<u2").reshape(-1, dims).astype(np.int32),
+        series=row["series"],
+        patient_name=row["patient"],
+    )
+
+
+def volume_path(folder: Path, volume: str) -> Path:
+    """Where a volume's file lies."""
+    return folder / "volumes" / f"{volume}.b2nd"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The checked content of `store.json`; raises `MissingInput` or `StoreError`."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise MissingInput(f"no store at {folder}. Make one with: medssl store SOURCE --out {folder}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version, kind = int(content["version"]), content["format"]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise StoreError(f"{path} cannot be read: {error}. Make the store again in an empty folder.") from error
+    if kind != "medssl-store":
+        raise StoreError(f"{path} is not a medssl store but '{kind}'. Give the folder that `medssl store --out` wrote.")
+    if version > VERSION:
+        raise StoreError(f"the store {folder} is of version {version}, this medssl reads up to {VERSION}. Install a newer medssl.")
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        raise StoreError(f"{path} cannot be understood: {error}. Make the store again in an empty folder.") from error
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """All of `content` under `path` or nothing: temporary name, fsync, rename."""
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StoreError(f"{path} cannot be written: {error.strerror or error}. Free space or choose another folder.") from error
+
+
+def read_table(folder: Path) -> pa.Table:
+    """The whole table sorted by volume, rows of an ingest under way included; of two rows of one volume the later counts."""
+    try:
+        parts = [pq.read_table(part, schema=SCHEMA) for part in sorted((folder / "table").glob("part-*.parquet"))]
+        loose = [row_from_json(path.read_bytes()) for path in sorted((folder / "rows").glob("*.json"))]
+        table = pa.concat_tables([*parts, pa.Table.from_pylist(loose, SCHEMA)])
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        raise StoreError(f"the table of the store {folder} is damaged: {error}. Make the store again in an empty folder.") from error
+    last = {name: number for number, name in enumerate(table["volume"].to_pylist())}
+    return table.take(pa.array([last[name] for name in sorted(last)], pa.int64()))
+
+
+def row_to_json(row: dict[str, Any]) -> bytes:
+    """One row as JSON."""
+    return json.dumps(row | {"points": row["points"].hex()}).encode()
+
+
+def row_from_json(content: bytes) -> dict[str, Any]:
+    """The row back."""
+    row: dict[str, Any] = json.loads(content)
+    return dict.fromkeys(SCHEMA.names) | row | {"points": bytes.fromhex(row["points"])}

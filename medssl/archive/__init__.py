@@ -1,0 +1,23 @@
+"""From files as the hospital has them to volumes with a geometry that can be trusted, or a recorded reason. No torch."""
+
+from medssl.archive.nifti import Nifti, canonical, read_nifti, write_nifti
+from medssl.archive.outcomes import Reason
+from medssl.archive.records import IndexSummary, Volume, VolumeRecord
+from medssl.archive.source import ArchiveSource
+from medssl.archive.sources import FolderSource, TarSource, ZipSource, find_source
+
+__all__ = [
+    "ArchiveSource",
+    "FolderSource",
+    "IndexSummary",
+    "Nifti",
+    "Reason",
+    "TarSource",
+    "Volume",
+    "VolumeRecord",
+    "ZipSource",
+    "canonical",
+    "find_source",
+    "read_nifti",
+    "write_nifti",
+]

@@ -1,0 +1,172 @@
+"""Where voxels lie: pure functions from DICOM positions and orientations to affines and regular runs of slices.
+
+DICOM speaks LPS+ millimetres, medssl RAS+ (the convention of NIfTI and MONAI): x and y change sign. An affine maps the
+index (x, y, z) of an array (columns, rows, slices) to the millimetres of the voxel's centre.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float = NDArray[np.float64]
+
+RELATIVE = 0.01
+"""Share of the slice spacing by which a slice may lie off its place in a regular run."""
+ABSOLUTE = 0.01
+"""Millimetres by which it always may."""
+COSINE = 1e-3
+"""Largest difference of direction cosines that still counts as one orientation."""
+
+_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+@dataclass(frozen=True)
+class Run:
+    """Slices at equal distances: indices into the sorted positions, the first position and the step between slices (LPS mm)."""
+
+    slices: tuple[int, ...]
+    origin: Float
+    step: Float
+
+
+def usable_orientation(orientation: Sequence[float]) -> bool:
+    """Are the six direction cosines finite, of unit length and at right angles (within the rounding of headers)?"""
+    cosines = np.asarray(orientation, float)
+    if cosines.shape != (6,) or not np.isfinite(cosines).all():
+        return False
+    row, column = cosines[:3], cosines[3:]
+    return bool(abs(np.linalg.norm(row) - 1) < 0.01 and abs(np.linalg.norm(column) - 1) < 0.01 and abs(row @ column) < 0.01)
+
+
+def slice_normal(orientation: Sequence[float]) -> Float:
+    """(3,) unit vector: rows' direction x columns' direction."""
+    cosines = np.asarray(orientation, float)
+    normal: Float = np.cross(cosines[:3], cosines[3:])
+    return normal / np.linalg.norm(normal)
+
+
+def affine_from_dicom(orientation: Sequence[float], pixel_spacing: Sequence[float], origin: Float, step: Float) -> Float:
+    """(4, 4) voxel -> RAS+ mm of an array (columns, rows, slices).
+
+    `orientation`: ImageOrientationPatient; `pixel_spacing`: PixelSpacing (between rows, between columns); `origin` and `step`:
+    LPS mm of the first slice's first voxel and from slice to slice, which need not be normal to the slice (gantry tilt).
+    """
+    cosines = np.asarray(orientation, float)
+    affine = np.eye(4)
+    affine[:3, 0] = cosines[:3] / np.linalg.norm(cosines[:3]) * pixel_spacing[1]
+    affine[:3, 1] = cosines[3:] / np.linalg.norm(cosines[3:]) * pixel_spacing[0]
+    affine[:3, 2] = step
+    affine[:3, 3] = origin
+    result: Float = _LPS_TO_RAS @ affine
+    return result
+
+
+def voxel_spacing(affine: Float) -> tuple[float, ...]:
+    """Millimetres between neighbours along each axis of the affine."""
+    return tuple(float(length) for length in np.linalg.norm(np.asarray(affine)[:3, :3], axis=0))
+
+
+def shear_degrees(affine: Float) -> float:
+    """Angle between the third axis and the normal of the first two: 0 for a box, the gantry's tilt for a tilted CT."""
+    first, second, third = np.asarray(affine)[:3, :3].T
+    normal = np.cross(first, second)
+    cosine = abs(normal @ third) / (np.linalg.norm(normal) * np.linalg.norm(third))
+    return float(np.degrees(np.arccos(np.clip(cosine, -1.0, 1.0))))
+
+
+def sort_along_normal(positions: Float, normal: Float) -> NDArray[np.int64]:
+    """The order of (N, 3) positions along the normal; equal ones keep their order."""
+    return np.argsort(positions @ normal, kind="stable")
+
+
+def place_labels(distances: Float, tolerance: float = ABSOLUTE) -> NDArray[np.int64]:
+    """For sorted distances along the normal the number of the place each belongs to: 0, 0, 1, 2, 2 ..."""
+    return np.concatenate([[0], np.cumsum(np.diff(distances) > tolerance)]).astype(np.int64)
+
+
+def regular_runs(positions: Float) -> list[Run]:
+    """The regular runs among (N, 3) positions sorted along the normal, in that order; slices in no run are left over.
+
+    All slices lie within max(1 % of the step, 0.01 mm) of their place in their run, and no run reaches over a gap. A run of two
+    proves no regularity by itself: beside others it counts only where its step is that of a run of three or more.
+    """
+    if len(positions) < 2:
+        return []
+    whole = _fit(positions, tuple(range(len(positions))))
+    if whole is not None:
+        return [whole]
+    runs = _assign(positions, _stretches(positions))
+    regular = [run for run in runs if len(run.slices) > 2]
+    kept = regular + [run for run in runs if len(run.slices) == 2 and any(_same_step(run, other) for other in regular)]
+    return sorted(kept, key=lambda run: run.slices[0])
+
+
+def _tolerance(step: Float) -> float:
+    return max(RELATIVE * float(np.linalg.norm(step)), ABSOLUTE)
+
+
+def _same_step(one: Run, other: Run) -> bool:
+    return bool(np.linalg.norm(one.step - other.step) <= 2 * _tolerance(other.step))
+
+
+def _deviations(positions: Float, slices: tuple[int, ...]) -> tuple[Float, Float]:
+    points = positions[list(slices)]
+    step = (points[-1] - points[0]) / (len(points) - 1)
+    return step, np.linalg.norm(points - (points[0] + np.arange(len(points))[:, None] * step), axis=1)
+
+
+def _fit(positions: Float, slices: tuple[int, ...]) -> Run | None:
+    """The run through these slices, if each lies within tolerance of its place."""
+    step, off = _deviations(positions, slices)
+    return Run(slices, positions[slices[0]].copy(), step) if off.max() <= _tolerance(step) else None
+
+
+def _stretches(positions: Float) -> list[tuple[int, ...]]:
+    """Maximal stretches of consecutive slices whose steps agree; neighbours share their border slice."""
+    steps = np.diff(positions, axis=0)
+    stretches: list[tuple[int, ...]] = []
+    start = 0
+    for index in range(1, len(steps) + 1):
+        if index == len(steps) or np.linalg.norm(steps[index] - steps[start]) > 2 * _tolerance(steps[start]):
+            stretches.append(tuple(range(start, index + 1)))
+            start = index
+    return stretches
+
+
+def _assign(positions: Float, stretches: list[tuple[int, ...]]) -> list[Run]:
+    """Give each border slice to the longer stretch (then to the one with the commoner step), so that no slice is used twice."""
+    usual = float(np.median(np.linalg.norm(np.diff(positions, axis=0), axis=1)))
+    waiting = list(stretches)
+    taken: set[int] = set()
+    runs: list[Run] = []
+    while waiting:
+        waiting.sort(key=lambda stretch: (-len(stretch), abs(float(np.linalg.norm(_step(positions, stretch))) - usual), stretch[0]))
+        stretch = waiting.pop(0)
+        free = tuple(index for index in stretch if index not in taken)
+        if len(free) < len(stretch):
+            if len(free) > 1:
+                waiting.append(free)
+            continue
+        run = _fit(positions, stretch)
+        if run is None:
+            waiting.extend(_halves(positions, stretch))
+            continue
+        runs.append(run)
+        taken.update(stretch)
+    return runs
+
+
+def _step(positions: Float, stretch: tuple[int, ...]) -> Float:
+    step: Float = (positions[stretch[-1]] - positions[stretch[0]]) / (len(stretch) - 1)
+    return step
+
+
+def _halves(positions: Float, stretch: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """A stretch that drifts is cut where it lies farthest from the straight line."""
+    _, off = _deviations(positions, stretch)
+    worst = int(off[1:-1].argmax()) + 1
+    return [stretch[: worst + 1], stretch[worst:]]

@@ -1,0 +1,87 @@
+"""How a file of the archive ends: in a volume, or with exactly one of these reasons."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal
+
+Ending = Literal["volume", "duplicate", "not an image", "rejected"]
+
+
+class Reason(StrEnum):
+    """Why a file is in no volume. The value is what a person reads and what counts are keyed by."""
+
+    DUPLICATE = "duplicate"
+
+    EMPTY_FILE = "empty file"
+    NOT_MEDICAL = "neither DICOM nor NIfTI"
+    COMPRESSED_ARCHIVE = "archive file inside a folder: name it as a source of its own"
+    DICOMDIR = "DICOMDIR"
+    STRUCTURED_REPORT = "structured report"
+    SEGMENTATION = "segmentation object"
+    RADIOTHERAPY = "radiotherapy object"
+    DOCUMENT = "encapsulated document"
+    PRESENTATION_STATE = "presentation state"
+    WAVEFORM = "waveform"
+    REGISTRATION = "registration or fiducials"
+    RAW_DATA = "raw data or spectroscopy"
+    VALUE_MAP = "real world value map"
+    NO_PIXELS = "DICOM object without pixels"
+    SECONDARY_CAPTURE = "secondary capture"
+    COLOUR = "colour image"
+    LOCALIZER = "localizer"
+    PROJECTION = "image without a position in space"
+    LABEL_MAP = "label map"
+
+    UNREADABLE = "unreadable: cannot be opened"
+    CORRUPT = "corrupt: not valid DICOM or NIfTI"
+    TRUNCATED = "truncated: the pixels end before they should"
+    NO_UID = "no SOPInstanceUID or SeriesInstanceUID"
+    CONFLICT = "SOPInstanceUID used twice with different content"
+    ENHANCED = "enhanced multiframe is not read yet"
+    MULTIFRAME = "multi-frame image (cine) is not read yet"
+    MOSAIC = "mosaic is not read yet"
+    MODALITY_TABLE = "modality lookup table is not applied yet"
+    NO_DECODER = "no decoder for this transfer syntax"
+    BAD_PIXELS = "bits or scaling that make no sense"
+    BAD_GEOMETRY = "position, orientation or spacing that make no sense"
+    SINGLE_SLICE = "single slice"
+    IRREGULAR = "irregular slice distances"
+    REPEATED_POSITION = "several slices at one position that nothing tells apart"
+    NIFTI_ORIENTATION = "NIfTI without a usable affine"
+    NIFTI_DIMENSIONS = "NIfTI that is not one 3D volume is not read yet"
+    NIFTI_VALUES = "NIfTI whose values are complex, colour or of unknown type"
+
+
+_NOT_IMAGES = frozenset(
+    {
+        Reason.EMPTY_FILE,
+        Reason.NOT_MEDICAL,
+        Reason.COMPRESSED_ARCHIVE,
+        Reason.DICOMDIR,
+        Reason.STRUCTURED_REPORT,
+        Reason.SEGMENTATION,
+        Reason.RADIOTHERAPY,
+        Reason.DOCUMENT,
+        Reason.PRESENTATION_STATE,
+        Reason.WAVEFORM,
+        Reason.REGISTRATION,
+        Reason.RAW_DATA,
+        Reason.VALUE_MAP,
+        Reason.NO_PIXELS,
+        Reason.SECONDARY_CAPTURE,
+        Reason.COLOUR,
+        Reason.LOCALIZER,
+        Reason.PROJECTION,
+        Reason.LABEL_MAP,
+    }
+)
+
+
+def ending(reason: Reason | None) -> Ending:
+    """The kind of end that a reason means; no reason means that the file is in a volume."""
+    if reason is None:
+        return "volume"
+    if reason is Reason.DUPLICATE:
+        return "duplicate"
+    return "not an image" if reason in _NOT_IMAGES else "rejected"

@@ -1,0 +1,50 @@
+"""Names that tell nothing: HMAC with a secret key that never leaves the index's private folder."""
+
+from __future__ import annotations
+
+import hmac
+import os
+import secrets
+from pathlib import Path
+from typing import Literal
+
+from medssl.errors import ArchiveError
+
+Kind = Literal["volume", "patient", "study", "series", "instance"]
+_LETTER: dict[Kind, str] = {"volume": "v", "patient": "p", "study": "s", "series": "r", "instance": "i"}
+
+
+class Pseudonyms:
+    """The same name for the same thing, for whoever holds the key; for everybody else no way back."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+
+    @classmethod
+    def of(cls, file: Path) -> Pseudonyms:
+        """With the key of `file`, which is made on first use (mode 0600)."""
+        if not file.exists():
+            _create(file, secrets.token_hex(32).encode())
+        key = file.read_bytes().strip()
+        if len(key) != 64:
+            raise ArchiveError("the index's key file is damaged. Restore it, or remove the index folder and index the archive again.")
+        return cls(key)
+
+    def name(self, kind: Kind, identity: str) -> str:
+        """A letter for the kind and 20 hexadecimal digits."""
+        digest = hmac.new(self._key, f"{kind}\0{identity}".encode("utf-8", "surrogateescape"), "sha256").hexdigest()
+        return _LETTER[kind] + digest[:20]
+
+
+def _create(file: Path, content: bytes) -> None:
+    waiting = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(waiting, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as stream:
+        stream.write(content)
+    try:
+        # A link, unlike a rename, never replaces a key that another process has just made.
+        os.link(waiting, file)
+    except FileExistsError:
+        return
+    finally:
+        waiting.unlink()

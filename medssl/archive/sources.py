@@ -1,0 +1,193 @@
+"""The sources that come with medssl: a folder, a zip file and a tar file; and how a location finds its source."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import tarfile
+import zipfile
+from collections.abc import Iterable, Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, ClassVar
+
+from medssl.archive.source import ArchiveSource
+from medssl.errors import ArchiveError, MissingInput, PluginError
+from medssl.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from medssl.plugins import Plugins
+
+MEMBER_LIMIT = 2**31
+"""Bytes that one member of a zip or tar file may unpack to."""
+
+
+class FolderSource(ArchiveSource):
+    """Every regular file below a folder; links to folders are followed once, pipes and devices are never opened."""
+
+    name = "folder"
+    schemes: ClassVar[tuple[str, ...]] = ("folder",)
+
+    def keys(self) -> Iterator[str]:
+        """Paths below the folder, sorted by name within each folder."""
+        yield from self._walk("", frozenset())
+
+    def _walk(self, below: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
+        folder = os.path.join(self.location, below)  # noqa: PTH118 - names in any encoding, as the system gives them
+        try:
+            here = os.stat(folder)  # noqa: PTH116
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError:
+            # A folder that may not be read is listed itself, so that it is counted as unreadable and not forgotten.
+            yield below
+            return
+        identity = (here.st_dev, here.st_ino)
+        if identity in above:
+            return
+        for entry in entries:
+            path = os.path.join(below, entry.name)  # noqa: PTH118
+            if _is_folder(entry):
+                yield from self._walk(path, above | {identity})
+            elif _is_file(entry):
+                yield path
+
+    def open(self, key: str) -> BinaryIO:
+        """The file, if it is a regular one; a pipe or device raises `OSError` at once instead of blocking."""
+        path = os.path.join(self.location, key)  # noqa: PTH118
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise OSError("not a regular file")
+        return os.fdopen(descriptor, "rb")
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        # A dangling link is no pipe or device: it is listed and ends as unreadable.
+        return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))  # noqa: PTH110
+    except OSError:
+        return entry.is_symlink()
+
+
+class ZipSource(ArchiveSource):
+    """Every file inside a zip file."""
+
+    name = "zip"
+    schemes: ClassVar[tuple[str, ...]] = ("zip",)
+
+    def __init__(self, location: str) -> None:
+        super().__init__(location)
+        try:
+            self._zip = zipfile.ZipFile(location)
+        except (zipfile.BadZipFile, OSError) as error:
+            raise ArchiveError("a zip file given as source cannot be opened: it is damaged, truncated or may not be read.") from error
+
+    def keys(self) -> Iterator[str]:
+        """Member names, sorted; of members with one name the last counts, as for any unzip."""
+        yield from sorted({info.filename for info in self._zip.infolist() if not info.is_dir()})
+
+    def open(self, key: str) -> BinaryIO:
+        """The unpacked member in memory; one over the limit or with a wrong checksum raises `OSError`."""
+        try:
+            info = self._zip.getinfo(key)
+            if info.file_size > MEMBER_LIMIT:
+                raise OSError(f"member unpacks to {info.file_size} bytes")
+            with self._zip.open(info) as member:
+                return BytesIO(member.read(MEMBER_LIMIT))
+        except (zipfile.BadZipFile, KeyError, RuntimeError, NotImplementedError, EOFError) as error:
+            raise OSError(f"zip member cannot be unpacked: {type(error).__name__}") from error
+
+
+class TarSource(ArchiveSource):
+    """Every regular file inside a tar file, compressed or not."""
+
+    name = "tar"
+    schemes: ClassVar[tuple[str, ...]] = ("tar",)
+
+    def __init__(self, location: str) -> None:
+        super().__init__(location)
+        try:
+            self._tar = tarfile.open(location)  # noqa: SIM115 - stays open as long as the source
+            self._members = {member.name: member for member in self._tar.getmembers() if member.isreg()}
+        except (tarfile.TarError, OSError, EOFError) as error:
+            raise ArchiveError("a tar file given as source cannot be opened: it is damaged, truncated or may not be read.") from error
+
+    def keys(self) -> Iterator[str]:
+        """Member names, sorted."""
+        yield from sorted(self._members)
+
+    def open(self, key: str) -> BinaryIO:
+        """The member in memory; one over the limit raises `OSError`."""
+        member = self._members.get(key)
+        if member is None or member.size > MEMBER_LIMIT:
+            raise OSError("tar member is missing or too large")
+        try:
+            stream = self._tar.extractfile(member)
+            return BytesIO(stream.read() if stream else b"")
+        except (tarfile.TarError, EOFError) as error:
+            raise OSError(f"tar member cannot be unpacked: {type(error).__name__}") from error
+
+
+@hookimpl
+def medssl_archive_sources() -> Iterable[type[ArchiveSource]]:
+    """medssl's own sources."""
+    return [FolderSource, ZipSource, TarSource]
+
+
+OWN: dict[str, type[ArchiveSource]] = {scheme: cls for cls in (FolderSource, ZipSource, TarSource) for scheme in cls.schemes}
+_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9-]+)(\+[A-Za-z0-9+.-]+)?:")
+
+
+def find_source(location: str | Path, plugins: Plugins | None = None) -> ArchiveSource:
+    """The source that opens `location`: what lies on disk under that name, else the plugin of its scheme.
+
+    Raises `MissingInput` where nothing is there and `PluginError` where no installed package knows the scheme.
+    """
+    cls, place = source_class(location, plugins)
+    return cls(place)
+
+
+def source_class(location: str | Path, plugins: Plugins | None = None) -> tuple[type[ArchiveSource], str]:
+    """The class for `location` and the location as that class takes it (absolute, for what lies on disk)."""
+    text = os.fspath(location)
+    path = Path(text)
+    if path.exists():
+        return _on_disk(path), str(path.absolute())
+    scheme = _SCHEME.match(text)
+    if scheme is None:
+        raise MissingInput(f"there is no folder, zip or tar file at {text}. Give the folder that holds the images.")
+    return _by_scheme(scheme.group(1), text, plugins)
+
+
+def _by_scheme(scheme: str, text: str, plugins: Plugins | None) -> tuple[type[ArchiveSource], str]:
+    if scheme in OWN:
+        rest = Path(text.partition(":")[2])
+        if not rest.exists():
+            raise MissingInput(f"there is nothing at {rest}. Give the path of a {scheme}.")
+        return OWN[scheme], str(rest.absolute())
+    if plugins is None:
+        from medssl.plugins import Plugins
+
+        plugins = Plugins.load()
+    known = plugins.sources()
+    if scheme not in known:
+        raise PluginError(f"no installed package opens '{scheme}:' archives. Known: {', '.join(sorted(known))}. Is the plugin installed?")
+    return known[scheme], text
+
+
+def _on_disk(path: Path) -> type[ArchiveSource]:
+    if path.is_dir():
+        return FolderSource
+    if path.is_file() and zipfile.is_zipfile(path):
+        return ZipSource
+    if path.is_file() and tarfile.is_tarfile(path):
+        return TarSource
+    raise ArchiveError(f"{path.name} is neither a folder nor a zip or tar file. Give the folder that holds the images.")

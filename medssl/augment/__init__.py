@@ -1,0 +1,23 @@
+"""Batched spatial and intensity operations on tensors; views and their affines; MONAI transforms as augmentations."""
+
+from medssl.augment.intensity import add_noise, blur, contrast, gamma, spread
+from medssl.augment.monai_transforms import is_affine
+from medssl.augment.spatial import identity, invert, is_identity, resample, shown_by
+from medssl.augment.views import ViewOptions, draw_affine, make_view
+
+__all__ = [
+    "ViewOptions",
+    "add_noise",
+    "blur",
+    "contrast",
+    "draw_affine",
+    "gamma",
+    "identity",
+    "invert",
+    "is_affine",
+    "is_identity",
+    "make_view",
+    "resample",
+    "shown_by",
+    "spread",
+]

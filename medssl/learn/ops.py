@@ -1,0 +1,83 @@
+"""Tensor operations that pretext tasks share: batched, on the crops' device, everything random from a `Draw`.
+
+Shapes: images are (B, C, *size), masks (B, 1, *size) bool. Parts of a sample lie side by side: the inputs of a task with P
+parts are (B * P, C, *size), sample b at rows b * P .. b * P + P - 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from medssl.contracts import Draw
+from medssl.errors import DataError
+
+
+def block_mask(draw: Draw, size: Sequence[int], block: int, low: float, high: float) -> Tensor:
+    """(B, 1, *size) bool, True where hidden: whole blocks on a grid that starts anywhere, as in masked autoencoders.
+
+    Each sample draws its share of hidden blocks in [low, high] and where its grid starts, so block borders are no clue. At
+    least one block is hidden and one is not. Raises `DataError` where a crop holds fewer than two blocks.
+    """
+    if all(side <= block for side in size):
+        raise DataError(f"blocks of {block} voxels hide a crop of {tuple(size)} whole. Take a smaller block or a larger crop.")
+    cells = [-(-side // block) + 1 for side in size]
+    start = draw.integers(0, block, len(size))
+    share = draw.uniform() * (high - low) + low
+    order = draw.uniform(*cells)
+    index, used = [], torch.ones_like(order, dtype=torch.bool)
+    for axis, side in enumerate(size):
+        cell = (start[:, axis, None] + torch.arange(side, device=start.device)) // block
+        index.append(cell)
+        in_crop = torch.arange(cells[axis], device=start.device) <= cell[:, -1:]
+        used &= in_crop.view(-1, *[cells[axis] if other == axis else 1 for other in range(len(size))])
+    rank = torch.where(used, order, torch.inf).flatten(1).argsort(dim=1).argsort(dim=1)
+    total = used.flatten(1).sum(dim=1)
+    hidden = (share * total).round().long().clamp_min(1).minimum(total - 1)
+    return take((rank < hidden[:, None]).view(-1, 1, *cells), index)
+
+
+def take(images: Tensor, index: Sequence[Tensor]) -> Tensor:
+    """(B, C, n1, .., nD): for each sample the voxels at the outer product of its indices; `index` holds D tensors (B, n)."""
+    for axis, where in enumerate(index):
+        dim = axis + 2
+        shape = [1] * images.dim()
+        shape[0], shape[dim] = where.shape
+        target = [*images.shape[:dim], where.shape[1], *images.shape[dim + 1 :]]
+        images = images.gather(dim, where.view(shape).expand(target))
+    return images
+
+
+def cut(images: Tensor, corner: Tensor, size: Sequence[int]) -> Tensor:
+    """(B, C, *size): from each image the box whose first voxel is `corner` (B, D) int64."""
+    steps = [torch.arange(side, device=images.device) for side in size]
+    return take(images, [corner[:, axis, None] + step for axis, step in enumerate(steps)])
+
+
+def standardise(images: Tensor) -> Tensor:
+    """Each channel of each image to mean 0 and standard deviation 1 by itself; a constant one becomes 0."""
+    axes = tuple(range(2, images.dim()))
+    centred = images - images.mean(dim=axes, keepdim=True)
+    return centred / centred.square().mean(dim=axes, keepdim=True).sqrt().clamp_min(1e-6)
+
+
+def masked_mean(values: Tensor, weight: Tensor | None = None) -> Tensor:
+    """(B,) mean of `values` (B, ...) weighted by `weight` (broadcast); 0 for a sample whose weights are all 0."""
+    if weight is None:
+        return values.flatten(1).mean(dim=1)
+    weight = weight.to(values.dtype).expand_as(values).flatten(1)
+    total = weight.sum(dim=1)
+    mean = (values.flatten(1) * weight).sum(dim=1) / total.clamp_min(torch.finfo(values.dtype).tiny)
+    return torch.where(total > 0, mean, torch.zeros_like(mean))
+
+
+def pool(grid: Tensor) -> Tensor:
+    """(B, E) embedding: the mean over space of (B, E, *grid)."""
+    return grid.flatten(2).mean(dim=2)
+
+
+def by_part(embeddings: Tensor, parts: int) -> Tensor:
+    """(B, parts, E) from (B * parts, E)."""
+    return embeddings.reshape(-1, parts, embeddings.shape[1])

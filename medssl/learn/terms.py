@@ -1,0 +1,141 @@
+"""The terms of an objective: from mappings in a configuration to task and loss objects, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from medssl.config import BaseOptions, check
+from medssl.contracts import ConsistencyLoss, NetworkInfo, PretextTask
+from medssl.errors import ConfigError, PluginError
+from medssl.plugins import Plugins, blame, provider_of
+
+Kind = Literal["tasks", "consistency"]
+TermClass = type[PretextTask] | type[ConsistencyLoss]
+T = TypeVar("T", PretextTask, ConsistencyLoss)
+RESERVED = frozenset({"name", "weight"})
+
+
+class TermOptions(BaseModel):
+    """One entry of `tasks:` or `consistency:`; every other key is an option of the task or loss itself."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    name: str
+    """Which pretext task or consistency loss (`medssl plugins list`)."""
+    weight: float = Field(default=1.0, gt=0)
+    """What its loss is multiplied by in the sum."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of the term itself, unchecked."""
+        return dict(self.model_extra or {})
+
+
+@dataclass(frozen=True)
+class Term(Generic[T]):
+    """A term that is known and checked, not yet built."""
+
+    kind: Kind
+    cls: type[T]
+    options: BaseOptions
+    weight: float
+    built: T | None = None
+    """Set where a task or loss object was handed over as it is."""
+
+    def build(self, network: NetworkInfo) -> T:
+        """The module, for a network of which `network` is known."""
+        if self.built is not None:
+            return self.built
+        with blame(self.cls, f"__init__ of '{self.cls.name}'"):
+            return self.cls(self.options, network)
+
+    def document(self) -> dict[str, Any]:
+        """Name, weight and every option with its value, as a configuration has them."""
+        return {"name": self.cls.name, "weight": self.weight, **self.options.model_dump(mode="json")}
+
+
+def resolve_tasks(terms: Sequence[Any], plugins: Plugins) -> list[Term[PretextTask]]:
+    """The `tasks:` of a configuration; an item may also be a name, a class, an object, or a pair of one of these and its weight."""
+    return [_resolve(item, f"tasks.{place}", "tasks", PretextTask, plugins) for place, item in enumerate(terms)]
+
+
+def resolve_losses(terms: Sequence[Any], plugins: Plugins) -> list[Term[ConsistencyLoss]]:
+    """The `consistency:` of a configuration, in the same forms as `resolve_tasks`."""
+    return [_resolve(item, f"consistency.{place}", "consistency", ConsistencyLoss, plugins) for place, item in enumerate(terms)]
+
+
+def resolved_terms(kind: Kind, terms: Sequence[Any], plugins: Plugins) -> list[dict[str, Any]]:
+    """The terms with every option filled in, for the run's `config.yaml`; raises `ConfigError` or `PluginError`."""
+    found: Sequence[Term[Any]] = resolve_tasks(terms, plugins) if kind == "tasks" else resolve_losses(terms, plugins)
+    return [term.document() for term in found]
+
+
+def term_schemas(plugins: Plugins) -> dict[Kind, dict[str, Any]]:
+    """JSON schemas of the keys `tasks` and `consistency`: lists of the installed tasks and losses with their options."""
+    offers: dict[Kind, Mapping[str, TermClass]] = {"tasks": plugins.tasks(), "consistency": plugins.losses()}
+    return {
+        kind: {"type": "array", "items": {"anyOf": [_schema(name, cls) for name, cls in sorted(found.items())]} if found else {}}
+        for kind, found in offers.items()
+    }
+
+
+def _resolve(item: Any, where: str, kind: Kind, base: Any, plugins: Plugins) -> Term[T]:
+    if isinstance(item, Term):
+        return item
+    if isinstance(item, tuple) and len(item) == 2:
+        term = _resolve(item[0], where, kind, base, plugins)
+        return Term(kind, term.cls, term.options, float(item[1]), term.built)
+    if isinstance(item, base):
+        return Term(kind, type(item), item.options, 1.0, item)
+    if isinstance(item, type) and issubclass(item, base):
+        return Term(kind, item, check(item.Options, {}, where), 1.0)
+    if isinstance(item, str):
+        item = {"name": item}
+    if not isinstance(item, Mapping):
+        raise ConfigError(f"{where}: a mapping with `name`, `weight` and options is needed, not {type(item).__name__}.")
+    entry = check(TermOptions, item, where)
+    cls: Any = _named(entry.name, kind, plugins)
+    _refuse_reserved(cls)
+    return Term(kind, cls, check(cls.Options, entry.options, f"{where} ({entry.name})"), entry.weight)
+
+
+def _named(name: str, kind: Kind, plugins: Plugins) -> TermClass:
+    here, there = (plugins.tasks(), plugins.losses()) if kind == "tasks" else (plugins.losses(), plugins.tasks())
+    if name not in here and name in there:
+        right, what = ("consistency", "a consistency loss") if kind == "tasks" else ("tasks", "a pretext task")
+        raise ConfigError(f"'{name}' is {what}. Put it under `{right}:`.")
+    return plugins.task(name) if kind == "tasks" else plugins.loss(name)
+
+
+def _refuse_reserved(cls: TermClass) -> None:
+    taken = RESERVED & set(cls.Options.model_fields)
+    if taken:
+        raise PluginError(f"'{cls.name}' of {provider_of(cls)} has an option {sorted(taken)}: `name` and `weight` belong to every term.")
+
+
+def _schema(name: str, cls: TermClass) -> dict[str, Any]:
+    schema = cls.Options.model_json_schema()
+    definitions = schema.pop("$defs", {})
+    entry = TermOptions.model_json_schema()["properties"]
+    own = {key: _inline(value, definitions) for key, value in schema.get("properties", {}).items()}
+    return {
+        "title": name,
+        "description": " ".join((cls.__doc__ or "").split()),
+        "type": "object",
+        "properties": {"name": {**entry["name"], "const": name}, "weight": entry["weight"], **own},
+        "required": ["name", *schema.get("required", ())],
+        "additionalProperties": False,
+    }
+
+
+def _inline(node: Any, definitions: Mapping[str, Any]) -> Any:
+    """The schema without references, so that it can be put anywhere in another."""
+    if isinstance(node, Mapping):
+        if "$ref" in node:
+            return _inline(definitions[str(node["$ref"]).rsplit("/", 1)[-1]], definitions)
+        return {key: _inline(value, definitions) for key, value in node.items()}
+    return [_inline(value, definitions) for value in node] if isinstance(node, list) else node

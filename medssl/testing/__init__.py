@@ -1,0 +1,1 @@
+"""Public contract suites for plugin authors, and tiny fixtures."""

@@ -1,0 +1,56 @@
+"""The loss `simsiam`: a small predictor turns one view's embedding into the other's."""
+
+from __future__ import annotations
+
+from itertools import permutations
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from medssl.config import BaseOptions
+from medssl.contracts import ConsistencyLoss, Needs, NetworkInfo, Views
+
+
+class SimSiam(ConsistencyLoss):
+    """Negative cosine between the predicted and the (held still) projection of another view (Chen and He, CVPR 2021).
+
+    From -1 (the same) to 1. The paper normalises projections over the batch; here it is over the features of each sample, so
+    that samples do not leak into each other and small batches of volumes train alike. Collapse is held off by the predictor
+    and by the stop-gradient, and shows as an effective rank of 1 in the run's measures.
+    """
+
+    name: ClassVar[str] = "simsiam"
+    needs: ClassVar[frozenset[Needs]] = frozenset({"embeddings"})
+
+    class Options(BaseOptions):
+        """Widths of the projector and of the predictor's bottleneck."""
+
+        width: int = Field(default=256, ge=2, le=8192)
+        """Outputs of the projector, and of the predictor."""
+        bottleneck: int = Field(default=64, ge=1, le=8192)
+        """Hidden width of the predictor; narrower than `width`."""
+
+    options: Options
+
+    def __init__(self, options: BaseOptions, network: NetworkInfo) -> None:
+        super().__init__(options, network)
+        width, bottleneck = self.options.width, self.options.bottleneck
+        self.projector = nn.Sequential(
+            nn.Linear(network.embedding_width, width),
+            nn.LayerNorm(width),
+            nn.ReLU(),
+            nn.Linear(width, width),
+            nn.LayerNorm(width, elementwise_affine=False),
+        )
+        self.predictor = nn.Sequential(nn.Linear(width, bottleneck), nn.LayerNorm(bottleneck), nn.ReLU(), nn.Linear(bottleneck, width))
+
+    def forward(self, views: Views) -> Tensor:
+        """(B,) mean over ordered pairs of views of -cos(predictor(projection), held projection of the other)."""
+        projections = [self.projector(embedding) for embedding in views.embeddings]
+        predictions = [self.predictor(projection) for projection in projections]
+        pairs = list(permutations(range(len(projections)), 2))
+        cosines = [F.cosine_similarity(predictions[one], projections[other].detach(), dim=1) for one, other in pairs]
+        return -torch.stack(cosines).mean(dim=0)

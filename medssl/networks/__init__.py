@@ -1,0 +1,72 @@
+"""Networks: a specification that can be built again, head and stem found by difference, where an encoder ends, which crops fit.
+
+The names below are loaded when first used: the encoder table (`medssl.networks.encoders`) is an entry point, and reading entry
+points must cost neither torch nor MONAI.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from medssl.networks.difference import (
+        dense_head,
+        head_module,
+        head_modules,
+        head_tensors,
+        stem_modules,
+        stem_tensors,
+        swap_head,
+        unique_tensors,
+    )
+    from medssl.networks.sizes import check_crop, network_info
+    from medssl.networks.spec import NetworkSpec, as_spec
+    from medssl.networks.transferable import Matched, load_matching
+    from medssl.networks.trunk import Encoder, Trunk, encoder_end
+
+_WHERE = {
+    "NetworkSpec": "spec",
+    "as_spec": "spec",
+    "dense_head": "difference",
+    "head_module": "difference",
+    "head_modules": "difference",
+    "head_tensors": "difference",
+    "stem_modules": "difference",
+    "stem_tensors": "difference",
+    "swap_head": "difference",
+    "unique_tensors": "difference",
+    "Encoder": "trunk",
+    "Trunk": "trunk",
+    "encoder_end": "trunk",
+    "check_crop": "sizes",
+    "network_info": "sizes",
+    "Matched": "transferable",
+    "load_matching": "transferable",
+}
+
+__all__ = [
+    "Encoder",
+    "Matched",
+    "NetworkSpec",
+    "Trunk",
+    "as_spec",
+    "check_crop",
+    "dense_head",
+    "encoder_end",
+    "head_module",
+    "head_modules",
+    "head_tensors",
+    "load_matching",
+    "network_info",
+    "stem_modules",
+    "stem_tensors",
+    "swap_head",
+    "unique_tensors",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(import_module(f"medssl.networks.{_WHERE[name]}"), name)
+    raise AttributeError(f"module 'medssl.networks' has no attribute '{name}'")

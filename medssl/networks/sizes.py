@@ -1,0 +1,162 @@
+"""Which crops a network takes, worked out before training, and what tasks may know of the network.
+
+The answer is measured by running the network's skeleton, so it holds for any network, and says what training would meet: sides
+that cannot be halved, an output of another size, or an encoder's end of one voxel, which normalisation layers refuse.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from medssl.contracts import NetworkInfo
+from medssl.errors import NetworkError
+from medssl.networks.probe import Skeleton, first_line, run, shown
+from medssl.networks.spec import NetworkSpec
+from medssl.networks.trunk import Part, Trunk
+from medssl.plugins import Plugins
+
+ONE_VOXEL = ("Expected more than 1 spatial element", "Expected more than 1 value per channel")
+UNEQUAL = ("must match the size", "Sizes of tensors must match", "Attempting to broadcast")
+_STEPS = sorted({2**twos * 3**threes * 5**fives for twos in range(8) for threes in range(3) for fives in range(2)})
+
+
+def network_info(spec: NetworkSpec, plugins: Plugins | None = None) -> NetworkInfo:
+    """Widths and strides measured on a dry run without values; `NetworkError` where the encoder's end is unknown."""
+    skeleton = Skeleton.of(spec)
+    trunk = Trunk(skeleton.network, spec, plugins)
+    end_flow = skeleton.flow(trunk.end)
+    images = torch.zeros((2, spec.in_channels, *skeleton.base), device=skeleton.device)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        parts = trunk(images)
+    end = parts["encoder_end"]
+    if end.dim() != spec.spatial_dims + 2:
+        raise NetworkError(
+            f"the encoder's end '{trunk.end}' of {spec} has shape {tuple(end.shape)}, which is no grid of {spec.spatial_dims} sides. "
+            "Name another submodule: network.encoder_end: NAME"
+        )
+    return NetworkInfo(
+        spatial_dims=spec.spatial_dims,
+        channels=spec.in_channels,
+        embedding_width=int(end.shape[1]),
+        feature_width=int(parts["feature_map"].shape[1]) if "feature_map" in parts else 0,
+        strides=tuple(max(1, side // grid) for side, grid in zip(skeleton.base, end.shape[2:], strict=True)),
+        tokens=end_flow is not None and len(end_flow.writes) == 3,
+    )
+
+
+def check_crop(
+    spec: NetworkSpec, size: Sequence[int], batch: int = 1, needs: Collection[Part] = frozenset({"output"}), plugins: Plugins | None = None
+) -> None:
+    """Raises `NetworkError` naming the sides allowed where the network cannot take `batch` crops of `size` in training.
+
+    `needs={"encoder_end"}` asks for the encoder alone (pooled tasks, tiles), which takes more sizes than the whole network.
+    """
+    wanted = tuple(int(side) for side in size)
+    if len(wanted) != spec.spatial_dims or min(wanted) < 1:
+        raise NetworkError(
+            f"{spec} works in {spec.spatial_dims}D and cannot take crops of {shown(wanted)}: give {spec.spatial_dims} sides."
+        )
+    skeleton = Skeleton.of(spec)
+    if "img_size" in spec.options and wanted != skeleton.base:
+        raise NetworkError(
+            f"{spec} was given img_size {shown(skeleton.base)} and cannot take crops of {shown(wanted)}: make them the same."
+        )
+    trunk = Trunk(skeleton.network, spec, plugins) if "encoder_end" in needs else None
+    trial = _Trial(skeleton, trunk, batch, frozenset(needs))
+    problem = trial.problem(wanted)
+    if problem is not None:
+        raise NetworkError(f"{spec} cannot take crops of {shown(wanted)} voxels: {problem}. {_advice(trial, wanted)}")
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A network to try sizes on, as the run will use it: so many crops at once, and only the parts that are needed."""
+
+    skeleton: Skeleton
+    trunk: Trunk | None
+    batch: int
+    needs: frozenset[Part]
+
+    def problem(self, size: tuple[int, ...]) -> str | None:
+        """Why the network does not take `size`; None where it does."""
+        try:
+            output = self._output(size)
+        except Exception as error:  # noqa: BLE001 - whatever a network raises says that it does not take this size
+            return _explained(error)
+        if output is not None and output.dim() == len(size) + 2 and tuple(output.shape[2:]) != size:
+            return f"its output would have {shown(output.shape[2:])} voxels"
+        return None
+
+    def takes(self, size: tuple[int, ...]) -> bool:
+        """Does training work with crops of `size`?"""
+        return self.problem(size) is None
+
+    def _output(self, size: tuple[int, ...]) -> Tensor | None:
+        spec, device = self.skeleton.spec, self.skeleton.device
+        if self.trunk is None:
+            return run(self.skeleton.network, spec, size, self.batch, device)
+        images = torch.zeros((self.batch, spec.in_channels, *size), device=device)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            return self.trunk(images, self.needs).get("output")
+
+
+def _explained(error: Exception) -> str:
+    message = first_line(error)
+    if any(text in message for text in ONE_VOXEL):
+        return "one voxel would be left where the network normalises (InstanceNorm and BatchNorm need more)"
+    if any(text in message for text in UNEQUAL):
+        return "its sides cannot be halved and doubled back to the same size"
+    return message.rstrip(".")
+
+
+def _advice(trial: _Trial, size: tuple[int, ...]) -> str:
+    """The sides allowed, tried out one by one: never a rule of thumb."""
+    base = trial.skeleton.base
+    if not trial.takes(base):
+        return f"No crop of {shown(base)} works either: see the network's options."
+    steps = _steps(trial, base)
+    if steps is None:
+        return f"It takes crops of {shown(base)} only."
+    smallest = _smallest(trial, steps, base)
+    near = _near(trial, size, steps, smallest)
+    every = "any number of voxels" if set(steps) == {1} else f"multiples of {steps[0] if len(set(steps)) == 1 else shown(steps)}"
+    nearest = f", nearest to yours {' or '.join(shown(option) for option in near)}" if near else ""
+    return f"Its sides may be {every}; the smallest crop with equal sides is {shown(smallest)}{nearest}."
+
+
+def _steps(trial: _Trial, base: tuple[int, ...]) -> tuple[int, ...] | None:
+    """By axis the smallest step that leads from one allowed side to the next; None where only `base` is allowed."""
+
+    def works(step: int, axes: Sequence[int]) -> bool:
+        grown = [tuple(side + times * step if axis in axes else side for axis, side in enumerate(base)) for times in (1, 2, 3)]
+        return all(trial.takes(option) for option in grown)
+
+    every = range(len(base))
+    shared = next((step for step in _STEPS if works(step, every)), None)
+    if shared is None:
+        return None
+    divisors = [step for step in _STEPS if shared % step == 0]
+    return tuple(next(step for step in divisors if works(step, (axis,)) or step == shared) for axis in every)
+
+
+def _smallest(trial: _Trial, steps: tuple[int, ...], base: tuple[int, ...]) -> tuple[int, ...]:
+    shared = math.lcm(*steps)
+    low, high = 0, max(base) // shared
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if trial.takes((middle * shared,) * len(base)) else (middle, high)
+    return (high * shared,) * len(base)
+
+
+def _near(trial: _Trial, size: tuple[int, ...], steps: tuple[int, ...], smallest: tuple[int, ...]) -> list[tuple[int, ...]]:
+    pairs = list(zip(size, steps, strict=True))
+    down = tuple(max(step, side // step * step) for side, step in pairs)
+    up = tuple(-(-side // step) * step for side, step in pairs)
+    grown = tuple(max(side, least) for side, least in zip(up, smallest, strict=True))
+    options = [option for option in dict.fromkeys((down, up)) if trial.takes(option)]
+    return options or [option for option in (grown,) if trial.takes(option)]

@@ -10,17 +10,15 @@ from __future__ import annotations
 import csv
 import io
 import json
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 
+from medssl.archive import read_nifti
 from medssl.errors import DataError, MissingInput, UsageError
 
 SUFFIXES = (".nii.gz", ".nii")
@@ -34,7 +32,7 @@ class LabelMap:
 
     path: Path
     array: NDArray[np.int32]
-    """(X, Y, Z) or (X, Y) label values."""
+    """(X, Y, Z) label values."""
     affine: NDArray[np.float64]
     """(4, 4) voxel to RAS+ mm."""
 
@@ -85,9 +83,14 @@ class Evaluation:
         return tuple(_over_cases(value, [row for row in self.rows if row.label == value]) for value in values)
 
     @property
+    def means(self) -> dict[int, float | None]:
+        """Label value -> mean Dice of that class."""
+        return {found.label: found.dice for found in self.classes}
+
+    @property
     def dice(self) -> float | None:
         """Mean of the classes' means; None where no class has one."""
-        return _mean([found.dice for found in self.classes])
+        return _mean(list(self.means.values()))
 
     def document(self) -> dict[str, Any]:
         """Everything as JSON values; an undefined Dice is null."""
@@ -179,19 +182,11 @@ def case_name(path: Path) -> str:
 
 
 def read_label_map(path: Path) -> LabelMap:
-    """A NIfTI file of whole numbers (stored as integers or as floats); anything else is a `DataError`."""
-    try:
-        image = nib.load(path)
-        values = np.asanyarray(image.dataobj)
-    except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
-        raise DataError(f"{path} cannot be read as NIfTI: {error}. Replace the file.") from error
-    while values.ndim > 3 and values.shape[-1] == 1:
-        values = values[..., 0]
-    if values.ndim not in (2, 3):
-        raise DataError(f"{path} has shape {values.shape}; a label map has 2 or 3 axes and one value a voxel.")
-    if not np.issubdtype(values.dtype, np.number) or not np.array_equal(values, np.rint(values)) or abs(values).max(initial=0) > 2**31 - 1:
+    """A NIfTI file of whole numbers, stored as integers or as floats; anything else is a `DataError`."""
+    array, affine = read_nifti(path)
+    if not np.issubdtype(array.dtype, np.integer) and not np.array_equal(array, np.rint(array)):
         raise DataError(f"{path} is no label map: it holds values that are not whole numbers. Give label values, not probabilities.")
-    return LabelMap(path, values.astype(np.int32), np.asarray(image.affine, dtype=np.float64))
+    return LabelMap(path, array.astype(np.int32), affine)
 
 
 def class_counts(prediction: NDArray[Any], label: NDArray[Any]) -> NDArray[np.int64]:

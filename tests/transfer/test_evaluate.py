@@ -118,7 +118,7 @@ def test_what_is_no_label_map_is_refused(folders: tuple[Path, Path]) -> None:
     with pytest.raises(DataError, match="whole numbers"):
         evaluate(predictions, labels)
     path.write_bytes(b"not a nifti file")
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match=r"a\.nii\.gz: "):
         evaluate(predictions, labels)
 
 
@@ -128,7 +128,7 @@ def test_truncated_file_is_refused(folders: tuple[Path, Path]) -> None:
     path = write(predictions, "a.nii.gz", noise)
     write(labels, "a.nii.gz", noise)
     path.write_bytes(path.read_bytes()[:-600])
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match=r"a\.nii\.gz: "):
         evaluate(predictions, labels)
 
 

@@ -1,0 +1,65 @@
+"""A volume through a segmentation network in windows, blended with Gaussian weights.
+
+Windows and weights are MONAI's (`sliding_window_inference`), after nnU-Net (Isensee et al., Nature Methods 2021). A volume
+smaller than the window is padded by it and cropped back. Networks in 2D go over the axial slices of a volume.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from monai.inferers import SliceInferer, SlidingWindowInferer
+from torch import Tensor, nn
+
+from medssl.errors import NetworkError
+
+WINDOWS_AT_ONCE = 4
+
+
+@dataclass(frozen=True)
+class Windows:
+    """How a volume is cut into windows and put together again; a MONAI inferer: `windows(inputs, network)`."""
+
+    size: tuple[int, ...]
+    """Sides of a window in voxels: 3, or 2 for a network that sees slices."""
+    overlap: float = 0.5
+    dtype: torch.dtype | None = None
+    """Of autocast; None: fp32."""
+
+    def __call__(self, inputs: Tensor, network: nn.Module) -> Tensor:
+        """(1, C, *shape) prepared intensities -> (1, K, *shape) float32 logits.
+
+        What surrounds a volume smaller than a window is its darkest value, as in the crops of the training.
+        """
+
+        def answer(window: Tensor) -> Tensor:
+            with torch.autocast(window.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+                return full_output(network(window), window).float()
+
+        spatial, darkest = inputs.dim() - 2, float(inputs.min())
+        options: dict[str, Any] = {"sw_batch_size": WINDOWS_AT_ONCE, "overlap": self.overlap, "mode": "gaussian", "cval": darkest}
+        if len(self.size) == spatial:
+            inferer = SlidingWindowInferer(roi_size=self.size, **options)
+        else:
+            inferer = SliceInferer(roi_size=self.size, spatial_dim=spatial - 1, **options)
+        logits: Tensor = inferer(inputs, answer)
+        return logits
+
+
+def full_output(output: Any, inputs: Tensor) -> Tensor:
+    """The (B, K, *size) logits on the grid of the inputs, of whatever a segmentation network returns.
+
+    Networks with deep supervision return a list, the full-size answer first, or stack the answers on a further axis.
+    """
+    found = output[0] if isinstance(output, list | tuple) else output
+    if isinstance(found, Tensor) and found.dim() == inputs.dim() + 1:
+        found = found[:, 0]
+    if not isinstance(found, Tensor) or found.dim() != inputs.dim() or found.shape[2:] != inputs.shape[2:]:
+        shown = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise NetworkError(
+            f"the network gives {shown} for an input of {tuple(inputs.shape)}; segmentation needs one value a class and voxel. "
+            "Choose a segmentation network, such as SegResNet."
+        )
+    return found

@@ -1,0 +1,51 @@
+"""Windows over a volume: exact for a network that sees one voxel, on any shape, in 2D and 3D; networks that do not segment are refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from medssl.errors import NetworkError
+from medssl.transfer.segment import Windows, full_output
+
+
+class Voxelwise(nn.Module):
+    def forward(self, inputs: Tensor) -> Tensor:
+        return torch.cat([inputs, 2 * inputs, -inputs], 1)
+
+
+class Edge(nn.Module):
+    """Says the smallest value that its window shows."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs.amin(dim=(2, 3, 4), keepdim=True).expand_as(inputs).clone()
+
+
+@settings(max_examples=20, deadline=None)
+@given(shape=st.tuples(*[st.integers(1, 13)] * 3), overlap=st.sampled_from([0.0, 0.25, 0.5]), dims=st.sampled_from([2, 3]))
+def test_blending_changes_nothing_where_windows_agree(shape: tuple[int, ...], overlap: float, dims: int) -> None:
+    inputs = torch.randn(1, 1, *shape, generator=torch.Generator().manual_seed(0))
+    logits = Windows((8, 6, 4)[:dims], overlap)(inputs, Voxelwise())
+    torch.testing.assert_close(logits, Voxelwise()(inputs), atol=1e-4, rtol=1e-4)
+
+
+def test_small_volumes_are_padded_with_their_darkest_value() -> None:
+    inputs = torch.rand(1, 1, 3, 3, 3) + 5
+    logits = Windows((8, 8, 8))(inputs, Edge())
+    torch.testing.assert_close(logits, inputs.min().expand_as(inputs))
+
+
+def test_first_of_several_answers_is_taken() -> None:
+    inputs = torch.zeros(2, 1, 4, 4, 4)
+    logits = torch.randn(2, 3, 4, 4, 4)
+    assert full_output([logits, logits[..., ::2]], inputs) is logits
+    assert torch.equal(full_output(torch.stack([logits, -logits], 1), inputs), logits)
+
+
+@pytest.mark.parametrize("answer", [torch.zeros(2, 3), torch.zeros(2, 3, 2, 2, 2), {"out": 1}])
+def test_no_segmentation_network_is_refused(answer: object) -> None:
+    with pytest.raises(NetworkError, match="segmentation needs one value a class and voxel"):
+        full_output(answer, torch.zeros(2, 1, 4, 4, 4))

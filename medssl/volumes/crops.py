@@ -6,6 +6,7 @@ come once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -184,7 +185,8 @@ def read_crop(store: Store, place: Place, out: NDArray[np.float32], scratch: dic
         line.into(raw, out[(slice(None), *(slice(a, b) for a, b in zip(lo, hi, strict=True)))])
     every = tuple(slice(None, None, FRACTION if side >= 2 * FRACTION else 1) for side in kept)
     sparse = raw[0][every]
-    return float(np.count_nonzero(sparse > volume.statistics.threshold)) / sparse.size * float(np.prod(kept)) / float(np.prod(place.size))
+    body = float(np.count_nonzero(sparse > volume.statistics.threshold) / sparse.size)
+    return body * math.prod(kept) / math.prod(place.size)
 
 
 def _buffer(shape: tuple[int, ...], dtype: np.dtype[Any], scratch: dict[Any, NDArray[Any]] | None) -> NDArray[Any]:

@@ -66,22 +66,25 @@ class StoreSummary:
     """What an ingest did."""
 
     folder: Path
-    stored: int
-    already_there: int
+    volumes: int
+    """Volumes of these sources that are in the store now."""
+    added: int
+    """Those of them that were not there before."""
     left_out: dict[str, str]
-    """Volume -> reason."""
+    """Volume -> why it is not in the store."""
 
-    def reasons(self) -> dict[str, int]:
+    @property
+    def rejected(self) -> dict[str, int]:
         """Reason -> how many volumes, without the numbers that differ from one to the next."""
-        return dict(Counter(re.split(r"[:\d\[]", reason)[0].strip() for reason in self.left_out.values()))
+        return dict(Counter(re.split(r"[:\d\[]", reason)[0].strip() or reason for reason in self.left_out.values()))
 
     def document(self) -> dict[str, Any]:
         """The JSON of `medssl store`."""
         return {
             "store": str(self.folder),
-            "volumes": self.stored + self.already_there,
-            "stored": self.stored,
-            "already_there": self.already_there,
+            "volumes": self.volumes,
+            "added": self.added,
+            "rejected": self.rejected,
             "left_out": self.left_out,
         }
 
@@ -114,7 +117,7 @@ def write_store(
         if progress is not None:
             progress(len(items) - len(todo) + number, len(items))
     _consolidate(folder)
-    return StoreSummary(folder, len(todo) - len(left_out), len(items) - len(todo), left_out)
+    return StoreSummary(folder, len(items) - len(left_out), len(todo) - len(left_out), left_out)
 
 
 def _open_folder(folder: Path, wanted: Manifest) -> None:

@@ -1,0 +1,234 @@
+"""Labelled cases on disk: which image belongs to which label, and which of them a training may see.
+
+Forms: a Decathlon or nnU-Net folder with `dataset.json`, a datalist JSON file (Auto3DSeg), or two folders of NIfTI files with equal
+names. Each case is checked before anything is trained.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from medssl.config import BaseOptions, did_you_mean
+from medssl.errors import ConfigError, DataError
+from medssl.volumes.datalists import Listed, folders, from_dataset, read_json
+from medssl.volumes.grid import spacing_of
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image, with its label where it has one."""
+
+    name: str
+    image: Path
+    label: Path | None
+    patient: str
+    """Cases of one patient never lie on both sides of a split."""
+
+
+class LabelledOptions(BaseOptions):
+    """The `data:` key of a fine-tuning configuration."""
+
+    dataset: str | None = None
+    """A folder with `dataset.json` (Decathlon or nnU-Net), or a datalist JSON file; or give `images` and `labels`."""
+    images: str | None = None
+    """Folder of NIfTI images."""
+    labels: str | None = None
+    """Folder of NIfTI label maps, named as their images."""
+    splits: str | None = None
+    """JSON file: split name -> list of case names, or nnU-Net's list of folds."""
+    split: str = "train"
+    """The split to train on."""
+    fold: int | None = Field(default=None, ge=0)
+    """Fold of a datalist or of nnU-Net's splits that is kept for validation."""
+    labelled: int | None = Field(default=None, ge=1)
+    """Train on the first N cases of a seeded order, so that 8 labelled cases are among the 16 of a larger run."""
+    labelled_seed: int = 0
+    """Seed of that order."""
+    validation: float = Field(default=0.2, ge=0, lt=1)
+    """Share of the patients kept for validation where neither splits nor fold say which."""
+    modality: str | None = None
+    """DICOM modality of the images, such as CT or MR, for the image preparation; null: what dataset.json says, else MR."""
+    size: tuple[int, ...] = Field(min_length=2, max_length=3)
+    """Sides of a training crop in voxels; two sides give axial slices."""
+    batch: int = Field(default=2, ge=1, le=1024)
+    """Crops in one step."""
+    spacing: float | tuple[float, float, float] | None = None
+    """Resample images and labels to this spacing in mm; null: the pretrained network's, or each image's own."""
+    foreground: float = Field(default=0.75, ge=0, le=1)
+    """Share of the crops that are placed around a labelled voxel, each class alike; the others lie anywhere."""
+    threads: int = Field(default=2, ge=1, le=64)
+    """Threads that load cases and cut crops ahead of the training."""
+
+    @model_validator(mode="after")
+    def _one_form(self) -> LabelledOptions:
+        if (self.dataset is None) == (self.images is None):
+            raise ValueError("give either dataset, or images with labels")
+        if not all(1 <= side <= 4096 for side in self.size):
+            raise ValueError(f"each side of size must be from 1 to 4096 voxels, not {list(self.size)}")
+        return self
+
+
+def find_cases(options: LabelledOptions) -> list[Case]:
+    """The checked cases of `options.split`, sorted by name; with `labelled` the first N of the seeded order.
+
+    Raises `DataError` for a label without image, an image without label, grids that differ, or no cases; `MissingInput` for files
+    that are not there; `ConfigError` for an unknown split.
+    """
+    splits = _splits(options)
+    if options.split not in splits:
+        raise ConfigError(f"data.split '{options.split}' is none of the splits{did_you_mean(options.split, splits)}")
+    return _checked(_first(splits[options.split], options), options)
+
+
+def training_cases(options: LabelledOptions) -> tuple[list[Case], list[Case]]:
+    """(training, validation): the splits' own validation where they have one, else the share `validation` of the patients.
+
+    `labelled` limits the training cases alone.
+    """
+    splits = _splits(options)
+    if "validation" in splits or options.split != "train" or options.validation == 0:
+        return find_cases(options), _checked(splits["validation"], options) if splits.get("validation") else []
+    cases = splits["train"]
+    order = _seeded({case.patient for case in cases}, options.labelled_seed)
+    held = set(order[: math.ceil(options.validation * len(order))]) if len(order) > 1 else set()
+    training = [case for case in cases if case.patient not in held]
+    validation = [case for case in cases if case.patient in held]
+    return _checked(_first(training, options), options), _checked(validation, options)
+
+
+def modality_of(options: LabelledOptions) -> str:
+    """The modality that prepares these images: the option, else what `dataset.json` says, else MR."""
+    if options.modality:
+        return options.modality.upper()
+    if options.dataset is None:
+        return "MR"
+    path = Path(options.dataset)
+    path = path / "dataset.json" if path.is_dir() else path
+    content = read_json(path)
+    names = (content.get("modality") or content.get("channel_names") or {}) if isinstance(content, Mapping) else {}
+    first = str(names if isinstance(names, str) else next(iter(names.values()), "MR") if isinstance(names, Mapping) else "MR").upper()
+    return "CT" if first.startswith("CT") else "PT" if first in ("PET", "PT") else "MR"
+
+
+def _splits(options: LabelledOptions) -> dict[str, list[Case]]:
+    if options.dataset is not None:
+        listed = from_dataset(Path(options.dataset), options.fold)
+    else:
+        listed = {"train": folders(Path(options.images or ""), Path(options.labels) if options.labels else None)}
+    if options.splits is None:
+        return {name: _cases(items) for name, items in listed.items() if items}
+    by_name = {item.name: item for items in listed.values() for item in items}
+    return {name: _cases(_named(names, by_name, options.splits)) for name, names in _split_file(options).items()}
+
+
+def _split_file(options: LabelledOptions) -> dict[str, list[str]]:
+    content = read_json(Path(str(options.splits)))
+    if isinstance(content, list):
+        fold = options.fold or 0
+        if fold >= len(content):
+            raise ConfigError(f"data.fold {fold}: {options.splits} has {len(content)} folds, from 0.")
+        content = content[fold]
+    if not isinstance(content, dict):
+        raise DataError(f"{options.splits} is no mapping from split to case names.")
+    return {"validation" if key == "val" else key: value for key, value in content.items() if _is_names(value)}
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _named(names: Sequence[str], by_name: Mapping[str, Listed], where: str) -> list[Listed]:
+    missing = [name for name in names if name not in by_name]
+    if missing:
+        raise DataError(f"{where} names {len(missing)} cases that have no image, such as '{missing[0]}'{did_you_mean(missing[0], by_name)}")
+    return [by_name[name] for name in names]
+
+
+def _cases(items: Iterable[Listed]) -> list[Case]:
+    cases = sorted((Case(item.name, item.image, item.label, item.patient or _patient(item)) for item in items), key=lambda case: case.name)
+    for before, after in pairwise(cases):
+        if before.name == after.name:
+            raise DataError(f"two cases are named '{before.name}': {before.image} and {after.image}. Rename one.")
+    return cases
+
+
+def _patient(item: Listed) -> str:
+    """BIDS says it in the file name; otherwise each case counts as a patient."""
+    found = re.match(r"sub-[A-Za-z0-9]+", item.image.name)
+    return found.group() if found else item.name
+
+
+def _first(cases: Sequence[Case], options: LabelledOptions) -> list[Case]:
+    if options.labelled is None:
+        return list(cases)
+    usable = {case.name: case for case in cases if case.label is not None}
+    if options.labelled > len(usable):
+        raise ConfigError(f"data.labelled is {options.labelled} and there are {len(usable)} labelled cases to train on. Ask for fewer.")
+    return [usable[name] for name in sorted(_seeded(usable, options.labelled_seed)[: options.labelled])]
+
+
+def _seeded(names: Iterable[str], seed: int) -> list[str]:
+    """A fixed random order that does not depend on what else is in the list."""
+    return sorted(names, key=lambda name: blake2b(f"{seed}/{name}".encode()).digest())
+
+
+def _checked(cases: Sequence[Case], options: LabelledOptions) -> list[Case]:
+    where = options.dataset or options.images
+    if not cases:
+        raise DataError(f"no cases in {where}{f' for split {options.split!r}' if options.splits else ''}. Give images with labels.")
+    bare = [case for case in cases if case.label is None]
+    if bare:
+        raise DataError(
+            f"{len(bare)} of {len(cases)} images in {where} have no label, such as {bare[0].image.name}. "
+            "Add the labels, remove the images, or name the labelled cases in data.splits."
+        )
+    for case in cases:
+        check_grid(case)
+    return list(cases)
+
+
+def check_grid(case: Case) -> None:
+    """Raises `DataError` where a case's label lies on another grid than its image."""
+    shape, affine = header(case.image)
+    if case.label is None:
+        return
+    label_shape, label_affine = header(case.label)
+    if shape == label_shape and np.allclose(affine, label_affine, rtol=0, atol=1e-2 * max(1e-3, min(spacing_of(affine)))):
+        return
+    raise DataError(
+        f"case '{case.name}': the label's grid differs from the image's: image {case.image} {_grid(shape, affine)}; "
+        f"label {case.label} {_grid(label_shape, label_affine)}. Resample the label onto the image's grid."
+    )
+
+
+def _grid(shape: tuple[int, ...], affine: NDArray[np.float64]) -> str:
+    spacing = "x".join(f"{side:.4g}" for side in spacing_of(affine))
+    origin = ", ".join(f"{x:.4g}" for x in affine[:3, 3])
+    axes = "".join(["LR", "PA", "IS"][int(np.argmax(np.abs(c[:3])))][int(c[int(np.argmax(np.abs(c[:3])))] > 0)] for c in affine.T[:3])
+    return f"has shape {list(shape)}, spacing {spacing} mm, axes {axes}, origin ({origin})"
+
+
+def header(path: Path) -> tuple[tuple[int, ...], NDArray[np.float64]]:
+    """Shape (trailing single axes dropped) and affine of a NIfTI file, without its voxels; raises `DataError`."""
+    import nibabel
+    from nibabel.filebasedimages import ImageFileError
+
+    try:
+        image = nibabel.load(path)
+        shape, affine = tuple(int(side) for side in image.shape), np.asarray(image.affine, np.float64)
+    except (ImageFileError, OSError, ValueError, EOFError, AttributeError) as error:
+        raise DataError(f"{path} cannot be read as NIfTI: {error}. Convert it again, or leave it out.") from error
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape, affine

@@ -1,0 +1,133 @@
+"""Lists of images and labels as other tools write them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medssl.errors import DataError, MissingInput
+
+SUFFIXES = (".nii.gz", ".nii")
+_SPLIT = {"training": "train", "train": "train", "validation": "validation", "val": "validation", "test": "test", "testing": "test"}
+_CHANNEL = re.compile(r"_(\d{4})$")
+
+
+@dataclass(frozen=True)
+class Listed:
+    """An image that a list names, and its label if any."""
+
+    name: str
+    image: Path
+    label: Path | None
+    patient: str | None = None
+
+
+def stem(path: Path) -> str:
+    """File name without .nii or .nii.gz."""
+    for suffix in SUFFIXES:
+        if path.name.endswith(suffix):
+            return path.name.removesuffix(suffix)
+    return path.stem
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; raises `MissingInput` or `DataError`."""
+    if not path.is_file():
+        raise MissingInput(f"there is no file {path}. Give the path of a JSON file, or data.images and data.labels.")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path} is not valid JSON: {error}") from error
+
+
+def from_dataset(path: Path, fold: int | None = None) -> dict[str, list[Listed]]:
+    """Split -> cases of a Decathlon or nnU-Net folder or of a datalist file; `fold` of a datalist becomes the validation."""
+    if not path.exists():
+        raise MissingInput(f"there is no dataset at {path}. Give a folder with dataset.json, or a datalist JSON file.")
+    file = path / "dataset.json" if path.is_dir() else path
+    content = read_json(file)
+    if isinstance(content, Mapping) and not any(isinstance(content.get(key), list) for key in _SPLIT):
+        return _nnunet(file.parent)
+    lists = {"training": content} if isinstance(content, list) else content
+    if not isinstance(lists, Mapping):
+        raise DataError(f"{file} holds neither 'training' nor a list of images and labels.")
+    found: dict[str, list[Listed]] = {}
+    for key, split in _SPLIT.items():
+        for number, entry in enumerate(lists.get(key) or []):
+            item, entry_fold = _entry(entry, file, f"{key}[{number}]")
+            held = fold is not None and split == "train" and entry_fold == fold
+            found.setdefault("validation" if held else split, []).append(item)
+    if fold is not None and not found.get("validation"):
+        raise DataError(f"data.fold {fold}: no entry of {file} has that fold.")
+    return found
+
+
+def _entry(entry: Any, file: Path, where: str) -> tuple[Listed, Any]:
+    if isinstance(entry, str):
+        entry = {"image": entry}
+    image = entry.get("image") if isinstance(entry, Mapping) else None
+    if isinstance(image, list):
+        if len(image) != 1:
+            raise DataError(f"{file}: {where} has {len(image)} images for one case; several channels are not read yet.")
+        image = image[0]
+    if not isinstance(image, str):
+        raise DataError(f"{file}: {where} names no image. Each entry needs 'image' and, for training, 'label'.")
+    label = entry.get("label")
+    paths = [_existing(file, text, where) for text in (image, label) if isinstance(text, str)]
+    patient = entry.get("patient") or entry.get("subject")
+    case = Listed(_case_name(paths[0]), paths[0], paths[1] if len(paths) > 1 else None, str(patient) if patient else None)
+    return case, entry.get("fold")
+
+
+def _existing(file: Path, text: str, where: str) -> Path:
+    path = (file.parent / text).resolve()
+    if not path.is_file():
+        raise MissingInput(f"{file}: {where} names {text}, which is not at {path}. Paths count from the folder of the JSON file.")
+    return path
+
+
+def _case_name(path: Path) -> str:
+    return _CHANNEL.sub("", stem(path))
+
+
+def _nnunet(folder: Path) -> dict[str, list[Listed]]:
+    if not (folder / "imagesTr").is_dir():
+        raise DataError(f"{folder}/dataset.json lists no 'training' and there is no imagesTr beside it. Is this a labelled dataset?")
+    found = {"train": folders(folder / "imagesTr", folder / "labelsTr")}
+    if (folder / "imagesTs").is_dir():
+        labels = folder / "labelsTs"
+        found["test"] = folders(folder / "imagesTs", labels if labels.is_dir() else None)
+    return found
+
+
+def folders(images: Path, labels: Path | None) -> list[Listed]:
+    """Cases of two folders whose files have equal names (nnU-Net's `_0000` aside); raises `DataError` for a label without image."""
+    image_files, label_files = _files(images), _files(labels) if labels else {}
+    orphans = sorted(set(label_files) - set(image_files))
+    if orphans:
+        raise DataError(
+            f"{len(orphans)} labels in {labels} have no image in {images}, such as {label_files[orphans[0]].name}. "
+            "Image and label of a case must have the same file name."
+        )
+    return [Listed(name, path, label_files.get(name)) for name, path in sorted(image_files.items())]
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise MissingInput(f"there is no folder {folder}. Give a folder of NIfTI files.")
+    found: dict[str, Path] = {}
+    for path in _nifti_files(folder):
+        name = _case_name(path)
+        if name in found:
+            raise DataError(f"{folder} has several files of case '{name}', such as {path.name}; several channels are not read yet.")
+        found[name] = path
+    return found
+
+
+def _nifti_files(folder: Path) -> Sequence[Path]:
+    paths = (path for path in folder.iterdir() if path.name.endswith(SUFFIXES) and not path.name.startswith("."))
+    return sorted(path for path in paths if path.is_file())

@@ -215,9 +215,7 @@ def _read_state(file: Path) -> dict[str, Any]:
         raise _damaged(file, "its checksum does not fit its content")
     document: dict[str, Any] = json.loads(content)
     if document["version"] > VERSION:
-        raise CheckpointError(
-            f"{file} has format version {document['version']}, this medssl reads up to {VERSION}. Update medssl."
-        )
+        raise CheckpointError(f"{file} has format version {document['version']}, this medssl reads up to {VERSION}. Update medssl.")
     for key in ("checksum", "format", "version"):
         del document[key]
     return document

@@ -1,0 +1,174 @@
+"""The engine of one training step, shared by pretraining and fine-tuning.
+
+`StepEngine` is a `monai.engines.Trainer`: one ignite iteration is one optimizer step, `engine.state.iteration` counts steps from
+1, the whole run is one epoch, `engine.state.output` is MONAI's list of one dictionary, name of the loss -> value. Any MONAI or ignite
+handler attaches.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import islice
+from typing import Any
+
+import torch
+from monai.engines import Trainer
+from torch import Tensor, nn
+
+from medssl.errors import TrainingError
+from medssl.train.optim import clip_gradients, set_learning_rate
+from medssl.train.run import RunState
+
+logging.getLogger("medssl.train").addHandler(logging.NullHandler())
+
+Losses = Callable[[Any, int], Mapping[str, Tensor]]
+"""(micro-batch, step counted from 0) -> one scalar for each term, and their weighted sum "loss"."""
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """What a step needs to know beside the losses."""
+
+    device: torch.device
+    rate: Callable[[int], float]
+    """Step counted from 0 -> learning rate."""
+    dtype: torch.dtype | None = None
+    """Of autocast; None: fp32."""
+    clip: float | None = None
+    seed: int = 0
+    max_skipped: int = 10
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A step that was not taken."""
+
+    step: int
+    terms: tuple[str, ...]
+    """Which losses were not finite; ("gradient",) where all losses were finite and the gradient was not."""
+    batches: Sequence[Any]
+
+
+class StepEngine(Trainer):  # type: ignore[misc]
+    """Takes steps: forward and backward over micro-batches, clip, optimizer, `commit`.
+
+    `batches` yields for each step the sequence of its micro-batches, beginning at `state.step`. A step whose loss or gradient is
+    not finite leaves everything as it was and goes to `on_skip`; more than `max_skipped` end the run with a `TrainingError`.
+    Random numbers that a network draws itself (dropout) depend on seed, step and micro-batch alone.
+    """
+
+    def __init__(
+        self,
+        losses: Losses,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        batches: Iterable[Sequence[Any]],
+        state: RunState,
+        settings: StepSettings,
+        *,
+        commit: Callable[[], None] | None = None,
+        on_skip: Callable[[Skip], None] | None = None,
+        handlers: Sequence[Any] | None = None,
+    ) -> None:
+        super().__init__(settings.device, max_epochs=1, data_loader=batches, epoch_length=state.steps, decollate=False, handlers=handlers)
+        self.logger = logging.getLogger("medssl.train")
+        self.losses, self.optimizer, self.run_state, self.settings = losses, optimizer, state, settings
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        self._running = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
+        self.commit, self.on_skip = commit, on_skip
+        self.state.iteration = state.step
+        self.gradient_norm = self.learning_rate = 0.0
+        self.last_skip: Skip | None = None
+
+    def _iteration(self, engine: Any, batches: Sequence[Any]) -> list[dict[str, float]]:
+        step = self.state.iteration - 1
+        self.learning_rate = self.settings.rate(step)
+        set_learning_rate(self.optimizer, self.learning_rate)
+        self.optimizer.zero_grad(set_to_none=True)
+        running = [buffer.clone() for buffer in self._running]
+        values, bad = self._gradients(step, batches)
+        self.last_skip = None
+        if not bad:
+            self.gradient_norm = clip_gradients(self.parameters, self.settings.clip)
+            bad = () if math.isfinite(self.gradient_norm) else ("gradient",)
+        if bad:
+            for buffer, before in zip(self._running, running, strict=True):
+                buffer.copy_(before)
+            self._skip(Skip(self.state.iteration, bad, batches))
+        else:
+            self.optimizer.step()
+            if self.commit is not None:
+                self.commit()
+        self.run_state.step = self.state.iteration
+        self.run_state.metrics = values
+        return [values]
+
+    def _gradients(self, step: int, batches: Sequence[Any]) -> tuple[dict[str, float], tuple[str, ...]]:
+        """The mean of each loss over the micro-batches, gradients added up; and the names of losses that are not finite."""
+        sums: dict[str, float] = {}
+        for micro, batch in enumerate(batches):
+            with seeded(self.settings.seed, step, micro, self.settings.device), self._autocast():
+                terms = dict(self.losses(batch, step))
+            numbers = torch.stack([value.detach().float() for value in terms.values()]).tolist()
+            for name, value in zip(terms, numbers, strict=True):
+                sums[name] = sums.get(name, 0.0) + value / len(batches)
+            if not all(map(math.isfinite, numbers)):
+                named = tuple(name for name, value in sums.items() if not math.isfinite(value))
+                return sums, tuple(name for name in named if name != "loss") or named
+            if terms["loss"].requires_grad:
+                (terms["loss"] / len(batches)).backward()  # type: ignore[no-untyped-call]
+        return sums, ()
+
+    def _autocast(self) -> torch.autocast:
+        dtype = self.settings.dtype
+        return torch.autocast(self.settings.device.type, dtype=dtype, enabled=dtype is not None)
+
+    def _skip(self, skip: Skip) -> None:
+        self.gradient_norm = math.nan
+        self.last_skip = skip
+        self.run_state.skipped += 1
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.on_skip is not None:
+            self.on_skip(skip)
+        if self.run_state.skipped > self.settings.max_skipped:
+            what = "the gradient" if skip.terms == ("gradient",) else "the loss of " + ", ".join(f"'{name}'" for name in skip.terms)
+            raise TrainingError(
+                f"{what} is not finite at step {skip.step}, and {self.run_state.skipped} steps were skipped for such a reason "
+                f"(train.max_skipped: {self.settings.max_skipped}). Lower train.learning_rate, set train.precision: fp32, or look at the "
+                "samples named in skipped.jsonl."
+            )
+
+
+@contextmanager
+def seeded(seed: int, step: int, micro: int, device: torch.device) -> Iterator[None]:
+    """Global random numbers inside the block (dropout) are a function of the arguments; outside nothing changes."""
+    digest = blake2b(f"{seed}/{step}/{micro}/network".encode(), digest_size=8).digest()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(int.from_bytes(digest, "little") >> 1)
+        yield
+
+
+def grouped(loader: Iterable[tuple[int, int, Any]], accumulate: int) -> Iterator[list[Any]]:
+    """(step, micro, batch) triples as one list of `accumulate` batches a step."""
+    iterator = iter(loader)
+    while group := list(islice(iterator, accumulate)):
+        yield [batch for _, _, batch in group]
+
+
+def run_steps(engine: StepEngine) -> None:
+    """Run the engine from where its state stands to its last step, or until a handler ends it."""
+    if engine.run_state.step >= engine.run_state.steps:
+        return
+    try:
+        engine.run()
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"the device ran out of memory at step {engine.state.iteration}. Lower data.batch (and raise train.accumulate to keep the "
+            "same number of samples a step), lower data.size, or use precision: bf16."
+        ) from error

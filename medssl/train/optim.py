@@ -1,0 +1,100 @@
+"""Optimizers, learning-rate schedules as pure functions of the step, and optimizer state without pickle.
+
+AdamW: Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019. Cosine: the same authors, "SGDR", ICLR 2017.
+Poly: Chen et al., "DeepLab", TPAMI 2018, as nnU-Net uses it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from medssl.errors import CheckpointError
+
+OptimizerName = Literal["adamw", "sgd"]
+Schedule = Literal["cosine", "poly", "constant"]
+POLY_POWER = 0.9
+
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """The trainable parameters in two groups: weights that decay, and biases and norms, which do not."""
+    norms = {id(p) for m in module.modules() if isinstance(m, _NORMS) for p in m.parameters(recurse=False)}
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    free = [p for p in trainable if p.dim() <= 1 or id(p) in norms]
+    excluded = {id(p) for p in free}
+    decayed = [p for p in trainable if id(p) not in excluded]
+    groups: list[dict[str, object]] = [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def make_optimizer(
+    parameters: Iterable[Mapping[str, object]],
+    name: OptimizerName,
+    learning_rate: float,
+    momentum: float = 0.9,
+) -> torch.optim.Optimizer:
+    """AdamW, or SGD with Nesterov momentum, over groups as `parameter_groups` makes them.
+
+    A group may carry `scale`, a factor on the learning rate (discriminative rates), which `set_learning_rate` keeps.
+    """
+    groups = [dict(group) for group in parameters]
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=learning_rate)
+    return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, nesterov=momentum > 0)
+
+
+def learning_rate_at(step: int, steps: int, peak: float, warmup: float, schedule: Schedule) -> float:
+    """The learning rate of a step (from 0) of a run of `steps`: linear warm-up over the share `warmup`, then the schedule down to 0."""
+    rising = round(warmup * steps)
+    if step < rising:
+        return peak * (step + 1) / (rising + 1)
+    done = (step - rising) / max(steps - rising, 1)
+    if schedule == "cosine":
+        return peak * 0.5 * (1 + math.cos(math.pi * done))
+    if schedule == "poly":
+        return float(peak * max(1 - done, 0.0) ** POLY_POWER)
+    return peak
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Give every group that rate, times its `scale` where it has one."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group.get("scale", 1.0)
+
+
+def clip_gradients(parameters: Iterable[Tensor], limit: float | None) -> float:
+    """The norm of all gradients before they were scaled down to `limit` (None: left as they are).
+
+    Infinite or NaN where a gradient is; the gradients are of no use then.
+    """
+    return float(nn.utils.clip_grad_norm_(list(parameters), math.inf if limit is None else limit))
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
+    """The optimizer's memory as `PARAMETER/moment` -> tensor; rates are functions of the step and need no saving."""
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    return {
+        f"{names[id(parameter)]}/{key}": value if isinstance(value, Tensor) else torch.tensor(value)
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+        if value is not None
+    }
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` gave; raises `CheckpointError` where a name belongs to no parameter of this optimizer."""
+    mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    parameters = {name: p for name, p in module.named_parameters() if id(p) in mine}
+    for full, value in tensors.items():
+        name, _, key = full.rpartition("/")
+        if name not in parameters:
+            raise CheckpointError(f"the checkpoint's optimizer remembers '{name}', which this run does not train. Is it of another run?")
+        parameter = parameters[name]
+        where = parameter.device if value.dim() else value.device
+        optimizer.state[parameter][key] = value.to(where).clone()

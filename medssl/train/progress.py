@@ -1,0 +1,71 @@
+"""How a run is going, on standard error: losses, samples/s, share of the time spent waiting for data, time left.
+
+A live bar on a terminal; elsewhere (a batch system's log file) a plain line every so often.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+QUIET_SECONDS = 15.0
+"""Time between two lines where standard error is no terminal."""
+
+
+class ProgressDisplay:
+    """A context manager that is told of each step. `console=None` writes to standard error."""
+
+    def __init__(self, title: str, steps: int, first: int = 0, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
+        self._title, self._steps, self._first = title, steps, first
+        self._began = self._printed = time.monotonic()
+        self._bar = _bar(self._console) if self._console.is_terminal else None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        self._began = time.monotonic()
+        self._printed = float("-inf")
+        if self._bar is not None:
+            self._bar.start()
+            self._task = self._bar.add_task(self._title, total=self._steps, completed=self._first, shown="")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def step(self, step: int, losses: Mapping[str, float], samples_per_second: float, waiting: float) -> None:
+        """After step `step` of the run (counted from 1); `waiting` is the share 0 .. 1 of the time spent waiting for data."""
+        shown = describe(losses, samples_per_second, waiting, self._seconds_left(step))
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=step, shown=shown)
+        elif time.monotonic() - self._printed >= QUIET_SECONDS or step == self._steps:
+            self._printed = time.monotonic()
+            self.say(f"{self._title} step {step}/{self._steps} {shown}")
+
+    def say(self, text: str) -> None:
+        """A line that stays, above the bar where there is one."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def _seconds_left(self, step: int) -> float:
+        done = max(step - self._first, 1)
+        return (time.monotonic() - self._began) / done * (self._steps - step)
+
+
+def describe(losses: Mapping[str, float], samples_per_second: float, waiting: float, seconds_left: float) -> str:
+    """One line: `loss 0.312 inpainting 0.298 | 12.3 samples/s | 1 % waiting for data | 0:12:34 left`."""
+    numbers = " ".join(f"{name} {value:.4g}" for name, value in losses.items())
+    minutes, seconds = divmod(round(seconds_left), 60)
+    hours, minutes = divmod(minutes, 60)
+    left = f"{hours}:{minutes:02d}:{seconds:02d} left"
+    return f"{numbers} | {samples_per_second:.3g} samples/s | {waiting:.0%} waiting for data | {left}"
+
+
+def _bar(console: Console) -> Progress:
+    text = TextColumn("{task.description} {task.completed}/{task.total}")
+    return Progress(text, BarColumn(bar_width=20), TextColumn("{task.fields[shown]}"), console=console)

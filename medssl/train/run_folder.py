@@ -1,0 +1,187 @@
+"""The folder of a run: one run in it, one process at a time, and numbers that can be compared bit for bit.
+
+`config.yaml` is the resolved configuration, `metrics.jsonl` holds only what is reproducible and `timings.jsonl` what is not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from pydantic import BaseModel
+
+from medssl.config import dump_config, load_config
+from medssl.errors import ConfigError, MissingInput, TrainingError, UsageError
+from medssl.train.checkpoint import clear_leftovers, list_checkpoints
+
+CONFIG = "config.yaml"
+METRICS = "metrics.jsonl"
+TIMINGS = "timings.jsonl"
+SKIPPED = "skipped.jsonl"
+PICTURES = "pictures"
+_LOCK = ".lock"
+_OWN = (CONFIG, METRICS, "checkpoints")
+
+
+@contextmanager
+def locked(folder: str | Path) -> Iterator[Path]:
+    """Hold the run folder for this process; a second process gets a `TrainingError`. Makes the folder where it is missing."""
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"the run folder {path} cannot be made: {error.strerror}. Give another --out.") from error
+    with (path / _LOCK).open("a+") as stream:
+        _lock(stream, path)
+        clear_leftovers(path)
+        yield path
+
+
+def _lock(stream: TextIO, folder: Path) -> None:
+    if sys.platform == "win32":
+        return
+    import fcntl
+
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        stream.seek(0)
+        raise TrainingError(
+            f"{folder} is being trained into by another process ({stream.read().strip() or 'unknown'}). "
+            "Wait for it, stop it, or give another --out."
+        ) from error
+    stream.truncate(0)
+    stream.write(f"process {os.getpid()}\n")
+    stream.flush()
+
+
+def holds_run(folder: str | Path) -> bool:
+    """Whether a run was begun in that folder."""
+    return any((Path(folder) / name).exists() for name in _OWN)
+
+
+def begin_run(folder: str | Path, config: BaseModel) -> None:
+    """Write the resolved configuration into a folder that holds no run yet; `TrainingError` where it does."""
+    path = Path(folder)
+    if holds_run(path):
+        steps = [p.name for p in list_checkpoints(path)]
+        raise TrainingError(
+            f"{path} already holds a run ({'newest checkpoint ' + steps[-1] if steps else 'without a checkpoint'}). "
+            "Go on with it by --resume, or give another --out."
+        )
+    _write_whole(path / CONFIG, dump_config(config))
+
+
+def continue_run(folder: str | Path, config: BaseModel, free: frozenset[str], step: int) -> None:
+    """Check that the folder's run is the one of `config` and cut its rows past `step`.
+
+    `free` names the keys (`train.keep`) that may differ, since they change no number. Raises `ConfigError` naming the others.
+    """
+    path = Path(folder)
+    text = dump_config(config)
+    if (path / CONFIG).is_file():
+        before, now = _flat(load_config(path / CONFIG)), _flat(_parsed(text))
+        changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key) and not _is_free(key, free))
+        if changed:
+            shown = "; ".join(f"{key}: {before.get(key)!r} there, {now.get(key)!r} here" for key in changed[:5])
+            raise ConfigError(
+                f"{path} holds a run with another configuration ({shown}). Resume with its own {path / CONFIG}, "
+                "or start another run elsewhere, with `from: RUN_DIR` to build on its weights."
+            )
+    _write_whole(path / CONFIG, text)
+    for name in (METRICS, TIMINGS, SKIPPED):
+        cut_rows(path / name, step)
+
+
+def _is_free(key: str, free: frozenset[str]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in free)
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    import yaml
+
+    parsed: dict[str, Any] = yaml.safe_load(text)
+    return parsed
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict | list):
+        return {path: value}
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    return {key: leaf for name, inner in items for key, leaf in _flat(inner, f"{path}.{name}" if path else str(name)).items()}
+
+
+def _write_whole(file: Path, text: str) -> None:
+    partial = file.with_name(f".{file.name}.partial")
+    with partial.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(file)
+
+
+def cut_rows(file: Path, step: int) -> None:
+    """Remove the rows past `step` and a last row that was not written to its end."""
+    if not file.is_file():
+        return
+    content = file.read_bytes()
+    good = 0
+    for line in content.splitlines(keepends=True):
+        if not line.endswith(b"\n") or _step_of(line) > step:
+            break
+        good += len(line)
+    if good < len(content):
+        os.truncate(file, good)
+
+
+def _step_of(line: bytes) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def read_rows(file: str | Path) -> list[dict[str, Any]]:
+    """The rows of a `*.jsonl` file; a last one that is not whole is left out. Raises `MissingInput`."""
+    path = Path(file)
+    if not path.is_file():
+        raise MissingInput(f"no {path.name} in {path.parent}. Is it the folder of a run?")
+    return [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+@dataclass
+class Rows:
+    """Appends rows to a `*.jsonl` file; `sync` puts them on the disk before a checkpoint refers to them."""
+
+    file: Path
+    _stream: TextIO | None = field(default=None, repr=False)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Write one row, whole, at once. A number that is not finite becomes null, since JSON has none."""
+        if self._stream is None:
+            self._stream = self.file.open("a", encoding="utf-8")
+        self._stream.write(json.dumps({key: finite_or_none(value) for key, value in row.items()}, allow_nan=False) + "\n")
+        self._stream.flush()
+
+    def sync(self) -> None:
+        """Flush to the disk."""
+        if self._stream is not None:
+            os.fsync(self._stream.fileno())
+
+    def close(self) -> None:
+        """Close the file; appending opens it again."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+
+def finite_or_none(value: Any) -> Any:
+    """The value itself, or None for NaN and infinities."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

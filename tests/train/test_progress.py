@@ -1,0 +1,41 @@
+"""Progress says losses, speed, share of waiting and time left, live or as plain lines."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from medssl.train.progress import ProgressDisplay, describe
+
+
+def test_the_line_holds_everything() -> None:
+    line = describe({"loss": 0.31234, "inpainting": 1.0}, 12.345, 0.014, 3725.2)
+    assert line == "loss 0.3123 inpainting 1 | 12.3 samples/s | 1% waiting for data | 1:02:05 left"
+
+
+def test_plain_lines_where_there_is_no_terminal_few_and_the_last() -> None:
+    out = io.StringIO()
+    with ProgressDisplay("pretrain", 50, console=Console(file=out, width=40)) as display:
+        for step in range(1, 51):
+            display.step(step, {"loss": 1 / step}, 5.0, 0.0)
+        display.say("[not] markup")
+    lines = out.getvalue().splitlines()
+    assert lines[0].startswith("pretrain step 1/50 loss 1 ")
+    assert lines[1].startswith("pretrain step 50/50 loss 0.02 ")
+    assert lines[2:] == ["[not] markup"]
+
+
+def test_a_bar_on_a_terminal() -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=120)
+    with ProgressDisplay("pretrain", 4, first=2, console=console) as display:
+        display.step(4, {"loss": 0.5}, 5.0, 0.25)
+    assert "4/4" in out.getvalue() and "25% waiting" in out.getvalue()
+
+
+def test_nothing_is_written_to_standard_output(capsys: object) -> None:
+    with ProgressDisplay("pretrain", 1) as display:
+        display.step(1, {"loss": 0.5}, 5.0, 0.25)
+    captured = capsys.readouterr()  # type: ignore[attr-defined]
+    assert captured.out == "" and "loss 0.5" in captured.err

@@ -1,5 +1,8 @@
 """From files as the hospital has them to volumes with a geometry that can be trusted, or a recorded reason. No torch."""
 
+from medssl.archive.build import build_index
+from medssl.archive.export import write_volumes
+from medssl.archive.index import Index
 from medssl.archive.nifti import Nifti, canonical, read_nifti, write_nifti
 from medssl.archive.outcomes import Reason
 from medssl.archive.records import IndexSummary, Volume, VolumeRecord
@@ -9,6 +12,7 @@ from medssl.archive.sources import FolderSource, TarSource, ZipSource, find_sour
 __all__ = [
     "ArchiveSource",
     "FolderSource",
+    "Index",
     "IndexSummary",
     "Nifti",
     "Reason",
@@ -16,8 +20,10 @@ __all__ = [
     "Volume",
     "VolumeRecord",
     "ZipSource",
+    "build_index",
     "canonical",
     "find_source",
     "read_nifti",
     "write_nifti",
+    "write_volumes",
 ]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _MILLIMETRES = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 """NIfTI's code of the spatial unit -> mm. Unknown is read as mm, as every reader does."""
-_MAGIC = {348: (344, (b"n+1\x00", b"ni1\x00")), 540: (4, (b"n+2\x00", b"ni2\x00"))}
+_MAGIC = {348: (344, b"n+1\x00"), 540: (4, b"n+2\x00")}
 UNPACK_LIMIT = 2**33
 """Bytes that a .nii.gz may unpack to."""
 
@@ -122,8 +122,8 @@ def _unpack(stream: BinaryIO) -> bytes:
 
 def is_nifti(start: bytes) -> bool:
     """Do the first 348 bytes (unpacked) look like NIfTI-1 or NIfTI-2?"""
-    for size, (place, magics) in _MAGIC.items():
-        if start[:4] in (size.to_bytes(4, "little"), size.to_bytes(4, "big")) and start[place : place + 4] in magics:
+    for size, (place, magic) in _MAGIC.items():
+        if start[:4] in (size.to_bytes(4, "little"), size.to_bytes(4, "big")) and start[place : place + 4] == magic:
             return True
     return False
 
@@ -138,14 +138,7 @@ def _open(content: bytes) -> Any:
     kind: type[nibabel.Nifti1Image] = nibabel.Nifti2Image if 540 in _sizes(content) else nibabel.Nifti1Image
     try:
         return kind.from_stream(BytesIO(content))
-    except (
-        nibabel.spatialimages.HeaderDataError,
-        nibabel.filebasedimages.ImageFileError,
-        ValueError,
-        OSError,
-        EOFError,
-        KeyError,
-    ) as error:
+    except (HeaderDataError, ImageFileError, ValueError, OSError, EOFError, KeyError) as error:
         raise NiftiProblem(Reason.CORRUPT) from error
 
 

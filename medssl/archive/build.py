@@ -1,0 +1,192 @@
+"""Building an index: scan the sources, settle duplicates, make volumes of series, write the tables."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from medssl.archive import geometry
+from medssl.archive.duplicates import mark_duplicates
+from medssl.archive.folder import IndexFolder
+from medssl.archive.instance import Instance, to_table
+from medssl.archive.outcomes import ending
+from medssl.archive.pseudonyms import Pseudonyms
+from medssl.archive.records import IndexSummary, VolumeRecord
+from medssl.archive.scan import Progress, scan, shards_of
+from medssl.archive.series import Left, Stack, split_volumes
+from medssl.archive.source import ArchiveSource
+from medssl.archive.sources import FolderSource, source_class
+from medssl.archive.summary import records_table, summarize
+from medssl.archive.tables import write_private, write_table
+from medssl.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Made:
+    """One volume with the instances it is made of, in order."""
+
+    record: VolumeRecord
+    slices: tuple[Instance, ...]
+
+
+def build_index(sources: Sequence[str | Path], folder: str | Path, *, workers: int = 2, progress: Progress | None = None) -> IndexSummary:
+    """Read `sources` (folders, zip or tar files, what plugins open) into the index folder and say what they hold.
+
+    Everything is grouped by UID over all sources. Every file ends in one volume or with one `Reason`. An index that is already in
+    `folder` is replaced, and keeps its pseudonyms. `progress` is called with files done and files in all.
+    Raises `UsageError`, `MissingInput` or `ArchiveError`.
+    """
+    if not sources:
+        raise UsageError("no archive given. Name at least one folder, zip or tar file.")
+    chosen = [source_class(source) for source in sources]
+    root = IndexFolder.prepared(Path(folder))
+    names = Pseudonyms.of(root.key)
+    with root.building() as (public, private):
+        instances = _scanned(chosen, root, private, workers, progress)
+        instances = mark_duplicates(instances, _opener(chosen))
+        made, left = _volumes(instances, names)
+        final = _final(instances, left)
+        rows = _instances_table(final, made, names)
+        records = [one.record for one in made]
+        write_table(rows, public / "instances.parquet")
+        write_table(records_table(records), public / "volumes.parquet")
+        write_table(_private_table(final, rows), private / "instances.parquet")
+        write_private(private / "sources.json", json.dumps([place for _, place in chosen]).encode())
+    return summarize(rows, records)
+
+
+def _scanned(
+    chosen: Sequence[tuple[type[ArchiveSource], str]], root: IndexFolder, private: Path, workers: int, progress: Progress | None
+) -> list[Instance]:
+    shards = shards_of((number, kind, place, _keys(kind, place, root.root)) for number, (kind, place) in enumerate(chosen))
+    waiting = private / "scan"
+    waiting.mkdir(mode=0o700)
+    instances = scan(shards, waiting, workers, progress)
+    for file in waiting.iterdir():
+        file.unlink()
+    waiting.rmdir()
+    return instances
+
+
+def _keys(kind: type[ArchiveSource], place: str, root: Path) -> Iterator[str]:
+    """The source's names without those of the index itself, which may lie inside the archive's folder."""
+    inside: str | None = None
+    if issubclass(kind, FolderSource):
+        relative = os.path.relpath(root.resolve(), Path(place).resolve())
+        inside = None if relative.startswith("..") else relative + os.sep
+    for key in kind(place).keys():  # noqa: SIM118 - a source is no dictionary
+        if inside is None or not key.startswith(inside):
+            yield key
+
+
+def _opener(chosen: Sequence[tuple[type[ArchiveSource], str]]) -> Callable[[Instance], BinaryIO]:
+    opened: dict[int, ArchiveSource] = {}
+
+    def open_file(instance: Instance) -> BinaryIO:
+        if instance.source not in opened:
+            kind, place = chosen[instance.source]
+            opened[instance.source] = kind(place)
+        return opened[instance.source].open(os.fsdecode(instance.key))
+
+    return open_file
+
+
+def _volumes(instances: Sequence[Instance], names: Pseudonyms) -> tuple[list[Made], list[Left]]:
+    series: dict[tuple[str, str, str], list[Instance]] = defaultdict(list)
+    made: list[Made] = []
+    left: list[Left] = []
+    for one in instances:
+        if one.reason:
+            continue
+        if one.kind == "nifti":
+            made.append(_from_nifti(one, names))
+        else:
+            series[one.patient, one.study, one.series].append(one)
+    for members in series.values():
+        stacks, rest = split_volumes(members)
+        made += [_from_stack(stack, names) for stack in stacks]
+        left += rest
+    # Pseudonyms give an order that does not depend on where files lie.
+    return sorted(made, key=lambda one: (one.record.patient, one.record.study, one.record.series, one.record.volume)), left
+
+
+def _from_stack(stack: Stack, names: Pseudonyms) -> Made:
+    first = stack.slices[0]
+    identity = "\n".join([first.series, *(one.uid for one in stack.slices)])
+    return Made(
+        _record(first, "dicom", names, identity, stack.shape, stack.affine, ", ".join(stack.split_by) or None, stack.warnings),
+        stack.slices,
+    )
+
+
+def _from_nifti(one: Instance, names: Pseudonyms) -> Made:
+    affine = np.array(one.affine, float).reshape(4, 4)
+    return Made(_record(one, "nifti", names, one.uid, one.shape, affine, None, one.warnings), (one,))
+
+
+def _record(
+    first: Instance,
+    kind: Literal["dicom", "nifti"],
+    names: Pseudonyms,
+    identity: str,
+    shape: tuple[int, ...],
+    affine: geometry.Float,
+    split_by: str | None,
+    warnings: tuple[str, ...],
+) -> VolumeRecord:
+    return VolumeRecord(
+        volume=names.name("volume", f"{kind}\n{identity}"),
+        patient=_patient(first, names),
+        study=names.name("study", first.study or first.series),
+        series=names.name("series", first.series),
+        modality=first.modality,
+        kind=kind,
+        shape=tuple(shape),
+        spacing=geometry.voxel_spacing(affine),
+        affine=affine,
+        instances=len(shape) and (shape[2] if kind == "dicom" else 1),
+        split_by=split_by,
+        warnings=warnings,
+    )
+
+
+def _patient(one: Instance, names: Pseudonyms) -> str:
+    """An empty PatientID says nothing: then a study is taken for a person of its own."""
+    return names.name("patient", f"{one.kind}\n{one.patient}" if one.patient else f"study\n{one.study or one.series}")
+
+
+def _final(instances: Sequence[Instance], left: Sequence[Left]) -> list[Instance]:
+    reasons = {(item.instance.source, item.instance.key): item.reason for item in left}
+    return [replace(one, reason=reasons[one.source, one.key].value) if (one.source, one.key) in reasons else one for one in instances]
+
+
+def _instances_table(instances: Sequence[Instance], made: Sequence[Made], names: Pseudonyms) -> pa.Table:
+    """The public row of each file: how it ended, and its place in its volume."""
+    place = {(one.source, one.key): (volume.record.volume, number) for volume in made for number, one in enumerate(volume.slices)}
+    where = [place.get((one.source, one.key), (None, None)) for one in instances]
+    return pa.table(
+        {
+            "instance": [names.name("instance", f"{one.source}\n{os.fsdecode(one.key)}") for one in instances],
+            "kind": [one.kind for one in instances],
+            "modality": [one.modality for one in instances],
+            "ending": [ending(one.why) for one in instances],
+            "reason": [one.reason for one in instances],
+            "volume": pa.array([volume for volume, _ in where], pa.string()),
+            "slice": pa.array([number for _, number in where], pa.int64()),
+        }
+    )
+
+
+def _private_table(instances: Sequence[Instance], rows: pa.Table) -> pa.Table:
+    table = to_table(list(instances))
+    for name in ("instance", "volume", "slice"):
+        table = table.append_column(name, rows[name])
+    return table

@@ -1,0 +1,352 @@
+"""The header of one DICOM file, without its pixels, and what can be decided from it alone."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, BinaryIO, Literal
+
+import pydicom
+from pydicom.multival import MultiValue
+
+from medssl.archive.geometry import usable_orientation
+from medssl.archive.instance import Instance
+from medssl.archive.outcomes import Reason
+
+_STORAGE = "1.2.840.10008.5.1.4.1.1."
+_KINDS: tuple[tuple[str, Reason], ...] = (
+    ("1.2.840.10008.1.3.10", Reason.DICOMDIR),
+    (_STORAGE + "88.", Reason.STRUCTURED_REPORT),
+    (_STORAGE + "66.4", Reason.SEGMENTATION),
+    (_STORAGE + "66.5", Reason.SEGMENTATION),
+    (_STORAGE + "66.7", Reason.SEGMENTATION),
+    (_STORAGE + "66.6", Reason.RAW_DATA),
+    (_STORAGE + "66.", Reason.REGISTRATION),
+    (_STORAGE + "66", Reason.RAW_DATA),
+    (_STORAGE + "4.2", Reason.RAW_DATA),
+    (_STORAGE + "481.", Reason.RADIOTHERAPY),
+    (_STORAGE + "104.", Reason.DOCUMENT),
+    (_STORAGE + "11.", Reason.PRESENTATION_STATE),
+    (_STORAGE + "9.", Reason.WAVEFORM),
+    (_STORAGE + "67", Reason.VALUE_MAP),
+    (_STORAGE + "7", Reason.SECONDARY_CAPTURE),
+)
+"""What is no image of a patient, by the start of the SOP class; the first that fits counts."""
+_ENHANCED = tuple(_STORAGE + tail for tail in ("2.1", "2.2", "4.1", "4.3", "4.4", "128.1", "130", "30"))
+_PLANAR = tuple(_STORAGE + tail for tail in ("2", "4", "128"))
+"""CT, MR and PET images: a slice each, which must say where it lies."""
+
+_MODALITY_CODES = (
+    "AR AU BDUS BI BMD CFM CR CT CTPROTOCOL DG DMS DOC DX ECG EEG EMG EOG EPS ES FID GM HC HD IO IOL IVOCT IVUS KER KO LEN LS MG MR "
+    "M3D NM OAM OCT OP OPM OPT OPTBSV OPTENF OPV OSS OT PA PLAN POS PR PT PX REG RESP RF RG RTDOSE RTIMAGE RTINTENT RTPLAN RTRAD "
+    "RTRECORD RTSEGANN RTSTRUCT RWV SEG SM SMR SR SRF STAIN TEXTUREMAP TG US VA XA XAPROTOCOL XC"
+)
+_MODALITIES = frozenset(_MODALITY_CODES.split())
+"""Only these codes reach the public table: a header can hold any text under Modality, also a name."""
+
+_COMPONENTS = {
+    **dict.fromkeys(("M", "MAGNITUDE"), "M"),
+    **dict.fromkeys(("P", "PHASE", "PHASE MAP", "PHASE_MAP"), "P"),
+    **dict.fromkeys(("R", "REAL"), "R"),
+    **dict.fromkeys(("I", "IMAGINARY"), "I"),
+}
+_DEFLATED = "1.2.840.10008.1.2.1.99"
+UNCOMPRESSED = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", _DEFLATED)
+
+_WANTED = (
+    "SOPClassUID SOPInstanceUID SeriesInstanceUID StudyInstanceUID PatientID IssuerOfPatientID Modality ImageType Rows Columns "
+    "NumberOfFrames SamplesPerPixel PhotometricInterpretation BitsAllocated BitsStored HighBit PixelRepresentation RescaleSlope "
+    "RescaleIntercept ModalityLUTSequence PixelPaddingValue PixelPaddingRangeLimit ImagePositionPatient ImageOrientationPatient "
+    "PixelSpacing SpacingBetweenSlices FrameOfReferenceUID EchoNumbers EchoTime InversionTime FlipAngle ConvolutionKernel "
+    "TemporalPositionIdentifier AcquisitionNumber TriggerTime AcquisitionDate AcquisitionTime AcquisitionDateTime "
+    "ComplexImageComponent DiffusionBValue DiffusionGradientOrientation"
+)
+_SIEMENS, _GE, _PHILIPS = 0x00190010, 0x00430010, 0x20010010
+_PRIVATE = (_SIEMENS, 0x0019100C, 0x0019100E, _GE, 0x00431039, _PHILIPS, 0x20011003, 0x00191004)
+_TAGS: list[Any] = [*_WANTED.split(), *_PRIVATE]
+
+PARSE_ERRORS = (
+    pydicom.errors.InvalidDicomError,
+    pydicom.errors.BytesLengthException,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    NotImplementedError,
+    RecursionError,
+    EOFError,
+    MemoryError,
+    AssertionError,
+)
+"""What pydicom is known to raise on broken files, beside `OSError`, `struct.error` and `zlib.error`."""
+
+
+def looks_like_dicom(file: BinaryIO) -> bool:
+    """The mark after the preamble, or a first element of a group that DICOM files begin with."""
+    file.seek(0)
+    start = file.read(132)
+    return start[128:] == b"DICM" or start[:2] in (b"\x02\x00", b"\x08\x00")
+
+
+def read_dataset(file: BinaryIO, tags: Iterable[Any], pixels: bool) -> pydicom.Dataset:
+    """The wanted elements, also of files without preamble."""
+    file.seek(128)
+    bare = file.read(4) != b"DICM"
+    file.seek(0)
+    return pydicom.dcmread(file, stop_before_pixels=not pixels, specific_tags=list(tags), force=bare)
+
+
+def read_instance(file: BinaryIO, instance: Instance) -> Instance:
+    """`instance` filled from the header of an open DICOM file, with the reason where the header alone decides it.
+
+    Raises the errors of `PARSE_ERRORS`, `OSError`, `struct.error` or `zlib.error` for what is not DICOM or broken.
+    """
+    dataset = read_dataset(file, _TAGS, pixels=False)
+    at = file.tell()
+    if len(dataset) == 0 and len(getattr(dataset, "file_meta", ())) == 0:
+        raise pydicom.errors.InvalidDicomError("no elements")
+    found = replace(
+        instance,
+        kind="dicom",
+        modality=_modality(dataset),
+        patient="\n".join(filter(None, (_text(dataset, "PatientID"), _text(dataset, "IssuerOfPatientID")))),
+        study=_text(dataset, "StudyInstanceUID"),
+        series=_text(dataset, "SeriesInstanceUID"),
+        uid=_text(dataset, "SOPInstanceUID"),
+        sop_class=_text(dataset, "SOPClassUID") or str(dataset.file_meta.get("MediaStorageSOPClassUID", "")),
+        syntax=_syntax(dataset),
+    )
+    reason = _kind(found, dataset, at)
+    if reason is not None:
+        return replace(found, reason=reason.value)
+    found = _with_pixels(_with_order(_with_place(found, dataset), dataset), dataset, at)
+    reason = _flaw(found, dataset) or (Reason.TRUNCATED if _truncated(file, found, at) else None)
+    return replace(found, reason=reason.value if reason else "")
+
+
+def _kind(found: Instance, dataset: pydicom.Dataset, at: int) -> Reason | None:
+    """What the object is, if it is none of one patient's slices."""
+    for start, reason in _KINDS:
+        # A class of the standard ends here or goes on with a dot: 1.1.7 is no start of 1.1.77.
+        if found.sop_class == start or found.sop_class.startswith(start if start.endswith(".") else start + "."):
+            return reason
+    if not found.uid or not found.series:
+        return Reason.NO_UID
+    if "Rows" not in dataset or "Columns" not in dataset:
+        return Reason.NO_PIXELS
+    types = [value.upper() for value in _texts(dataset, "ImageType")]
+    if "LOCALIZER" in types or "SCOUT" in types:
+        return Reason.LOCALIZER
+    if int(_number(dataset, "SamplesPerPixel", 1)) != 1:
+        return Reason.COLOUR
+    if found.sop_class in _ENHANCED:
+        return Reason.ENHANCED
+    if _number(dataset, "NumberOfFrames", 1) > 1:
+        return Reason.MULTIFRAME
+    if "MOSAIC" in types:
+        return Reason.MOSAIC
+    if "ImagePositionPatient" not in dataset and found.sop_class not in _PLANAR:
+        return Reason.PROJECTION
+    return None
+
+
+def _with_place(found: Instance, dataset: pydicom.Dataset) -> Instance:
+    return replace(
+        found,
+        position=_numbers(dataset, "ImagePositionPatient"),
+        orientation=_numbers(dataset, "ImageOrientationPatient"),
+        pixel_spacing=_numbers(dataset, "PixelSpacing"),
+        between_slices=_tolerant(dataset, "SpacingBetweenSlices"),
+        frame=_text(dataset, "FrameOfReferenceUID"),
+        rows=int(_number(dataset, "Rows", 0)),
+        columns=int(_number(dataset, "Columns", 0)),
+    )
+
+
+def _with_order(found: Instance, dataset: pydicom.Dataset) -> Instance:
+    types = tuple(value.upper() for value in _texts(dataset, "ImageType"))
+    return replace(
+        found,
+        image_type=types,
+        component=_component(types, _text(dataset, "ComplexImageComponent")),
+        echo="/".join((_text(dataset, "EchoNumbers"), *(f"{value:.2f}" for value in _tolerant(dataset, "EchoTime")))),
+        inversion=_text(dataset, "InversionTime"),
+        flip=_text(dataset, "FlipAngle"),
+        kernel="\\".join(_texts(dataset, "ConvolutionKernel")),
+        temporal=_text(dataset, "TemporalPositionIdentifier"),
+        acquisition=_text(dataset, "AcquisitionNumber"),
+        trigger=_text(dataset, "TriggerTime"),
+        diffusion=_diffusion(dataset),
+        acquired=_text(dataset, "AcquisitionDateTime") or _text(dataset, "AcquisitionDate") + _text(dataset, "AcquisitionTime"),
+    )
+
+
+def _with_pixels(found: Instance, dataset: pydicom.Dataset, at: int) -> Instance:
+    bits = int(_number(dataset, "BitsAllocated", 0))
+    stored = int(_number(dataset, "BitsStored", bits))
+    return replace(
+        found,
+        photometric=_text(dataset, "PhotometricInterpretation").upper(),
+        bits_allocated=bits,
+        bits_stored=stored,
+        high_bit=int(_number(dataset, "HighBit", stored - 1)),
+        signed=int(_number(dataset, "PixelRepresentation", 0)),
+        slope=_number(dataset, "RescaleSlope", 1.0),
+        intercept=_number(dataset, "RescaleIntercept", 0.0),
+        padding=_tolerant(dataset, "PixelPaddingValue"),
+        pixels_at=at if found.syntax in UNCOMPRESSED and found.syntax != _DEFLATED else -1,
+    )
+
+
+def _flaw(found: Instance, dataset: pydicom.Dataset) -> Reason | None:
+    """Why a slice cannot be used."""
+    if "ModalityLUTSequence" in dataset:
+        return Reason.MODALITY_TABLE
+    if not _decodable(found.syntax):
+        return Reason.NO_DECODER
+    sizes = found.rows > 0 and found.columns > 0 and found.bits_allocated in (8, 16)
+    bits = 0 < found.bits_stored <= found.bits_allocated and found.bits_stored - 1 <= found.high_bit < found.bits_allocated
+    scaling = math.isfinite(found.slope) and math.isfinite(found.intercept) and found.slope != 0
+    grey = found.photometric in ("MONOCHROME1", "MONOCHROME2")
+    if not (sizes and bits and scaling and grey and found.signed in (0, 1)):
+        return Reason.BAD_PIXELS
+    spacing = len(found.pixel_spacing) == 2 and all(math.isfinite(value) and value > 0 for value in found.pixel_spacing)
+    position = len(found.position) == 3 and all(math.isfinite(value) and abs(value) < 1e6 for value in found.position)
+    return None if spacing and position and usable_orientation(found.orientation) else Reason.BAD_GEOMETRY
+
+
+def _decodable(syntax: str) -> bool:
+    if syntax in UNCOMPRESSED:
+        return True
+    from pydicom.pixels import get_decoder
+
+    try:
+        return bool(get_decoder(pydicom.uid.UID(syntax)).is_available)
+    except NotImplementedError:
+        return False
+
+
+def pixel_element(file: BinaryIO, at: int, syntax: str) -> tuple[bytes, int] | None:
+    """VR and length of the PixelData element at `at`, the file being left at its first byte; None where there is none."""
+    big = syntax == UNCOMPRESSED[2]
+    file.seek(at)
+    start = file.read(8)
+    if start[:4] != (b"\x7f\xe0\x00\x10" if big else b"\xe0\x7f\x10\x00") or len(start) < 8:
+        return None
+    order: Literal["big", "little"] = "big" if big else "little"
+    # What stands there decides, not the transfer syntax: some writers state explicit VR and write implicit.
+    if start[4:6] in (b"OB", b"OW"):
+        length = file.read(4)
+        return (start[4:6], int.from_bytes(length, order)) if len(length) == 4 else None
+    return b"", int.from_bytes(start[4:], order)
+
+
+def _truncated(file: BinaryIO, found: Instance, at: int) -> bool:
+    """Does the file end before its pixels do, or are there fewer than the image needs?"""
+    if found.syntax == _DEFLATED:
+        return False
+    element = pixel_element(file, at, found.syntax)
+    if element is None:
+        return True
+    if found.syntax in UNCOMPRESSED:
+        needed = found.rows * found.columns * found.bits_allocated // 8
+        return element[1] < needed or found.size - file.tell() < needed
+    return not _fragments_complete(file, found.size)
+
+
+def _fragments_complete(file: BinaryIO, size: int) -> bool:
+    """Walk the items of encapsulated pixel data by their lengths alone."""
+    while True:
+        start = file.read(8)
+        if len(start) < 8:
+            return False
+        if start[:4] == b"\xfe\xff\xdd\xe0":
+            return True
+        length = int.from_bytes(start[4:], "little")
+        if start[:4] != b"\xfe\xff\x00\xe0" or length > size - file.tell():
+            return False
+        file.seek(length, 1)
+
+
+def _syntax(dataset: pydicom.Dataset) -> str:
+    stated = str(dataset.file_meta.get("TransferSyntaxUID", "")).strip()
+    if stated:
+        return stated
+    implicit, little = dataset.original_encoding
+    return UNCOMPRESSED[0] if implicit else UNCOMPRESSED[1] if little else UNCOMPRESSED[2]
+
+
+def _modality(dataset: pydicom.Dataset) -> str:
+    code = _text(dataset, "Modality").upper()
+    return code if code in _MODALITIES else "unknown"
+
+
+def _component(types: tuple[str, ...], stated: str) -> str:
+    if stated.upper() in _COMPONENTS:
+        return _COMPONENTS[stated.upper()]
+    for value in types[2:]:
+        # Philips writes M_FFE, P_SE and the like for the same four components.
+        part = value if value in _COMPONENTS else re.sub(r"^([MPRI])_[A-Z0-9]+$", r"\1", value)
+        if part in _COMPONENTS:
+            return _COMPONENTS[part]
+    return ""
+
+
+def _diffusion(dataset: pydicom.Dataset) -> str:
+    """b-value and direction as text, from the standard elements or those of Siemens, GE and Philips; only ever compared."""
+    creator = {tag: str(dataset[tag].value) for tag in (_SIEMENS, _GE, _PHILIPS) if tag in dataset}
+    value = _texts(dataset, "DiffusionBValue")
+    direction = _texts(dataset, "DiffusionGradientOrientation")
+    if "SIEMENS" in creator.get(_SIEMENS, ""):
+        value, direction = value or _raw(dataset, 0x0019100C), direction or _raw(dataset, 0x0019100E)
+    if "GEMS" in creator.get(_GE, ""):
+        value = value or _raw(dataset, 0x00431039)
+    if "Philips" in creator.get(_PHILIPS, ""):
+        value = value or _raw(dataset, 0x20011003)
+    return "\\".join((*value, *direction))
+
+
+def _raw(dataset: pydicom.Dataset, tag: int) -> list[str]:
+    if tag not in dataset:
+        return []
+    value = dataset[tag].value
+    if isinstance(value, bytes):
+        return [value.hex()]
+    return [str(part) for part in value] if isinstance(value, MultiValue | list) else [str(value)]
+
+
+def _values(dataset: pydicom.Dataset, keyword: str) -> list[Any]:
+    value = dataset.get(keyword)
+    if value is None or value == "":
+        return []
+    return list(value) if isinstance(value, MultiValue | list | tuple) else [value]
+
+
+def _texts(dataset: pydicom.Dataset, keyword: str) -> list[str]:
+    return [str(value).strip(" \0").encode("utf-8", "replace").decode() for value in _values(dataset, keyword)]
+
+
+def _text(dataset: pydicom.Dataset, keyword: str) -> str:
+    return "\\".join(_texts(dataset, keyword))
+
+
+def _numbers(dataset: pydicom.Dataset, keyword: str) -> tuple[float, ...]:
+    return tuple(float(value) for value in _values(dataset, keyword))
+
+
+def _number(dataset: pydicom.Dataset, keyword: str, missing: float) -> float:
+    values = _numbers(dataset, keyword)
+    if len(values) > 1:
+        raise ValueError(f"{keyword} has {len(values)} values")
+    return values[0] if values else missing
+
+
+def _tolerant(dataset: pydicom.Dataset, keyword: str) -> tuple[float, ...]:
+    """Numbers that nothing depends on: unreadable ones are as good as absent."""
+    try:
+        return _numbers(dataset, keyword)
+    except (ValueError, TypeError):
+        return ()

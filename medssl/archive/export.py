@@ -1,0 +1,31 @@
+"""Volumes as NIfTI files with a JSON sidecar, as the index says them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from medssl.archive.index import Index
+from medssl.archive.nifti import write_nifti
+from medssl.archive.tables import write_private
+from medssl.errors import UsageError
+
+
+def write_volumes(index: Index, folder: str | Path, where: str | None = None) -> list[Path]:
+    """Write each volume (those for which `where` holds) as `VOLUME.nii.gz` beside `VOLUME.json`; returns the NIfTI files.
+
+    Grid and values are the index's: RAS+ mm affine, rescaled, int16 or float32, no further scaling.
+    Raises `UsageError` for a wrong condition, `ArchiveError` where a volume cannot be read.
+    """
+    out = Path(folder)
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file. Give a folder for the NIfTI files.")
+    records = index.volumes(where)
+    out.mkdir(mode=0o700, parents=True, exist_ok=True)
+    written: list[Path] = []
+    for record in records:
+        file = write_nifti(index.read(record.volume), out / f"{record.volume}.nii.gz")
+        file.chmod(0o600)
+        write_private(out / f"{record.volume}.json", json.dumps(record.document(), indent=1).encode())
+        written.append(file)
+    return written

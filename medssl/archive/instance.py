@@ -1,0 +1,104 @@
+"""One file of the archive after its scan: what the header says that grouping, geometry and reading need, or why it is left out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, get_type_hints
+
+import pyarrow as pa
+
+from medssl.archive.outcomes import Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """Private: holds the file's name and real UIDs. Empty text and empty tuples mean "not in the header"."""
+
+    source: int
+    """Which of the sources of this index."""
+    key: bytes
+    """The source's name of the file."""
+    size: int = 0
+    kind: str = ""
+    """"dicom", "nifti" or empty."""
+    reason: str = ""
+    """A `Reason` where the file alone decides it."""
+    modality: str = ""
+    patient: str = ""
+    study: str = ""
+    series: str = ""
+    uid: str = ""
+    """SOPInstanceUID; of a NIfTI file the digest of its content."""
+
+    sop_class: str = ""
+    syntax: str = ""
+    image_type: tuple[str, ...] = ()
+    component: str = ""
+    """M, P, R or I where the image says that it is magnitude, phase, real or imaginary."""
+    photometric: str = ""
+    rows: int = 0
+    columns: int = 0
+    bits_allocated: int = 0
+    bits_stored: int = 0
+    high_bit: int = 0
+    signed: int = 0
+    slope: float = 1.0
+    intercept: float = 0.0
+    padding: tuple[float, ...] = ()
+    pixels_at: int = -1
+    """Where the PixelData element starts in the file; -1 where the pixels must be found by parsing."""
+
+    position: tuple[float, ...] = ()
+    orientation: tuple[float, ...] = ()
+    pixel_spacing: tuple[float, ...] = ()
+    between_slices: tuple[float, ...] = ()
+    """SpacingBetweenSlices, only ever compared with the positions."""
+    frame: str = ""
+    """FrameOfReferenceUID."""
+
+    echo: str = ""
+    inversion: str = ""
+    flip: str = ""
+    kernel: str = ""
+    temporal: str = ""
+    acquisition: str = ""
+    trigger: str = ""
+    diffusion: str = ""
+    acquired: str = ""
+    """Acquisition date and time, only ever compared."""
+
+    shape: tuple[int, ...] = ()
+    affine: tuple[float, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def why(self) -> Reason | None:
+        """The reason as the enumeration has it."""
+        return Reason(self.reason) if self.reason else None
+
+
+_ARROW: dict[Any, pa.DataType] = {
+    str: pa.string(),
+    bytes: pa.binary(),
+    int: pa.int64(),
+    float: pa.float64(),
+    tuple[str, ...]: pa.list_(pa.string()),
+    tuple[int, ...]: pa.list_(pa.int64()),
+    tuple[float, ...]: pa.list_(pa.float64()),
+}
+
+SCHEMA = pa.schema([pa.field(field.name, _ARROW[get_type_hints(Instance)[field.name]]) for field in fields(Instance)])
+"""One column a field."""
+
+
+def to_table(instances: list[Instance]) -> pa.Table:
+    """Instances as rows, in order."""
+    columns = {name: [getattr(instance, name) for instance in instances] for name in SCHEMA.names}
+    return pa.table(columns, schema=SCHEMA)
+
+
+def from_table(table: pa.Table) -> list[Instance]:
+    """The instances of `to_table`."""
+    lists = {field.name for field in SCHEMA if pa.types.is_list(field.type)}
+    columns = [[tuple(value) for value in table[name].to_pylist()] if name in lists else table[name].to_pylist() for name in SCHEMA.names]
+    return [Instance(*row) for row in zip(*columns, strict=True)]

@@ -1,0 +1,46 @@
+"""What the name of a NIfTI file says: label map or image, whose, of which visit. nnU-Net, Decathlon and BIDS conventions."""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePath
+
+_LABEL_FOLDER = re.compile(r"^labels?(Tr|Ts|Val)?$", re.IGNORECASE)
+_LABEL_FILE = re.compile(r"(^|[_-])(seg|dseg|probseg|segmentation|mask|label|labels)$", re.IGNORECASE)
+_SUBJECT = re.compile(r"^(sub-[A-Za-z0-9]+)")
+_SESSION = re.compile(r"(?:^|_)(ses-[A-Za-z0-9]+)")
+_CHANNEL = re.compile(r"_\d{4}$")
+
+
+def is_nifti_name(name: str) -> bool:
+    """Does the name end as NIfTI files do?"""
+    return name.lower().endswith((".nii", ".nii.gz"))
+
+
+def stem(name: str) -> str:
+    """The file name without folders and `.nii.gz`."""
+    return re.sub(r"\.nii(\.gz)?$", "", PurePath(name).name, flags=re.IGNORECASE)
+
+
+def is_label(name: str) -> bool:
+    """A label map, by its folder (`labelsTr`) or its ending (`_seg`, `_dseg`, `_mask`): never taken for an image."""
+    folders = PurePath(name).parts[:-1]
+    return any(_LABEL_FOLDER.match(folder) for folder in folders) or bool(_LABEL_FILE.search(stem(name)))
+
+
+def patient_of(name: str) -> str:
+    """Whose image: `sub-01` of BIDS, `CASE` of nnU-Net's `CASE_0000.nii.gz`, else the file's own name."""
+    for part in PurePath(name).parts:
+        subject = _SUBJECT.match(part)
+        if subject:
+            return subject.group(1)
+    return _CHANNEL.sub("", stem(name))
+
+
+def session_of(name: str) -> str:
+    """The visit: patient and `ses-02` of BIDS where there is one."""
+    for part in PurePath(name).parts:
+        session = _SESSION.search(part)
+        if session:
+            return f"{patient_of(name)}/{session.group(1)}"
+    return patient_of(name)

@@ -1,0 +1,181 @@
+"""Reading headers in worker processes: a shard of names in, a Parquet file of instances out."""
+
+from __future__ import annotations
+
+import gzip
+import multiprocessing
+import os
+import struct
+import sys
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO
+
+from medssl.archive import labels
+from medssl.archive.instance import Instance, from_table, to_table
+from medssl.archive.nifti import NiftiProblem, is_nifti, read_nifti_header
+from medssl.archive.outcomes import Reason
+from medssl.archive.source import ArchiveSource
+from medssl.archive.tables import read_table, write_table
+from medssl.errors import ArchiveError
+
+SHARD = 256
+"""Files a task reads: enough to make the task's own cost small, few enough to spread over the workers."""
+
+Progress = Callable[[int, int | None], None]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Work for one task, which makes its own source."""
+
+    number: int
+    source: int
+    kind: type[ArchiveSource]
+    location: str
+    keys: tuple[str, ...]
+
+
+def scan(shards: Sequence[Shard], folder: Path, workers: int, progress: Progress | None) -> list[Instance]:
+    """Every instance of the shards, in their order; each shard is written to `folder` as it is done."""
+    total = sum(len(shard.keys) for shard in shards)
+    done = 0
+    _report(progress, done, total)
+    with _executor(workers if len(shards) > 1 else 1) as executor:
+        for count in _results(executor, shards, folder):
+            done += count
+            _report(progress, done, total)
+    return [one for shard in shards for one in from_table(read_table(folder / _name(shard)))]
+
+
+def shards_of(sources: Iterable[tuple[int, type[ArchiveSource], str, Iterable[str]]]) -> list[Shard]:
+    """Names of each source in shards of `SHARD`."""
+    shards: list[Shard] = []
+    for source, kind, location, keys in sources:
+        names = iter(keys)
+        while part := tuple(islice(names, SHARD)):
+            shards.append(Shard(len(shards), source, kind, location, part))
+    return shards
+
+
+def _report(progress: Progress | None, done: int, total: int) -> None:
+    if progress is not None:
+        progress(done, total)
+
+
+@contextmanager
+def _executor(workers: int) -> Iterator[Executor | None]:
+    if workers <= 1:
+        yield None
+        return
+    # Forking spares scripts the `if __name__ == "__main__"` that a fresh interpreter would need.
+    method = "fork" if sys.platform == "linux" else "spawn"
+    executor = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context(method))
+    try:
+        yield executor
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _results(executor: Executor | None, shards: Sequence[Shard], folder: Path) -> Iterator[int]:
+    if executor is None:
+        yield from (scan_shard(shard, folder) for shard in shards)
+        return
+    waiting: list[Future[int]] = [executor.submit(scan_shard, shard, folder) for shard in shards]
+    try:
+        for future in as_completed(waiting):
+            yield future.result()
+    except BrokenProcessPool as error:
+        raise ArchiveError(
+            "a worker process was killed while reading headers, probably for want of memory. Try again with --workers 1."
+        ) from error
+
+
+def _name(shard: Shard) -> str:
+    return f"shard-{shard.number:08d}.parquet"
+
+
+def scan_shard(shard: Shard, folder: Path) -> int:
+    """Scan one shard and write it; returns the number of files."""
+    source = shard.kind(shard.location)
+    with warnings.catch_warnings():
+        # pydicom quotes header values in its warnings, and those may be names.
+        warnings.simplefilter("ignore")
+        instances = [scan_file(source, shard.source, key) for key in shard.keys]
+    write_table(to_table(instances), folder / _name(shard))
+    return len(instances)
+
+
+def scan_file(source: ArchiveSource, number: int, key: str) -> Instance:
+    """What one file is; never raises for what the file holds."""
+    instance = Instance(source=number, key=os.fsencode(key))
+    try:
+        with source.open(key) as file:
+            instance = replace(instance, size=file.seek(0, os.SEEK_END))
+            return _scan_open(file, instance, os.path.join(Path(source.location).name, key))  # noqa: PTH118 - any encoding
+    except OSError:
+        return replace(instance, reason=Reason.UNREADABLE.value)
+
+
+def _scan_open(file: BinaryIO, instance: Instance, name: str) -> Instance:
+    if instance.size == 0:
+        return replace(instance, reason=Reason.EMPTY_FILE.value)
+    file.seek(0)
+    start = file.read(348)
+    if labels.is_nifti_name(name) or is_nifti(start) or (start[:2] == b"\x1f\x8b" and is_nifti(_unpacked_start(file))):
+        return _scan_nifti(file, instance, name)
+    if start[:4] == b"PK\x03\x04" or start[:2] == b"\x1f\x8b":
+        return replace(instance, reason=Reason.COMPRESSED_ARCHIVE.value)
+    return _scan_dicom(file, instance)
+
+
+def _unpacked_start(file: BinaryIO) -> bytes:
+    file.seek(0)
+    try:
+        with gzip.GzipFile(fileobj=file) as packed:
+            return packed.read(348)
+    except (OSError, EOFError, zlib.error):
+        return b""
+
+
+def _scan_nifti(file: BinaryIO, instance: Instance, name: str) -> Instance:
+    found = replace(instance, kind="nifti", modality="unknown", patient=labels.patient_of(name))
+    if labels.is_label(name):
+        return replace(found, reason=Reason.LABEL_MAP.value)
+    try:
+        file.seek(0)
+        header = read_nifti_header(file)
+    except NiftiProblem as problem:
+        return replace(found, reason=problem.reason.value)
+    file.seek(0)
+    digest = blake2b(digest_size=20)
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return replace(
+        found,
+        uid=digest.hexdigest(),
+        series=digest.hexdigest(),
+        study=labels.session_of(name),
+        shape=header.shape,
+        affine=tuple(header.affine.ravel().tolist()),
+        warnings=header.warnings,
+    )
+
+
+def _scan_dicom(file: BinaryIO, instance: Instance) -> Instance:
+    from medssl.archive.dicom import PARSE_ERRORS, looks_like_dicom, read_instance
+
+    if not looks_like_dicom(file):
+        return replace(instance, reason=Reason.NOT_MEDICAL.value)
+    try:
+        return read_instance(file, instance)
+    except (*PARSE_ERRORS, struct.error, zlib.error):
+        return replace(instance, reason=Reason.CORRUPT.value)

@@ -1,0 +1,172 @@
+"""From the slices of one series to its volumes: split by what makes slices incomparable, sort by position, cut at gaps."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medssl.archive import geometry
+from medssl.archive.instance import Instance
+from medssl.archive.outcomes import Reason
+
+_ALWAYS: tuple[tuple[str, Callable[[Instance], Hashable]], ...] = (
+    ("matrix", lambda one: (one.rows, one.columns)),
+    ("pixel spacing", lambda one: tuple(round(value, 4) for value in one.pixel_spacing)),
+    ("frame of reference", lambda one: one.frame),
+    ("image type", lambda one: one.component),
+    ("echo", lambda one: one.echo),
+    ("photometric interpretation", lambda one: one.photometric),
+    ("kind of object", lambda one: (one.sop_class, one.modality)),
+)
+"""Slices that differ in one of these are never of one volume."""
+
+_WHERE_REPEATED: tuple[tuple[str, Callable[[Instance], Hashable]], ...] = (
+    ("image type", lambda one: one.image_type),
+    ("temporal position", lambda one: one.temporal),
+    ("acquisition number", lambda one: one.acquisition),
+    ("trigger time", lambda one: one.trigger),
+    ("b-value", lambda one: one.diffusion),
+    ("inversion time", lambda one: one.inversion),
+    ("flip angle", lambda one: one.flip),
+    ("kernel", lambda one: one.kernel),
+    ("acquisition time", lambda one: one.acquired),
+)
+"""What may tell slices at one position apart, tried in this order."""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A volume: slices in order along the third axis."""
+
+    slices: tuple[Instance, ...]
+    affine: NDArray[np.float64]
+    """(4, 4) voxel -> RAS+ mm."""
+    split_by: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Columns, rows, slices."""
+        return self.slices[0].columns, self.slices[0].rows, len(self.slices)
+
+
+@dataclass(frozen=True)
+class Left:
+    """A slice in no volume."""
+
+    instance: Instance
+    reason: Reason
+
+
+Outcome = tuple[list[Stack], list[Left]]
+
+
+def split_volumes(instances: Sequence[Instance]) -> Outcome:
+    """The volumes of one series and the slices left over; every instance is in exactly one of the two.
+
+    The order of `instances` has no influence. Each needs a usable position, orientation and pixel spacing.
+    """
+    ordered = sorted(instances, key=lambda one: (one.orientation, one.uid, one.key))
+    groups = _alike(ordered)
+    stacks: list[Stack] = []
+    left: list[Left] = []
+    for group, split_by in groups:
+        found, rest = _stacks(group, split_by)
+        stacks += found
+        left += rest
+    return stacks, left
+
+
+def _alike(instances: Sequence[Instance]) -> list[tuple[list[Instance], tuple[str, ...]]]:
+    """Groups that agree in everything of `_ALWAYS` and in orientation, with the names of what differs within the series."""
+    names: list[str] = [name for name, value in _ALWAYS if len({value(one) for one in instances}) > 1]
+    by_key: dict[Hashable, list[list[Instance]]] = defaultdict(list)
+    for one in instances:
+        clusters = by_key[tuple(value(one) for _, value in _ALWAYS)]
+        for cluster in clusters:
+            if np.abs(np.subtract(cluster[0].orientation, one.orientation)).max() <= geometry.COSINE:
+                cluster.append(one)
+                break
+        else:
+            clusters.append([one])
+    if any(len(clusters) > 1 for clusters in by_key.values()):
+        names.insert(0, "orientation")
+    return [(cluster, tuple(names)) for clusters in by_key.values() for cluster in clusters]
+
+
+def _stacks(group: list[Instance], split_by: tuple[str, ...]) -> Outcome:
+    normal = geometry.slice_normal(group[0].orientation)
+    positions = np.array([one.position for one in group])
+    order = geometry.sort_along_normal(positions, normal)
+    group = [group[index] for index in order]
+    places = geometry.place_labels(positions[order] @ normal).tolist()
+    if len(set(places)) == len(group):
+        return _runs(group, split_by)
+    if len(set(places)) == 1 and len(group) > 1:
+        return [], [Left(one, Reason.REPEATED_POSITION) for one in group]
+    for name, value in _WHERE_REPEATED:
+        parts = _complete_parts(group, places, value)
+        if parts:
+            return _joined(_runs(part, (*split_by, name)) for part in parts)
+    return [], [Left(one, Reason.REPEATED_POSITION) for one in group]
+
+
+def _complete_parts(group: list[Instance], places: list[int], value: Callable[[Instance], Hashable]) -> list[list[Instance]]:
+    """The group parted by a value, if each part then has every place exactly once; else nothing."""
+    parts: dict[Hashable, list[int]] = defaultdict(list)
+    for index, one in enumerate(group):
+        parts[value(one)].append(index)
+    every = sorted(set(places))
+    complete = len(parts) > 1 and all([places[index] for index in part] == every for part in parts.values())
+    return [[group[index] for index in part] for _, part in sorted(parts.items(), key=lambda item: repr(item[0]))] if complete else []
+
+
+def _joined(outcomes: Iterable[Outcome]) -> Outcome:
+    stacks: list[Stack] = []
+    left: list[Left] = []
+    for found, rest in outcomes:
+        stacks += found
+        left += rest
+    return stacks, left
+
+
+def _runs(group: list[Instance], split_by: tuple[str, ...]) -> Outcome:
+    """Volumes from slices that are sorted and at different positions."""
+    if len(group) == 1:
+        return [], [Left(group[0], Reason.SINGLE_SLICE)]
+    runs = geometry.regular_runs(np.array([one.position for one in group]))
+    used = {index for run in runs for index in run.slices}
+    left = [Left(one, Reason.IRREGULAR) for index, one in enumerate(group) if index not in used]
+    cut = () if len(runs) == 1 and not left else ("gap",)
+    stacks = [_stack(group, run, (*split_by, *cut)) for run in runs]
+    if cut:
+        text = f"the slices have gaps or uneven distances: cut into {len(runs)} regular runs, {len(left)} slices left over"
+        stacks = [replace(stack, warnings=(text, *stack.warnings)) for stack in stacks]
+    return stacks, left
+
+
+def _stack(group: list[Instance], run: geometry.Run, split_by: tuple[str, ...]) -> Stack:
+    slices = tuple(group[index] for index in run.slices)
+    affine = geometry.affine_from_dicom(slices[0].orientation, slices[0].pixel_spacing, run.origin, run.step)
+    return Stack(slices, affine, split_by, tuple(_warnings(slices, affine)))
+
+
+def _warnings(slices: Sequence[Instance], affine: NDArray[np.float64]) -> Iterable[str]:
+    tilt = geometry.shear_degrees(affine)
+    if tilt > 0.1:
+        yield f"sheared by {tilt:.1f} degrees (gantry tilt or shifted slices); the affine keeps it exactly"
+    step = geometry.voxel_spacing(affine)[2]
+    stated = Counter(one.between_slices[0] for one in slices if one.between_slices and one.between_slices[0] > 0)
+    if stated:
+        between = stated.most_common(1)[0][0]
+        if abs(between - step) > max(0.05 * step, 0.01):
+            yield f"SpacingBetweenSlices says {between:.3f} mm, the positions say {step:.3f} mm; the positions count"
+    if slices[0].photometric == "MONOCHROME1":
+        yield "MONOCHROME1: low values are meant to be bright"
+    padded = sorted({one.padding[0] for one in slices if one.padding})
+    if padded:
+        yield f"pixel padding value {', '.join(f'{value:g}' for value in padded)} (stored) marks voxels without data"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from typing import Annotated, Any
+from typing import Annotated, TextIO
 
 import typer
 
@@ -71,7 +71,9 @@ def _fail(message: str, code: int, debug: bool) -> int:
     return code
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None, line: str | None = None
+) -> None:
     """Warnings are lines for a person; those of libraries about their own future are left to developers."""
     if not issubclass(category, DeprecationWarning | FutureWarning | PendingDeprecationWarning):
         say(f"medssl: warning: {message}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,8 +35,10 @@ def index(
         return
     _print_volumes(f"Volumes in {index}", summary.volumes)
     if summary.rejected:
-        print_table("Not volumes", ("reason", "files"), sorted(summary.rejected.items(), key=lambda item: -item[1]))
-    say(f"{summary.files} files, {summary.instances} instances, {len(summary.volumes)} volumes. Next: medssl store {index} --out STORE")
+        print_table("Not volumes", ("reason", "files"), Counter(summary.rejected).most_common())
+    say(f"{summary.files} files, {summary.instances} instances, {len(summary.volumes)} volumes.")
+    if summary.volumes:
+        say(f"Next: medssl store {index} --out STORE")
 
 
 def volumes(

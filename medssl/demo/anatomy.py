@@ -57,15 +57,15 @@ def template() -> Template:
     if spec is None or spec.origin is None:
         raise MissingInput("the demo takes its anatomy from the package nilearn. Install it with: pip install 'medssl[demo]'")
     folder = Path(spec.origin).parent / "datasets" / "data"
-    maps = {}
-    affine = np.eye(4)
+    maps: dict[str, Floats] = {}
+    affine: NDArray[np.float64] = np.eye(4)
     for name in ("t1", "gm", "wm"):
         found = sorted(folder.glob(f"mni_icbm152_{name}_tal_nlin_sym_09a*.nii.gz"))
         if not found:
             raise MissingInput(f"nilearn is installed but has no MNI152 map '{name}'. Install the version named in constraints.txt.")
         image = nib.load(found[0])
-        affine = np.asarray(image.affine)
-        maps[name] = np.asarray(image.dataobj, dtype=np.float32) / 255
+        affine = np.asarray(image.affine, dtype=np.float64)
+        maps[name] = np.asarray(image.dataobj, dtype=np.float32) / np.float32(255)
     return Template(maps["t1"], maps["gm"], maps["wm"], np.linalg.inv(affine))
 
 
@@ -134,4 +134,5 @@ def _contrast(random: np.random.Generator, t1: Floats) -> NDArray[np.int16]:
         curve = np.where(body, 1.15 - 0.8 * curve, 0)
     bias = np.exp(0.15 * _smooth(random, t1.shape, 3))
     noisy = np.abs(curve * bias + random.normal(0, 0.03, t1.shape))
-    return np.clip(np.rint(noisy * random.uniform(400, 1500)), 0, 4095).astype(np.int16)
+    values: NDArray[np.int16] = np.clip(np.rint(noisy * random.uniform(400, 1500)), 0, 4095).astype(np.int16)
+    return values

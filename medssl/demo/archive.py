@@ -19,25 +19,28 @@ TOLERANCE_MM = 1e-2
 """Two grids are the same where their corners agree to this many millimetres; DICOM writes decimal strings."""
 
 
-def write_archive(scans: Sequence[Scan], folder: Path) -> None:
+def write_archive(scans: Sequence[Scan], folder: str | Path) -> None:
     """One folder a patient with the series in shuffled file order; a localizer, a secondary capture and a corrupt file among them."""
+    folder = Path(folder)
     for number, scan in enumerate(scans):
         patient = folder / f"patient{number:02d}"
-        write_series(patient / "T1", scan.image, scan.affine, modality="MR", patient=f"DEMO{number:02d}", seed=number)
-    write_localizer(folder / "patient00" / "localizer", patient="DEMO00")
-    write_secondary_capture(folder / "patient01" / "capture.dcm", patient="DEMO01")
+        write_series(patient / "T1", scan.image, scan.affine, modality="MR", patient=f"DEMO{number:02d}", series="T1", seed=number)
+    write_localizer(folder / "patient00", modality="MR", patient="DEMO00", series="scout")
+    write_secondary_capture(folder / "patient01", patient="DEMO01")
     whole = sorted((folder / "patient02" / "T1").iterdir())[0].read_bytes()
     (folder / "patient02" / "broken.dcm").write_bytes(whole[: len(whole) // 3])
 
 
-def write_pairs(scans: Sequence[Scan], folder: Path) -> None:
+def write_pairs(scans: Sequence[Scan], folder: str | Path) -> None:
     """Image and label NIfTI of each scan, `images/pNN.nii.gz` and `labels/pNN.nii.gz`."""
     for number, scan in enumerate(scans):
         for kind, data in (("images", scan.image), ("labels", scan.labels)):
-            _save(data, scan.affine, folder / kind / f"p{number:02d}.nii.gz")
+            _save(data, scan.affine, Path(folder) / kind / f"p{number:02d}.nii.gz")
 
 
-def write_labels(scans: Sequence[Scan], images: Sequence[Path], folder: Path, groups: Mapping[str, Sequence[int]]) -> dict[str, list[str]]:
+def write_labels(
+    scans: Sequence[Scan], images: Sequence[Path], folder: str | Path, groups: Mapping[str, Sequence[int]]
+) -> dict[str, list[str]]:
     """For each group of patients `GROUP/images` and `GROUP/labels` with equal names; returns the names by group.
 
     An image file is matched to its patient by the grid, since its name is a pseudonym. The label map is turned onto the image's
@@ -54,7 +57,7 @@ def write_labels(scans: Sequence[Scan], images: Sequence[Path], folder: Path, gr
             labels = apply_orientation(scans[patient].labels, turn).astype(np.uint8)
             name = images[place].name
             for kind, data in (("images", np.asarray(image.dataobj)), ("labels", labels)):
-                _save(data, image.affine, folder / group / kind / name)
+                _save(data, image.affine, Path(folder) / group / kind / name)
             names[group].append(name)
     return names
 

@@ -131,6 +131,6 @@ def _write(path: Path, config: dict[str, object]) -> Path:
 def _rows(evaluations: Sequence[Evaluation]) -> list[tuple[str, ...]]:
     rows = []
     for start, evaluation in zip(STARTS, evaluations, strict=True):
-        means = [evaluation.means[value] for value in range(1, len(LABELS) + 1)]
-        rows.append((start, *(f"{mean:.3f}" for mean in means), f"{np.mean(means):.3f}"))
+        means = [evaluation.means[value] or 0.0 for value in range(1, len(LABELS) + 1)]
+        rows.append((start, *(f"{mean:.3f}" for mean in means), f"{evaluation.dice or 0.0:.3f}"))
     return rows

@@ -66,7 +66,7 @@ def template() -> Template:
         image = nib.load(found[0])
         affine = np.asarray(image.affine, dtype=np.float64)
         maps[name] = np.asarray(image.dataobj, dtype=np.float32) / np.float32(255)
-    return Template(maps["t1"], maps["gm"], maps["wm"], np.linalg.inv(affine))
+    return Template(maps["t1"], maps["gm"], maps["wm"], np.asarray(np.linalg.inv(affine), dtype=np.float64))
 
 
 def make_scan(patient: int, seed: int = 0, spacing: float = 3.0) -> Scan:

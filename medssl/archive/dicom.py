@@ -59,7 +59,7 @@ _WANTED = (
     "SOPClassUID SOPInstanceUID SeriesInstanceUID StudyInstanceUID PatientID IssuerOfPatientID Modality ImageType Rows Columns "
     "NumberOfFrames SamplesPerPixel PhotometricInterpretation BitsAllocated BitsStored HighBit PixelRepresentation RescaleSlope "
     "RescaleIntercept ModalityLUTSequence PixelPaddingValue PixelPaddingRangeLimit ImagePositionPatient ImageOrientationPatient "
-    "PixelSpacing SpacingBetweenSlices FrameOfReferenceUID EchoNumbers EchoTime InversionTime FlipAngle ConvolutionKernel "
+    "PixelSpacing SpacingBetweenSlices SliceThickness FrameOfReferenceUID EchoNumbers EchoTime InversionTime FlipAngle ConvolutionKernel "
     "TemporalPositionIdentifier AcquisitionNumber TriggerTime AcquisitionDate AcquisitionTime AcquisitionDateTime "
     "ComplexImageComponent DiffusionBValue DiffusionGradientOrientation"
 )
@@ -160,6 +160,7 @@ def _with_place(found: Instance, dataset: pydicom.Dataset) -> Instance:
         orientation=_numbers(dataset, "ImageOrientationPatient"),
         pixel_spacing=_numbers(dataset, "PixelSpacing"),
         between_slices=_tolerant(dataset, "SpacingBetweenSlices"),
+        thickness=_tolerant(dataset, "SliceThickness"),
         frame=_text(dataset, "FrameOfReferenceUID"),
         rows=int(_number(dataset, "Rows", 0)),
         columns=int(_number(dataset, "Columns", 0)),

@@ -53,6 +53,8 @@ class Instance:
     pixel_spacing: tuple[float, ...] = ()
     between_slices: tuple[float, ...] = ()
     """SpacingBetweenSlices, only ever compared with the positions."""
+    thickness: tuple[float, ...] = ()
+    """SliceThickness, likewise."""
     frame: str = ""
     """FrameOfReferenceUID."""
 

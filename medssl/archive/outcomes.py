@@ -35,6 +35,7 @@ class Reason(StrEnum):
 
     UNREADABLE = "unreadable: cannot be opened"
     CORRUPT = "corrupt: not valid DICOM or NIfTI"
+    KILLED = "reading it killed the worker process"
     TRUNCATED = "truncated: the pixels end before they should"
     NO_UID = "no SOPInstanceUID or SeriesInstanceUID"
     CONFLICT = "SOPInstanceUID used twice with different content"
@@ -46,6 +47,7 @@ class Reason(StrEnum):
     BAD_PIXELS = "bits or scaling that make no sense"
     BAD_GEOMETRY = "position, orientation or spacing that make no sense"
     SINGLE_SLICE = "single slice"
+    FAR_APART = "two slices that lie too far apart to be neighbours"
     IRREGULAR = "irregular slice distances"
     REPEATED_POSITION = "several slices at one position that nothing tells apart"
     NIFTI_ORIENTATION = "NIfTI without a usable affine"

@@ -12,20 +12,20 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from medssl.archive import labels
+from medssl.archive import nifti_names
 from medssl.archive.instance import Instance, from_table, to_table
+from medssl.archive.modality import UNKNOWN, modality_of
 from medssl.archive.nifti import NiftiProblem, is_nifti, read_nifti_header
 from medssl.archive.outcomes import Reason
 from medssl.archive.source import ArchiveSource
 from medssl.archive.tables import read_table, write_table
-from medssl.errors import ArchiveError
 
 SHARD = 256
 """Files a task reads: enough to make the task's own cost small, few enough to spread over the workers."""
@@ -72,8 +72,9 @@ def _report(progress: Progress | None, done: int, total: int) -> None:
 
 
 @contextmanager
-def _executor(workers: int) -> Iterator[Executor | None]:
-    if workers <= 1:
+def _executor(workers: int, always: bool = False) -> Iterator[Executor | None]:
+    """A pool of processes, or None where this process is to do the work itself."""
+    if workers <= 1 and not always:
         yield None
         return
     # Forking spares scripts the `if __name__ == "__main__"` that a fresh interpreter would need.
@@ -93,10 +94,24 @@ def _results(executor: Executor | None, shards: Sequence[Shard], folder: Path) -
     try:
         for future in as_completed(waiting):
             yield future.result()
-    except BrokenProcessPool as error:
-        raise ArchiveError(
-            "a worker process was killed while reading headers, probably for want of memory. Try again with --workers 1."
-        ) from error
+    except BrokenProcessPool:
+        for shard in shards:
+            if not (folder / _name(shard)).exists():
+                write_table(to_table(_alone(shard, folder)), folder / _name(shard))
+                yield len(shard.keys)
+
+
+def _alone(shard: Shard, folder: Path) -> list[Instance]:
+    """A shard in a process of its own, halved as long as that process gets killed, until the file that does it is found."""
+    with _executor(1, always=True) as executor, suppress(BrokenProcessPool):
+        assert executor is not None
+        executor.submit(scan_shard, shard, folder).result()
+        return from_table(read_table(folder / _name(shard)))
+    if len(shard.keys) == 1:
+        return [Instance(source=shard.source, key=os.fsencode(shard.keys[0]), reason=Reason.KILLED.value)]
+    middle = len(shard.keys) // 2
+    halves = (replace(shard, keys=keys) for keys in (shard.keys[:middle], shard.keys[middle:]))
+    return [one for half in halves for one in _alone(half, folder)]
 
 
 def _name(shard: Shard) -> str:
@@ -109,9 +124,16 @@ def scan_shard(shard: Shard, folder: Path) -> int:
     with warnings.catch_warnings():
         # pydicom quotes header values in its warnings, and those may be names.
         warnings.simplefilter("ignore")
-        instances = [scan_file(source, shard.source, key) for key in shard.keys]
+        side_files: dict[str, Any] = {}
+        instances = [_with_modality(scan_file(source, shard.source, key), source, key, side_files) for key in shard.keys]
     write_table(to_table(instances), folder / _name(shard))
     return len(instances)
+
+
+def _with_modality(instance: Instance, source: ArchiveSource, key: str, side_files: dict[str, Any]) -> Instance:
+    if instance.kind != "nifti" or instance.reason:
+        return instance
+    return replace(instance, modality=modality_of(source, key, side_files))
 
 
 def scan_file(source: ArchiveSource, number: int, key: str) -> Instance:
@@ -130,7 +152,7 @@ def _scan_open(file: BinaryIO, instance: Instance, name: str) -> Instance:
         return replace(instance, reason=Reason.EMPTY_FILE.value)
     file.seek(0)
     start = file.read(348)
-    if labels.is_nifti_name(name) or is_nifti(start) or (start[:2] == b"\x1f\x8b" and is_nifti(_unpacked_start(file))):
+    if nifti_names.is_nifti_name(name) or is_nifti(start) or (start[:2] == b"\x1f\x8b" and is_nifti(_unpacked_start(file))):
         return _scan_nifti(file, instance, name)
     if start[:4] == b"PK\x03\x04" or start[:2] == b"\x1f\x8b":
         return replace(instance, reason=Reason.COMPRESSED_ARCHIVE.value)
@@ -147,8 +169,8 @@ def _unpacked_start(file: BinaryIO) -> bytes:
 
 
 def _scan_nifti(file: BinaryIO, instance: Instance, name: str) -> Instance:
-    found = replace(instance, kind="nifti", modality="unknown", patient=labels.patient_of(name))
-    if labels.is_label(name):
+    found = replace(instance, kind="nifti", modality=UNKNOWN, patient=nifti_names.patient_of(name))
+    if nifti_names.is_label(name):
         return replace(found, reason=Reason.LABEL_MAP.value)
     try:
         file.seek(0)
@@ -163,7 +185,7 @@ def _scan_nifti(file: BinaryIO, instance: Instance, name: str) -> Instance:
         found,
         uid=digest.hexdigest(),
         series=digest.hexdigest(),
-        study=labels.session_of(name),
+        study=nifti_names.session_of(name),
         shape=header.shape,
         affine=tuple(header.affine.ravel().tolist()),
         warnings=header.warnings,

@@ -138,6 +138,8 @@ def _runs(group: list[Instance], split_by: tuple[str, ...]) -> Outcome:
     """Volumes from slices that are sorted and at different positions."""
     if len(group) == 1:
         return [], [Left(group[0], Reason.SINGLE_SLICE)]
+    if len(group) == 2 and _far_apart(group):
+        return [], [Left(one, Reason.FAR_APART) for one in group]
     runs = geometry.regular_runs(np.array([one.position for one in group]))
     used = {index for run in runs for index in run.slices}
     left = [Left(one, Reason.IRREGULAR) for index, one in enumerate(group) if index not in used]
@@ -147,6 +149,12 @@ def _runs(group: list[Instance], split_by: tuple[str, ...]) -> Outcome:
         text = f"the slices have gaps or uneven distances: cut into {len(runs)} regular runs, {len(left)} slices left over"
         stacks = [replace(stack, warnings=(text, *stack.warnings)) for stack in stacks]
     return stacks, left
+
+
+def _far_apart(pair: Sequence[Instance]) -> bool:
+    """Two slices prove no spacing by themselves: where the header knows better, they must not lie far beyond it."""
+    stated = [value for one in pair for values in (one.between_slices, one.thickness) for value in values if value > 0]
+    return bool(stated) and float(np.linalg.norm(np.subtract(pair[0].position, pair[1].position))) > 3 * max(stated)
 
 
 def _stack(group: list[Instance], run: geometry.Run, split_by: tuple[str, ...]) -> Stack:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from medssl.errors import NetworkError
-from medssl.networks.probe import Skeleton
-from medssl.networks.spec import NetworkSpec
+from medssl.networks.probe import Skeleton, skeleton_of
+from medssl.networks.spec import NetworkSpec, SpecKey
 
 _PAIRS: dict[str, list[tuple[dict[str, int], dict[str, int]]]] = {
     "out_channels": [({"out_channels": 3}, {"out_channels": 5}), ({"out_channels": 16}, {"out_channels": 32})],
@@ -35,14 +35,14 @@ def unique_tensors(network: nn.Module) -> dict[str, Tensor]:
 
 def head_modules(spec: NetworkSpec) -> tuple[str, ...]:
     """Names of the layers whose shape depends on the number of outputs; () for networks without such layers."""
-    return _changed(_Key(spec), "out_channels")
+    return _changed(SpecKey(spec), "out_channels")
 
 
 def stem_modules(spec: NetworkSpec) -> tuple[str, ...]:
     """Names of the layers whose shape depends on the number of inputs; () for networks that fix it."""
     if spec.source().in_name is None:
         return ()
-    return _changed(_Key(spec), "in_channels")
+    return _changed(SpecKey(spec), "in_channels")
 
 
 def head_tensors(spec: NetworkSpec) -> tuple[str, ...]:
@@ -58,7 +58,7 @@ def stem_tensors(spec: NetworkSpec) -> tuple[str, ...]:
 
 def _owned_by(spec: NetworkSpec, layers: Iterable[str]) -> tuple[str, ...]:
     prefixes = tuple(layers)
-    names = unique_tensors(_skeleton(_Key(spec)))
+    names = unique_tensors(spec.skeleton())
     return tuple(name for name in names if any(name == prefix or name.startswith(prefix + ".") for prefix in prefixes))
 
 
@@ -67,7 +67,7 @@ def head_module(spec: NetworkSpec) -> str | None:
 
     `spec.head` goes first. Where several separate heads remain, the one that feeds the full-size output counts.
     """
-    return _head_module(_Key(spec))
+    return _head_module(SpecKey(spec))
 
 
 def dense_head(spec: NetworkSpec, channels: int, seed: int | None = None) -> tuple[str, nn.Module]:
@@ -113,27 +113,8 @@ def _set_layer(network: nn.Module, name: str, layer: nn.Module) -> None:
     setattr(network.get_submodule(parent), last, layer)
 
 
-class _Key:
-    """A specification as a cache key: equal content, equal key."""
-
-    def __init__(self, spec: NetworkSpec) -> None:
-        self.spec = spec
-        self._content = (spec.model_dump_json(), spec._callable)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Key) and self._content == other._content
-
-    def __hash__(self) -> int:
-        return hash(self._content[0])
-
-
-@lru_cache(maxsize=32)
-def _skeleton(key: _Key) -> nn.Module:
-    return key.spec.skeleton()
-
-
 @lru_cache(maxsize=64)
-def _changed(key: _Key, what: str) -> tuple[str, ...]:
+def _changed(key: SpecKey, what: str) -> tuple[str, ...]:
     problem: NetworkError | None = None
     for pair in _PAIRS[what]:
         try:
@@ -165,9 +146,9 @@ def _shape(tensors: dict[str, Tensor], name: str) -> torch.Size | None:
 
 
 @lru_cache(maxsize=64)
-def _head_module(key: _Key) -> str | None:
+def _head_module(key: SpecKey) -> str | None:
     spec = key.spec
-    skeleton = Skeleton.of(spec)
+    skeleton = skeleton_of(spec)
     if spec.head is not None:
         return _given_head(spec, skeleton)
     layers = head_modules(spec)

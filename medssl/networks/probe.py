@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from medssl.errors import NetworkError
-from medssl.networks.spec import NetworkSpec
+from medssl.networks.spec import NetworkSpec, SpecKey
 
 _META_SIDES = (128, 64, 96, 256, 32, 16, 144, 240, 48, 8)
 _CPU_SIDES = (64, 32, 16, 96, 128)
@@ -41,22 +42,6 @@ class Skeleton:
     output: tuple[int, ...]
     """Shape of the output for a batch of 2 crops of `base`."""
 
-    @classmethod
-    def of(cls, spec: NetworkSpec) -> Skeleton:
-        """The skeleton of `spec`; `NetworkError` where the network fails on every size that was tried."""
-        network, problems = spec.skeleton(), []
-        for device, sides in (("meta", _META_SIDES), ("cpu", _CPU_SIDES)):
-            if device == "cpu":
-                network = spec.build(seed=0)
-            for size in _sizes(spec, sides):
-                try:
-                    output = run(network, spec, size, 2, device)
-                except Exception as error:  # noqa: BLE001 - whatever a network raises says that it does not take this size
-                    problems.append(f"{shown(size)}: {first_line(error)}")
-                else:
-                    return cls(spec, network, device, size, tuple(output.shape))
-        raise NetworkError(f"{spec} failed on every crop that was tried, first on {problems[0]}. Check its options and spatial_dims.")
-
     def flow(self, name: str) -> Flow | None:
         """Shapes through the module `name` in one forward pass; None where it is not run, or not on one tensor."""
         try:
@@ -78,6 +63,26 @@ class Skeleton:
             return None
         reads, writes = seen[-1]
         return Flow(tuple(reads.shape), tuple(writes.shape), writes is final)
+
+
+def skeleton_of(spec: NetworkSpec) -> Skeleton:
+    """The skeleton of `spec`, made once; `NetworkError` where the network fails on every size that was tried."""
+    return _skeleton_of(SpecKey(spec))
+
+
+@lru_cache(maxsize=16)
+def _skeleton_of(key: SpecKey) -> Skeleton:
+    spec, problems = key.spec, []
+    for device, sides in (("meta", _META_SIDES), ("cpu", _CPU_SIDES)):
+        network = spec.skeleton() if device == "meta" else spec.build(seed=0)
+        for size in _sizes(spec, sides):
+            try:
+                output = run(network, spec, size, 2, device)
+            except Exception as error:  # noqa: BLE001 - whatever a network raises says that it does not take this size
+                problems.append(f"{shown(size)}: {first_line(error)}")
+            else:
+                return Skeleton(spec, network, device, size, tuple(output.shape))
+    raise NetworkError(f"{spec} failed on every crop that was tried, first on {problems[0]}. Check its options and spatial_dims.")
 
 
 def run(network: nn.Module, spec: NetworkSpec, size: Sequence[int], batch: int, device: str) -> Tensor:

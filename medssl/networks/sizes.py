@@ -15,24 +15,28 @@ from torch import Tensor
 
 from medssl.contracts import NetworkInfo
 from medssl.errors import NetworkError
-from medssl.networks.probe import Skeleton, first_line, run, shown
+from medssl.networks.probe import Skeleton, first_line, run, shown, skeleton_of
 from medssl.networks.spec import NetworkSpec
 from medssl.networks.trunk import Part, Trunk
 from medssl.plugins import Plugins
 
 ONE_VOXEL = ("Expected more than 1 spatial element", "Expected more than 1 value per channel")
 UNEQUAL = ("must match the size", "Sizes of tensors must match", "Attempting to broadcast")
-_STEPS = sorted({2**twos * 3**threes * 5**fives for twos in range(8) for threes in range(3) for fives in range(2)})
+_STEPS = sorted({odd * 2**twos for odd in (1, 3, 5, 9, 15) for twos in range(8)}, key=lambda step: (step & (step - 1) != 0, step))
+"""Steps between allowed sides, in the order tried: strides are powers of two in almost every network."""
 
 
 def network_info(spec: NetworkSpec, plugins: Plugins | None = None) -> NetworkInfo:
     """Widths and strides measured on a dry run without values; `NetworkError` where the encoder's end is unknown."""
-    skeleton = Skeleton.of(spec)
+    skeleton = skeleton_of(spec)
     trunk = Trunk(skeleton.network, spec, plugins)
-    end_flow = skeleton.flow(trunk.end)
-    images = torch.zeros((2, spec.in_channels, *skeleton.base), device=skeleton.device)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        parts = trunk(images)
+    try:
+        end_flow = skeleton.flow(trunk.end)
+        images = torch.zeros((2, spec.in_channels, *skeleton.base), device=skeleton.device)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            parts = trunk(images)
+    finally:
+        trunk.close()
     end = parts["encoder_end"]
     if end.dim() != spec.spatial_dims + 2:
         raise NetworkError(
@@ -61,16 +65,20 @@ def check_crop(
         raise NetworkError(
             f"{spec} works in {spec.spatial_dims}D and cannot take crops of {shown(wanted)}: give {spec.spatial_dims} sides."
         )
-    skeleton = Skeleton.of(spec)
+    skeleton = skeleton_of(spec)
     if "img_size" in spec.options and wanted != skeleton.base:
         raise NetworkError(
             f"{spec} was given img_size {shown(skeleton.base)} and cannot take crops of {shown(wanted)}: make them the same."
         )
     trunk = Trunk(skeleton.network, spec, plugins) if "encoder_end" in needs else None
-    trial = _Trial(skeleton, trunk, batch, frozenset(needs))
-    problem = trial.problem(wanted)
-    if problem is not None:
-        raise NetworkError(f"{spec} cannot take crops of {shown(wanted)} voxels: {problem}. {_advice(trial, wanted)}")
+    try:
+        trial = _Trial(skeleton, trunk, batch, frozenset(needs))
+        problem = trial.problem(wanted)
+        if problem is not None:
+            raise NetworkError(f"{spec} cannot take crops of {shown(wanted)} voxels: {problem}. {_advice(trial, wanted)}")
+    finally:
+        if trunk is not None:
+            trunk.close()
 
 
 @dataclass(frozen=True)
@@ -133,15 +141,18 @@ def _steps(trial: _Trial, base: tuple[int, ...]) -> tuple[int, ...] | None:
     """By axis the smallest step that leads from one allowed side to the next; None where only `base` is allowed."""
 
     def works(step: int, axes: Sequence[int]) -> bool:
-        grown = [tuple(side + times * step if axis in axes else side for axis, side in enumerate(base)) for times in (1, 2, 3)]
+        grown = [tuple(side + times * step if axis in axes else side for axis, side in enumerate(base)) for times in (1, 3)]
         return all(trial.takes(option) for option in grown)
+
+    def finest(step: int, axis: int) -> int:
+        for factor in (2, 3, 5):
+            while step % factor == 0 and works(step // factor, (axis,)):
+                step //= factor
+        return step
 
     every = range(len(base))
     shared = next((step for step in _STEPS if works(step, every)), None)
-    if shared is None:
-        return None
-    divisors = [step for step in _STEPS if shared % step == 0]
-    return tuple(next(step for step in divisors if works(step, (axis,)) or step == shared) for axis in every)
+    return None if shared is None else tuple(finest(shared, axis) for axis in every)
 
 
 def _smallest(trial: _Trial, steps: tuple[int, ...], base: tuple[int, ...]) -> tuple[int, ...]:

@@ -103,7 +103,8 @@ class NetworkSpec(BaseOptions):
 
     def checked(self) -> NetworkSpec:
         """The same specification with every needed option filled in; raises `NetworkError` for options that do not exist."""
-        filled = with_defaults(self.name, self.options)
+        by_path = self.target.rpartition(".")[2] if self.target is not None and self.target.startswith("monai.networks.nets.") else None
+        filled = with_defaults(self.name or by_path, self.options)
         self.source().check_options(filled)
         return self.model_copy(update={"options": filled})
 
@@ -150,6 +151,20 @@ class NetworkSpec(BaseOptions):
             if not isinstance(error.__cause__, RuntimeError | NotImplementedError):
                 raise
         return self.build(out_channels, in_channels, seed=0).to("meta")
+
+
+class SpecKey:
+    """A specification as a cache key: equal content, equal key."""
+
+    def __init__(self, spec: NetworkSpec) -> None:
+        self.spec = spec
+        self._content = (spec.model_dump_json(), spec._callable)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SpecKey) and self._content == other._content
+
+    def __hash__(self) -> int:
+        return hash(self._content[0])
 
 
 def as_spec(network: Any) -> NetworkSpec:

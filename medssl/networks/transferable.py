@@ -31,11 +31,13 @@ def load_matching(network: nn.Module, tensors: Mapping[str, Tensor], head_names:
 
     `head_names` are the heads of both sides: a head never loads into a new head, not even where the shapes agree.
     """
-    targets, heads = unique_tensors(network), frozenset(head_names)
+    targets, aliases = unique_tensors(network), _aliases(network)
+    heads = frozenset(aliases.get(name, name) for name in head_names)
+    tensors = {aliases.get(name, name): tensor for name, tensor in reversed(list(tensors.items()))}
     left: dict[str, str] = {}
     loaded: list[str] = []
     with torch.no_grad():
-        for name, given in tensors.items():
+        for name, given in reversed(list(tensors.items())):
             problem = _problem(name, given, targets, heads)
             if problem is not None:
                 left[name] = problem
@@ -48,6 +50,13 @@ def load_matching(network: nn.Module, tensors: Mapping[str, Tensor], head_names:
     covered = sum(body[name] for name in loaded)
     new = tuple(name for name in targets if name not in set(loaded))
     return Matched(tuple(loaded), new, left, covered / total if total else 0.0)
+
+
+def _aliases(network: nn.Module) -> dict[str, str]:
+    """Other names of a tensor -> its first name."""
+    first = {id(tensor): name for name, tensor in unique_tensors(network).items()}
+    named = network.state_dict(keep_vars=True)
+    return {name: first[id(tensor)] for name, tensor in named.items() if first.get(id(tensor), name) != name}
 
 
 def _problem(name: str, given: Tensor, targets: Mapping[str, Tensor], heads: frozenset[str]) -> str | None:
@@ -72,5 +81,5 @@ def _verify(targets: Mapping[str, Tensor], tensors: Mapping[str, Tensor], loaded
         target = targets[name]
         if not torch.equal(target, tensors[name].to(device=target.device, dtype=target.dtype)):
             raise TransferError(
-                f"tensor '{name}' was copied and does not hold the given values. The network changes its weights when they are set."
+                f"tensor '{name}' was copied and does not hold the given values. Two of the network's tensors share memory."
             )

@@ -85,10 +85,13 @@ def find_cases(options: LabelledOptions) -> list[Case]:
     Raises `DataError` for a label without image, an image without label, grids that differ, or no cases; `MissingInput` for files
     that are not there; `ConfigError` for an unknown split.
     """
-    splits = _splits(options)
-    if options.split not in splits:
+    return _checked(_first(_split(_splits(options), options), options), options)
+
+
+def _split(splits: Mapping[str, list[Case]], options: LabelledOptions) -> list[Case]:
+    if splits and options.split not in splits:
         raise ConfigError(f"data.split '{options.split}' is none of the splits{did_you_mean(options.split, splits)}")
-    return _checked(_first(splits[options.split], options), options)
+    return splits.get(options.split, [])
 
 
 def training_cases(options: LabelledOptions) -> tuple[list[Case], list[Case]]:
@@ -98,8 +101,9 @@ def training_cases(options: LabelledOptions) -> tuple[list[Case], list[Case]]:
     """
     splits = _splits(options)
     if "validation" in splits or options.split != "train" or options.validation == 0:
-        return find_cases(options), _checked(splits["validation"], options) if splits.get("validation") else []
-    cases = splits["train"]
+        held_out = splits.get("validation")
+        return find_cases(options), _checked(held_out, options) if held_out else []
+    cases = _split(splits, options)
     order = _seeded({case.patient for case in cases}, options.labelled_seed)
     held = set(order[: math.ceil(options.validation * len(order))]) if len(order) > 1 else set()
     training = [case for case in cases if case.patient not in held]

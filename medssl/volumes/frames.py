@@ -61,7 +61,9 @@ def encode(array: NDArray[Any], codec: Codec = "lz4hc") -> bytes:
         cparams=parameters,
     )
     frame: bytes = stored.to_cframe()
-    digests = [xxh3_64_intdigest(stored.schunk.get_chunk(i)) for i in range(stored.schunk.nchunks)]
+    # Of the frame and not of `stored`: what will be read is what is digested.
+    written = blosc2.ndarray_from_cframe(frame)
+    digests = [xxh3_64_intdigest(written.schunk.get_chunk(i)) for i in range(written.schunk.nchunks)]
     sides = (*array.shape, 0)[:4]
     footer = _FOOTER.pack(*sides, array.dtype.str[1:].encode(), array.ndim, 0, 1 + len(digests), _MAGIC)
     digests.insert(0, _around_chunks(memoryview(frame), footer))
@@ -161,7 +163,9 @@ class _Plain:
     """Reads through blosc2.NDArray."""
 
     def __init__(self, frame: memoryview) -> None:
-        self._array = blosc2.ndarray_from_cframe(bytes(frame))
+        # blosc2 makes no copy of the frame: it must live as long as the array.
+        self._frame = bytes(frame)
+        self._array = blosc2.ndarray_from_cframe(self._frame)
 
     def read(self, start: Sequence[int], stop: Sequence[int], out: NDArray[Any]) -> None:
         out[...] = self._array[tuple(slice(lo, hi) for lo, hi in zip(start, stop, strict=True))]

@@ -13,7 +13,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -72,11 +72,14 @@ class StoreSummary:
     """Those of them that were not there before."""
     left_out: dict[str, str]
     """Volume -> why it is not in the store."""
+    unread: dict[str, int] = field(default_factory=dict)
+    """Reason -> files that were indexed on the way and are in no volume."""
 
     @property
     def rejected(self) -> dict[str, int]:
-        """Reason -> how many volumes, without the numbers that differ from one to the next."""
-        return dict(Counter(re.split(r"[:\d\[]", reason)[0].strip() or reason for reason in self.left_out.values()))
+        """Reason -> how many volumes and files, without the numbers that differ from one to the next."""
+        volumes = Counter(re.split(r"[:\d\[]", reason)[0].strip() or reason for reason in self.left_out.values())
+        return dict(volumes + Counter(self.unread))
 
     def document(self) -> dict[str, Any]:
         """The JSON of `medssl store`."""

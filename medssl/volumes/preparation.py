@@ -110,7 +110,8 @@ class Line:
     def into(self, raw: NDArray[Any], out: NDArray[np.float32]) -> None:
         """`out` = the prepared `raw`, same shape, without a copy in between; the GIL is released."""
         low, high = sorted((self.low * self.scale + self.shift, self.high * self.scale + self.shift))
-        np.multiply(raw, np.float32(self.scale), out=out, casting="unsafe")
+        np.copyto(out, raw)
+        np.multiply(out, np.float32(self.scale), out=out)
         np.add(out, np.float32(self.shift), out=out)
         if np.isfinite(low):
             np.clip(out, np.float32(low), np.float32(high), out=out)

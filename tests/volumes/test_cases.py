@@ -1,0 +1,217 @@
+"""Which cases a fine-tuning sees, in every form that datasets come in, and one clear message for each wrong one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from medssl.config import check
+from medssl.errors import ConfigError, DataError, MedsslError, MissingInput
+from medssl.volumes import LabelledOptions, check_labels, find_cases, modality_of, training_cases
+
+Paired = Callable[..., Path]
+Write = Callable[..., Path]
+
+
+def folders(root: Path, **changes: Any) -> LabelledOptions:
+    return LabelledOptions.model_validate({"images": str(root / "images"), "labels": str(root / "labels"), "size": (8, 8, 8)} | changes)
+
+
+def dataset(path: Path, **changes: Any) -> LabelledOptions:
+    return LabelledOptions.model_validate({"dataset": str(path), "size": (8, 8, 8)} | changes)
+
+
+def datalist(root: Path, name: str = "dataset.json", **changes: Any) -> Path:
+    entries = [{"image": f"./images/case_{i:02d}.nii.gz", "label": f"./labels/case_{i:02d}.nii.gz", "fold": i % 2} for i in range(4)]
+    path = root / name
+    path.write_text(json.dumps({"modality": {"0": "CT"}, "training": entries} | changes))
+    return path
+
+
+def names(cases: list[Any]) -> list[str]:
+    return [case.name for case in cases]
+
+
+ALL = ["case_00", "case_01", "case_02", "case_03"]
+
+
+def test_two_folders(paired: Paired) -> None:
+    cases = find_cases(folders(paired()))
+    assert names(cases) == ALL
+    assert all(case.label is not None and case.label.name == case.image.name and case.patient == case.name for case in cases)
+
+
+def test_decathlon_folder_and_datalist_file(paired: Paired) -> None:
+    root = paired()
+    path = datalist(root, test=["./images/case_00.nii.gz"])
+    assert names(find_cases(dataset(root))) == ALL
+    assert names(find_cases(dataset(path, split="train"))) == ALL
+    assert modality_of(dataset(root)) == "CT"
+    assert modality_of(dataset(root, modality="pt")) == "PT"
+    path.write_text(json.dumps([{"image": "images/case_01.nii.gz", "label": "labels/case_01.nii.gz"}]))
+    assert names(find_cases(dataset(path))) == ["case_01"]
+
+
+def test_the_fold_of_a_datalist_is_the_validation(paired: Paired) -> None:
+    root = paired()
+    datalist(root)
+    training, validation = training_cases(dataset(root, fold=1))
+    assert (names(training), names(validation)) == (["case_00", "case_02"], ["case_01", "case_03"])
+    with pytest.raises(DataError, match="no entry"):
+        training_cases(dataset(root, fold=7))
+
+
+def test_nnunet_folder(paired: Paired) -> None:
+    root = paired(2)
+    (root / "imagesTr").mkdir()
+    for path in (root / "images").iterdir():
+        path.rename(root / "imagesTr" / path.name.replace(".nii.gz", "_0000.nii.gz"))
+    (root / "labels").rename(root / "labelsTr")
+    (root / "dataset.json").write_text(json.dumps({"channel_names": {"0": "CT"}, "labels": {"background": 0}, "numTraining": 2}))
+    assert names(find_cases(dataset(root))) == ["case_00", "case_01"]
+    assert modality_of(dataset(root)) == "CT"
+    (root / "imagesTr" / "case_00_0001.nii.gz").write_bytes((root / "imagesTr" / "case_00_0000.nii.gz").read_bytes())
+    with pytest.raises(DataError, match="several channels"):
+        find_cases(dataset(root))
+
+
+def test_splits_choose_cases(paired: Paired) -> None:
+    root = paired()
+    file = root / "splits.json"
+    file.write_text(json.dumps({"seed": 3, "note": "x", "train": ALL[:2], "validation": ALL[2:3], "test": ALL[3:]}))
+    options = folders(root, splits=str(file))
+    training, validation = training_cases(options)
+    assert (names(training), names(validation)) == (ALL[:2], ALL[2:3])
+    assert names(find_cases(folders(root, splits=str(file), split="test"))) == ALL[3:]
+    with pytest.raises(ConfigError, match="Did you mean 'train'"):
+        find_cases(folders(root, splits=str(file), split="trian"))
+    file.write_text(json.dumps([{"train": ALL[:3], "val": ALL[3:]}, {"train": ALL[1:], "val": ALL[:1]}]))
+    assert [names(part) for part in training_cases(folders(root, splits=str(file), fold=1))] == [ALL[1:], ALL[:1]]
+    file.write_text(json.dumps({"train": ["case_99"]}))
+    with pytest.raises(DataError, match="case_99"):
+        find_cases(options)
+
+
+def test_fewer_labels_are_a_part_of_more(paired: Paired) -> None:
+    root = paired(8)
+    chosen = [set(names(find_cases(folders(root, labelled=count)))) for count in range(1, 9)]
+    assert all(small < large for small, large in pairwise(chosen))
+    assert set(names(find_cases(folders(root, labelled=3, labelled_seed=1)))) != chosen[2]
+    with pytest.raises(ConfigError, match="labelled is 9 and there are 8"):
+        find_cases(folders(root, labelled=9))
+
+
+def test_no_patient_is_on_both_sides(paired: Paired, write_image: Write) -> None:
+    root = paired(0)
+    for subject in range(5):
+        for session in range(3):
+            for folder in ("images", "labels"):
+                write_image(root / folder / f"sub-{subject}_ses-{session}.nii.gz", np.zeros((10, 10, 10), np.uint8))
+    training, validation = training_cases(folders(root, validation=0.4))
+    assert len(training) == 9
+    assert len(validation) == 6
+    assert not {case.patient for case in training} & {case.patient for case in validation}
+    assert training_cases(folders(root, validation=0.4)) == (training, validation)
+    assert names(training_cases(folders(root, validation=0.4, labelled=2))[1]) == names(validation)
+
+
+def test_a_label_without_image(paired: Paired) -> None:
+    root = paired()
+    (root / "images" / "case_02.nii.gz").unlink()
+    with pytest.raises(DataError, match=r"1 labels in .* have no image.*case_02\.nii\.gz"):
+        find_cases(folders(root))
+
+
+def test_an_image_without_label(paired: Paired) -> None:
+    root = paired()
+    (root / "labels" / "case_02.nii.gz").unlink()
+    with pytest.raises(DataError, match=r"1 of 4 images in .* have no label, such as case_02\.nii\.gz.*data\.splits"):
+        find_cases(folders(root))
+    file = root / "splits.json"
+    file.write_text(json.dumps({"train": ["case_00", "case_03"]}))
+    assert len(find_cases(folders(root, splits=str(file)))) == 2
+
+
+def test_grids_that_differ(paired: Paired, write_image: Write) -> None:
+    root = paired()
+    path = root / "labels" / "case_01.nii.gz"
+    write_image(path, np.zeros((24, 20, 17), np.uint8))
+    with pytest.raises(DataError, match=r"case_01.*has shape \[24, 20, 18\].*has shape \[24, 20, 17\].*Resample"):
+        find_cases(folders(root))
+    write_image(path, np.zeros((24, 20, 18), np.uint8), np.diag([-1.0, 1.0, 1.0, 1.0]))
+    with pytest.raises(DataError, match=r"axes RAS.*axes LAS"):
+        find_cases(folders(root))
+
+
+def test_labels_that_are_none(paired: Paired, write_image: Write) -> None:
+    root = paired()
+    cases = find_cases(folders(root))
+    check_labels(cases, 3)
+    with pytest.raises(DataError, match=r"holds the value 2; the network has 2 outputs.*out_channels to 3"):
+        check_labels(cases, 2)
+    path = root / "labels" / "case_01.nii.gz"
+    write_image(path, np.full((24, 20, 18), 0.5, np.float32))
+    with pytest.raises(DataError, match=r"case_01.*no whole numbers, such as 0\.5"):
+        check_labels(cases, 3)
+    write_image(path, np.full((24, 20, 18), -1, np.int16))
+    with pytest.raises(DataError, match="value -1"):
+        check_labels(cases, 3)
+    write_image(path, np.ones((24, 20, 18), np.float32))
+    check_labels(cases, 3)
+
+
+def test_what_is_not_there(tmp_path: Path, paired: Paired) -> None:
+    root = paired()
+    for options in (
+        dataset(root / "none"),
+        dataset(root),
+        folders(root / "none"),
+        folders(root, splits=str(root / "none.json")),
+    ):
+        with pytest.raises(MissingInput):
+            find_cases(options)
+    path = datalist(root, training=[{"image": "images/none.nii.gz", "label": "labels/case_00.nii.gz"}])
+    with pytest.raises(MissingInput, match=r"training\[0\] names images/none"):
+        find_cases(dataset(path))
+    for content in ("{", "7", '{"training": [3]}', '{"training": [{"label": "x"}]}', '{"training": []}', "{}"):
+        path.write_text(content)
+        with pytest.raises(MedsslError):
+            find_cases(dataset(path))
+    (root / "empty").mkdir()
+    with pytest.raises(DataError, match="no cases"):
+        find_cases(LabelledOptions(images=str(root / "empty"), labels=str(root / "empty"), size=(8, 8, 8)))
+    path.write_text(json.dumps({"test": ["images/case_00.nii.gz"]}))
+    with pytest.raises(ConfigError, match="'train' is none of the splits"):
+        training_cases(dataset(path))
+
+
+def test_a_torn_image_is_named(paired: Paired) -> None:
+    root = paired()
+    path = root / "images" / "case_01.nii.gz"
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(DataError, match=r"case_01\.nii\.gz cannot be read as NIfTI"):
+        find_cases(folders(root))
+
+
+def test_options_that_contradict_each_other() -> None:
+    for values in ({}, {"dataset": "d", "images": "i"}, {"dataset": "d", "size": [0, 1, 1]}, {"dataset": "d", "label": "x"}):
+        with pytest.raises(ConfigError):
+            check(LabelledOptions, {"size": [8, 8, 8]} | values)
+
+
+def test_real_cases(shared_data: Path) -> None:
+    hippocampus = shared_data / "hippocampus"
+    options = dataset(hippocampus, splits=str(hippocampus / "splits.json"), labelled=8)
+    training, validation = training_cases(options)
+    assert (len(training), len(validation)) == (8, 20)
+    assert modality_of(options) == "MR"
+    check_labels(training, 3)
+    kbp = shared_data / "openkbp"
+    options = folders(kbp, splits=str(kbp / "splits.json"))
+    assert [len(part) for part in training_cases(options)] == [17, 5]

@@ -1,0 +1,117 @@
+"""Crops: inside the volume, equal to slicing it, and a function of (seed, step, index) alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medssl.config import check
+from medssl.errors import ConfigError
+from medssl.volumes import CropOptions, CropPlan, DataOptions, Incoming, Store, crop_at, write_store
+
+SIZES = st.one_of(st.tuples(st.integers(1, 52), st.integers(1, 36), st.integers(1, 30)), st.tuples(st.integers(1, 52), st.integers(1, 36)))
+
+
+@settings(max_examples=80, deadline=None)
+@given(size=SIZES, seed=st.integers(0, 2**31), step=st.integers(0, 10**6), index=st.integers(0, 500), foreground=st.floats(0, 1))
+def test_a_crop_equals_slicing_the_prepared_volume(
+    store_folder: Path, size: tuple[int, ...], seed: int, step: int, index: int, foreground: float
+) -> None:
+    store = Store(store_folder)
+    options = CropOptions(size=size, foreground=foreground)
+    crop = crop_at(store, options, seed, step, index)
+    again = crop_at(Store(store_folder, native=False), options, seed, step, index)
+    assert crop.place == again.place
+    assert crop.image.tobytes() == again.image.tobytes()
+    assert crop.image.shape == (1, *size)
+    whole = store.preparation.apply(store.read_whole(crop.place.number), crop.volume.statistics, crop.volume.modality)
+    full = crop.place.size
+    pad = [(max(0, -c), max(0, c + s - n)) for c, s, n in zip(crop.place.corner, full, crop.volume.shape, strict=True)]
+    assert all(low == 0 == high for (low, high), s, n in zip(pad, full, crop.volume.shape, strict=True) if s <= n)
+    dark = store.preparation.line(crop.volume.statistics, "MR").value(crop.volume.statistics.minimum)
+    padded = np.pad(whole, [(0, 0), *pad], constant_values=np.float32(dark))
+    corner = [c + low for c, (low, _) in zip(crop.place.corner, pad, strict=True)]
+    expected = padded[(slice(None), *(slice(c, c + s) for c, s in zip(corner, full, strict=True)))]
+    np.testing.assert_array_equal(crop.image, expected.reshape(crop.image.shape))
+    assert 0 <= crop.inside <= 1
+
+
+def test_foreground_crops_touch_the_body_and_others_go_everywhere(store_folder: Path) -> None:
+    store = Store(store_folder)
+    aware = [crop_at(store, CropOptions(size=(6, 6, 6), foreground=1), 0, step, 0) for step in range(150)]
+    for crop in aware:
+        points = crop.volume.points - np.asarray(crop.place.corner)
+        assert ((points >= 0) & (points < 6)).all(axis=1).any()
+    blind = [crop_at(store, CropOptions(size=(6, 6, 6), foreground=0), 0, step, 0) for step in range(150)]
+    assert np.mean([crop.inside for crop in aware]) > 0.5 > 2 * np.mean([crop.inside for crop in blind])
+    corners = np.asarray([crop.place.corner for crop in blind])
+    assert (corners.min(axis=0) <= 1).all()
+    assert (corners.max(axis=0) >= (30, 28, 22)).all()
+
+
+def test_no_volume_comes_twice_before_all_have_come(store_folder: Path) -> None:
+    plan = CropPlan(Store(store_folder), CropOptions(size=(8, 8, 8), crops_per_volume=2))
+    numbers = [plan.place(7, 3, index).number for index in range(20)]
+    assert numbers[::2] == numbers[1::2]
+    assert sorted(numbers[:10:2]) == sorted(numbers[10::2]) == [0, 1, 2, 3, 4]
+    places = {plan.place(7, 3, index) for index in range(20)}
+    assert len(places) > 15
+
+
+def test_patients_can_be_drawn_evenly(store_folder: Path) -> None:
+    store = Store(store_folder)
+    plan = CropPlan(store, CropOptions(size=(8, 8, 8), balance="patient"))
+    counts = Counter(store.volume(plan.place(0, step, 0).number).patient_name for step in range(300))
+    assert max(counts.values()) < 1.4 * min(counts.values())
+    assert len(counts) == 3
+    assert len({plan.place(0, step, 0).number for step in range(100)}) == 5
+
+
+def test_small_volumes_are_padded_or_left_out(store_folder: Path) -> None:
+    store = Store(store_folder)
+    size = (50, 30, 20)
+    assert CropPlan(store, CropOptions(size=size, small="leave out")).numbers == [4]
+    padded = CropPlan(store, CropOptions(size=size))
+    assert padded.numbers == [0, 1, 2, 3, 4]
+    corners = {padded.place(0, step, 0) for step in range(40)}
+    assert any(place.corner[0] == -5 for place in corners if place.number == 0)
+
+
+@pytest.mark.parametrize("small", ["pad", "leave out"])
+def test_a_crop_larger_than_every_volume_names_the_fix(store_folder: Path, small: str) -> None:
+    with pytest.raises(ConfigError, match=r"larger than every volume.*longest sides are \[52, 36, 30\].*Use data.size=\[46, 32, 30\]"):
+        CropPlan(Store(store_folder), CropOptions(size=(512, 32, 512), small=small))
+
+
+def test_options_that_cannot_be(store_folder: Path) -> None:
+    for values in (
+        {"size": [8, 8, 8], "batch": 3, "crops_per_volume": 2},
+        {"size": [8, 0, 8]},
+        {"size": [8]},
+        {"size": [8, 8], "foreground": 1.5},
+        {"size": [8, 8], "thread": 2},
+    ):
+        with pytest.raises(ConfigError):
+            check(DataOptions, {"store": "s"} | values)
+
+
+def test_2d_crops_are_axial_slices(store_folder: Path) -> None:
+    store = Store(store_folder)
+    crop = crop_at(store, CropOptions(size=(16, 12)), 0, 5, 1)
+    whole = store.preparation.apply(store.read_whole(crop.place.number), crop.volume.statistics, "MR")
+    x, y, z = crop.place.corner
+    assert np.array_equal(crop.image, whole[:, x : x + 16, y : y + 12, z])
+
+
+def test_order_of_ingest_does_not_matter(tmp_path: Path, incoming: Callable[..., list[Incoming]], store_folder: Path) -> None:
+    write_store(incoming()[::-1], tmp_path / "s", workers=1)
+    options = CropOptions(size=(8, 8, 8))
+    for step in range(5):
+        one, other = crop_at(Store(tmp_path / "s"), options, 1, step, 0), crop_at(Store(store_folder), options, 1, step, 0)
+        assert np.array_equal(one.image, other.image)

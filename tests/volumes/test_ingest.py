@@ -1,0 +1,250 @@
+"""Ingest: what is stored is what was read; bad volumes cost a reason; being killed costs nothing."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from medssl.errors import DataError, MedsslError, MissingInput, StoreError, UsageError
+from medssl.volumes import Incoming, IntensityRule, Preparation, Store, make_store, statistics, write_store
+
+Make = Callable[..., list[Incoming]]
+
+
+def one(array: np.ndarray, affine: np.ndarray | None = None, name: str = "v") -> Incoming:
+    return Incoming(name, "p", "s", "MR", lambda: (array, np.eye(4) if affine is None else affine))
+
+
+@pytest.mark.parametrize("kind", [np.int16, np.float32])
+def test_values_and_facts_survive(tmp_path: Path, incoming: Make, kind: type) -> None:
+    summary = write_store(incoming(3, kind=kind), tmp_path / "s")
+    assert (summary.volumes, summary.added, summary.rejected) == (3, 3, {})
+    store = Store(tmp_path / "s")
+    for number, (item, volume) in enumerate(zip(incoming(3, kind=kind), store.volumes, strict=True)):
+        array, affine = item.load()
+        assert store.dtype(number) == kind
+        assert store.read_whole(number)[0].tobytes() == np.ascontiguousarray(array).tobytes()
+        assert volume.statistics == statistics(array)
+        assert np.array_equal(volume.affine, affine)
+        assert volume.spacing == (1.0, 1.0, 2.0)
+        mask = volume.statistics.foreground(array)
+        assert mask[tuple(volume.points.T)].all()
+        assert len(volume.points) == 128
+        lo, hi = volume.box
+        assert mask[tuple(slice(a, b) for a, b in zip(lo, hi, strict=True))].sum() == mask.sum()
+        assert all(mask.take(place, axis).any() for axis in range(3) for place in (lo[axis], hi[axis] - 1))
+    assert store.volume(0).patient == store.volume(1).patient != store.volume(2).patient
+    assert all(0 <= volume.sample < 2**63 for volume in store.volumes)
+
+
+def test_volumes_are_turned_to_ras(tmp_path: Path, make_body: Callable[..., np.ndarray]) -> None:
+    array = make_body(0)
+    affine = np.array([[0, 0, -2.0, 9], [1.5, 0, 0, 0], [0, -1, 0, 3], [0, 0, 0, 1]])
+    write_store([one(array, affine)], tmp_path / "s")
+    store = Store(tmp_path / "s")
+    volume = store.volume(0)
+    assert nibabel.aff2axcodes(volume.affine) == ("R", "A", "S")
+    oracle = nibabel.as_closest_canonical(nibabel.Nifti1Image(array, affine))
+    assert np.array_equal(store.read_whole(0)[0], np.asarray(oracle.dataobj))
+    np.testing.assert_allclose(volume.affine, oracle.affine)
+
+
+def test_spacing_is_applied(tmp_path: Path, incoming: Make) -> None:
+    write_store(incoming(1), tmp_path / "s", spacing=2.0)
+    volume = Store(tmp_path / "s").volume(0)
+    assert volume.shape == (20, 18, 30)
+    assert volume.spacing == pytest.approx((2, 2, 2))
+
+
+def test_running_again_adds_only_what_is_new(tmp_path: Path, incoming: Make) -> None:
+    folder = tmp_path / "s"
+    write_store(incoming(2), folder)
+    before = {path: path.stat().st_mtime_ns for path in (folder / "volumes").iterdir()}
+    reports: list[tuple[int, int | None]] = []
+    summary = write_store(incoming(3), folder, progress=lambda done, total: reports.append((done, total)))
+    assert (summary.volumes, summary.added) == (3, 1)
+    assert reports[-1] == (3, 3)
+    assert len(Store(folder)) == 3
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
+    assert not list((folder / "rows").iterdir())
+
+
+def test_an_interrupted_ingest_goes_on(tmp_path: Path, incoming: Make) -> None:
+    def killed(done: int, total: int | None) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    folder = tmp_path / "s"
+    with pytest.raises(KeyboardInterrupt):
+        write_store(incoming(5), folder, progress=killed, workers=1)
+    assert len(Store(folder)) >= 2
+    summary = write_store(incoming(5), folder)
+    assert summary.volumes == 5
+    assert 1 <= summary.added <= 3
+    write_store(incoming(5), tmp_path / "other")
+    for one_store, other in zip(Store(folder).volumes, Store(tmp_path / "other").volumes, strict=True):
+        assert (one_store.volume, one_store.statistics) == (other.volume, other.statistics)
+        assert np.array_equal(one_store.points, other.points)
+
+
+def test_a_row_without_its_file_is_made_again(tmp_path: Path, incoming: Make) -> None:
+    folder = tmp_path / "s"
+    write_store(incoming(2), folder)
+    (folder / "volumes" / "v1.b2nd").unlink()
+    assert write_store(incoming(2), folder).added == 1
+    assert Store(folder).read_whole(1).shape == (1, 43, 36, 30)
+
+
+def hostile() -> dict[str, tuple[Incoming, str]]:
+    good = np.random.default_rng(0).normal(size=(6, 6, 6)).astype(np.float32)
+    nan, infinite = good.copy(), good.copy()
+    nan[1, 2, 3], infinite[1, 2, 3] = np.nan, -np.inf
+
+    def broken() -> tuple[np.ndarray, np.ndarray]:
+        raise DataError("/home/x/JOHN_DOE.nii.gz: truncated")
+
+    return {
+        "nan": (one(nan), "NaN"),
+        "infinite": (one(infinite), "infinite"),
+        "constant": (one(np.full((5, 5, 5), 7, np.int16)), "constant"),
+        "one slice": (one(good[:, :, :1]), "one slice"),
+        "4D": (one(np.stack([good] * 3, -1)), "4 dimensions"),
+        "5D": (one(good[..., None, None]), "5 dimensions"),
+        "singular": (one(good, np.diag([1.0, 1.0, 0.0, 1.0])), "spacing"),
+        "flat": (one(good, np.array([[1.0, 1, 0, 0], [0, 0, 0, 0], [0, 1, 1, 0], [0, 0, 0, 1]])), "singular"),
+        "affine nan": (one(good, np.full((4, 4), np.nan)), "not finite"),
+        "huge spacing": (one(good, np.diag([1e6, 1, 1, 1.0])), "spacing"),
+        "complex": (one(good.astype(np.complex64)), "complex64"),
+        "too large": (one(good.astype(np.float64) * 1e39), "float32"),
+        "unreadable": (Incoming("v", "p", "s", "MR", broken), "FILE truncated"),
+    }
+
+
+@pytest.mark.parametrize("kind", list(hostile()))
+def test_a_bad_volume_costs_a_reason(tmp_path: Path, incoming: Make, kind: str) -> None:
+    bad, words = hostile()[kind]
+    summary = write_store([bad, *incoming(1)], tmp_path / "s")
+    assert (summary.volumes, summary.added) == (1, 1)
+    assert words in summary.left_out["v"]
+    assert "JOHN" not in summary.left_out["v"]
+    assert sum(summary.rejected.values()) == 1
+    store = Store(tmp_path / "s")
+    assert [volume.volume for volume in store.volumes] == ["v0"]
+    assert store.left_out() == summary.left_out
+
+
+def test_types_become_int16_or_float32(tmp_path: Path) -> None:
+    stream = np.random.default_rng(0)
+    arrays = {
+        "a64": stream.integers(-2000, 2000, (6, 6, 6)).astype(np.float64),
+        "b32": stream.integers(0, 90000, (6, 6, 6)).astype(np.int32),
+        "c8": stream.integers(0, 255, (6, 6, 6)).astype(np.uint8),
+        "d16": stream.integers(0, 65535, (6, 6, 6)).astype(np.uint16),
+    }
+    write_store([one(array, name=name) for name, array in arrays.items()], tmp_path / "s")
+    store = Store(tmp_path / "s")
+    for number, (array, kind) in enumerate(zip(arrays.values(), (np.int16, np.float32, np.int16, np.float32), strict=True)):
+        assert store.dtype(number) == kind
+        assert np.array_equal(store.read_whole(number)[0], array)
+
+
+def test_a_store_is_not_mixed(tmp_path: Path, incoming: Make) -> None:
+    write_store(incoming(1), tmp_path / "s", spacing=2.0)
+    with pytest.raises(UsageError, match=r"made with spacing \[2.0, 2.0, 2.0\] mm and is asked for native"):
+        write_store(incoming(2), tmp_path / "s")
+    with pytest.raises(UsageError, match="another preparation"):
+        write_store(incoming(2), tmp_path / "s", spacing=2.0, preparation=Preparation(other=IntensityRule(kind="raw")))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.doc").write_text("x")
+    with pytest.raises(UsageError, match="is no store"):
+        write_store(incoming(1), tmp_path / "mine")
+
+
+def test_stores_that_cannot_be_opened(tmp_path: Path, incoming: Make) -> None:
+    with pytest.raises(MissingInput, match="medssl store SOURCE"):
+        Store(tmp_path / "none")
+    folder = tmp_path / "s"
+    write_store(incoming(1), folder)
+    manifest = json.loads((folder / "store.json").read_text())
+    (folder / "store.json").write_text(json.dumps(manifest | {"version": 99}))
+    with pytest.raises(StoreError, match="Install a newer medssl"):
+        Store(folder)
+    with pytest.raises(StoreError, match="newer"):
+        write_store(incoming(2), folder)
+    (folder / "store.json").write_text("{")
+    with pytest.raises(StoreError, match="cannot be read"):
+        Store(folder)
+    (folder / "store.json").write_text(json.dumps(manifest))
+    part = next((folder / "table").iterdir())
+    part.write_bytes(part.read_bytes()[:-9])
+    with pytest.raises(StoreError, match="table"):
+        Store(folder)
+    write_store([one(np.zeros((4, 4, 4), np.int16))], tmp_path / "empty")
+    with pytest.raises(StoreError, match="holds no volumes"):
+        Store(tmp_path / "empty")
+
+
+def test_a_full_disk_is_one_message_and_leaves_nothing_half(tmp_path: Path, incoming: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "s"
+    write_store(incoming(1), folder)
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(StoreError, match="No space left on device"):
+            write_store(incoming(3), folder)
+    assert len(Store(folder)) == 1
+    assert not [path for path in folder.rglob("*") if path.name.endswith(".tmp")]
+    assert write_store(incoming(3), folder).volumes == 3
+
+
+def test_a_store_travels_to_worker_processes(store_folder: Path) -> None:
+    store = Store(store_folder)
+    store.read_whole(0)
+    assert np.array_equal(pickle.loads(pickle.dumps(store)).read_whole(0), store.read_whole(0))
+
+
+def test_a_folder_of_nifti_becomes_a_store(tmp_path: Path, paired: Callable[..., Path], make_body: Callable[..., np.ndarray]) -> None:
+    source = paired(3)
+    (source / "images" / "torn.nii.gz").write_bytes((source / "images" / "case_00.nii.gz").read_bytes()[:200])
+    summary = make_store([source / "images"], tmp_path / "s", modality="ct")
+    assert summary.volumes == 3
+    assert sum(summary.rejected.values()) == 1
+    store = Store(tmp_path / "s")
+    assert {volume.modality for volume in store.volumes} == {"CT"}
+    assert sorted(store.read_whole(i).sum() for i in range(3)) == sorted(make_body(i, (24, 20, 18)).sum() for i in range(3))
+    again = make_store([source / "images"], tmp_path / "s", modality="ct")
+    assert (again.volumes, again.added) == (3, 0)
+    names = " ".join(path.name for path in (tmp_path / "s").rglob("*")) + (tmp_path / "s" / "store.json").read_text()
+    assert "case_0" not in names
+
+
+def test_nothing_to_store_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for sources in ([], [tmp_path / "empty"], [tmp_path / "none"]):
+        with pytest.raises(MedsslError):
+            make_store(sources, tmp_path / "s")
+
+
+def test_real_images(tmp_path: Path, shared_data: Path) -> None:
+    source = tmp_path / "few"
+    source.mkdir()
+    for path in sorted((shared_data / "hippocampus" / "imagesTr").glob("*.nii.gz"))[:4]:
+        (source / path.name).symlink_to(path)
+    assert make_store([source], tmp_path / "s").volumes == 4
+    dicom = make_store([shared_data / "dicom2nifti"], tmp_path / "d")
+    assert dicom.volumes >= 5
+    for folder in ("s", "d"):
+        store = Store(tmp_path / folder)
+        for number, volume in enumerate(store.volumes):
+            image = store.preparation.apply(store.read_whole(number), volume.statistics, volume.modality)
+            assert np.isfinite(image).all()
+            assert 0.05 < image.std() < 5

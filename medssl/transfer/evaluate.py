@@ -181,6 +181,11 @@ def case_name(path: Path) -> str:
     return path.stem
 
 
+def nifti_files(folder: Path) -> list[Path]:
+    """The NIfTI files that lie in a folder itself, sorted; hidden ones are left out."""
+    return [path for path in sorted(folder.iterdir()) if path.name.endswith(SUFFIXES) and not path.name.startswith(".") and path.is_file()]
+
+
 def read_label_map(path: Path) -> LabelMap:
     """A NIfTI file of whole numbers, stored as integers or as floats; anything else is a `DataError`."""
     array, affine = read_nifti(path)
@@ -242,7 +247,7 @@ def _label_maps(folder: str | Path, what: str) -> dict[str, Path]:
     place = Path(folder)
     if not place.is_dir():
         raise MissingInput(f"no folder of {what} at {place}. Give the folder that holds them as NIfTI files.")
-    files = [path for path in sorted(place.iterdir()) if path.name.endswith(SUFFIXES) and not path.name.startswith(".") and path.is_file()]
+    files = nifti_files(place)
     if not files:
         raise MissingInput(f"the folder of {what} {place} holds no .nii or .nii.gz file.")
     found: dict[str, Path] = {}

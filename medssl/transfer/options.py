@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from medssl.config import BaseOptions
+from medssl.networks import NetworkSpec
 from medssl.train.config import Precision
 from medssl.train.optim import OptimizerName, Schedule
-from medssl.volumes import LabelledOptions
+from medssl.volumes import LabelledOptions, Preparation
 
 
 class AugmentOptions(BaseOptions):
@@ -64,10 +65,12 @@ class FinetuneTrainOptions(BaseOptions):
 class FinetuneConfig(BaseOptions):
     """What `medssl finetune` reads."""
 
-    network: Any
-    """The network: a name with its options, or an import path (`_target_`)."""
+    network: NetworkSpec | None = None
+    """The network: a name with its options, or an import path (`_target_`); null: that of the pretrained checkpoint."""
     data: LabelledOptions
     """The labelled volumes."""
+    preparation: Preparation | None = None
+    """How intensities are prepared; null: as in the pretraining, or from scratch CT by window and others by z-score."""
     train: FinetuneTrainOptions = FinetuneTrainOptions()
     """How long and how fast."""
     augment: AugmentOptions = AugmentOptions()
@@ -77,6 +80,19 @@ class FinetuneConfig(BaseOptions):
     pretrained: str | None = None
     """A checkpoint or run folder to start from; null: from scratch."""
     min_coverage: float = Field(0.5, ge=0, le=1)
-    """Least share of the network's values that must come from the pretrained checkpoint."""
+    """Least share of the network, its head aside, that must come from the pretrained checkpoint."""
     seed: int = 0
     """With step and sample it fixes all randomness."""
+
+    @model_validator(mode="after")
+    def _has_network(self) -> FinetuneConfig:
+        if self.network is None and self.pretrained is None:
+            raise ValueError("name a network, or a pretrained checkpoint that has one")
+        return self
+
+    @model_validator(mode="after")
+    def _flips_fit(self) -> FinetuneConfig:
+        dims = len(self.data.size)
+        if any(not 0 <= axis < dims for axis in self.augment.flip):
+            raise ValueError(f"augment.flip {list(self.augment.flip)} must name axes from 0 to {dims - 1} of crops with {dims} sides")
+        return self

@@ -1,0 +1,181 @@
+"""Label maps of new volumes: prepared as in the training, windowed, and put back on each input's own grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from medssl.archive import Index, VolumeRecord, build_index, write_nifti
+from medssl.config import check
+from medssl.errors import CheckpointError, DataError, MissingInput, UsageError
+from medssl.networks import NetworkSpec
+from medssl.train.checkpoint import Checkpoint, find_checkpoint
+from medssl.train.device import choose_device, choose_dtype
+from medssl.transfer.evaluate import SUFFIXES, case_name
+from medssl.transfer.images import ImageForm, load_image, prepare_image
+from medssl.transfer.segment import Windows
+from medssl.volumes import Prepared, restore_labels
+
+
+@dataclass(frozen=True)
+class Segmenter:
+    """A fine-tuned network with all that it takes to segment a volume."""
+
+    network: nn.Module
+    form: ImageForm
+    windows: Windows
+    device: torch.device
+    classes: int
+
+    def __call__(self, prepared: Prepared) -> NDArray[Any]:
+        """(X, Y, Z) label map on the input's own grid, uint8 (int16 above 256 classes)."""
+        inputs = torch.from_numpy(np.ascontiguousarray(prepared.array))[None].to(self.device)
+        with torch.no_grad():
+            labels = self.windows(inputs, self.network)[0].argmax(0).cpu().numpy()
+        return restore_labels(labels.astype(np.uint8 if self.classes <= 256 else np.int16), prepared)
+
+
+@dataclass(frozen=True)
+class _Input:
+    name: str
+    source: Path
+    """The file or folder that was given, for messages."""
+    prepare: Callable[[], Prepared]
+    shape: Callable[[], tuple[int, ...]]
+
+
+@dataclass(frozen=True, eq=False)
+class _Map:
+    array: NDArray[Any]
+    affine: NDArray[np.float64]
+
+
+def predict(run_dir: str | Path, inputs: Sequence[str | Path], out: str | Path) -> list[Path]:
+    """Write a NIfTI label map `NAME.nii.gz` for each volume of `inputs` into `out`, on its own grid; returns the paths.
+
+    `run_dir` is a fine-tuning run (its best checkpoint, else its newest) or one of its checkpoints. An input is a NIfTI file, a
+    folder of NIfTI files (named as they are), or a folder, zip or tar of DICOM (named by the volume's pseudonym).
+
+    Raises:
+        MissingInput: an input, run or checkpoint is not there.
+        DataError: an input that is damaged, or not what the network was trained on.
+        UsageError: two inputs of one name, or an output that would overwrite its input.
+    """
+    segmenter = load_segmenter(run_dir)
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file. Give a folder for the label maps.")
+    written = []
+    with ExitStack() as stack:
+        volumes = _named_once([volume for path in inputs for volume in _volumes(Path(path), segmenter.form, stack)], folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for volume in volumes:
+            prepared = volume.prepare()
+            labels = segmenter(prepared).reshape(volume.shape())
+            written.append(write_nifti(_Map(labels, prepared.original_affine), folder / f"{volume.name}.nii.gz"))
+    return written
+
+
+def load_segmenter(run_dir: str | Path, device: str = "auto", precision: str = "auto") -> Segmenter:
+    """The network of a fine-tuning run or checkpoint, every tensor of it loaded, in evaluation mode."""
+    checkpoint = find_checkpoint(run_dir, series="best")
+    if checkpoint.state.get("kind") != "finetune":
+        raise CheckpointError(
+            f"{checkpoint.path} is no fine-tuning: its network has no trained head. Run medssl finetune --pretrained {run_dir} first."
+        )
+    state, place = checkpoint.state, choose_device(device)
+    spec = check(NetworkSpec, state["network"], f"network in {checkpoint.path}")
+    network = spec.build(seed=0)
+    _load_all(network, checkpoint)
+    windows = Windows(tuple(state["size"]), state["overlap"], choose_dtype(precision, place))
+    return Segmenter(network.to(place).eval(), ImageForm.of_document(state), windows, place, int(spec.out_channels or 0))
+
+
+def _load_all(network: nn.Module, checkpoint: Checkpoint) -> None:
+    try:
+        network.load_state_dict(checkpoint.tensors["network"])
+    except (RuntimeError, KeyError) as error:
+        raise CheckpointError(
+            f"{checkpoint.path} does not fit its own network: {error}. Was MONAI updated since it was written?"
+        ) from error
+
+
+def _volumes(path: Path, form: ImageForm, stack: ExitStack) -> Iterator[_Input]:
+    if not path.exists():
+        raise MissingInput(f"there is no input at {path}. Give NIfTI files, or folders of NIfTI or DICOM files.")
+    if path.is_file() and path.name.endswith(SUFFIXES):
+        files = [path]
+    elif path.is_dir():
+        files = [
+            file for file in sorted(path.iterdir()) if file.name.endswith(SUFFIXES) and not file.name.startswith(".") and file.is_file()
+        ]
+    else:
+        files = []
+    if files:
+        yield from (_nifti(file, form) for file in files)
+    else:
+        yield from _dicom(path, form, Path(stack.enter_context(TemporaryDirectory(prefix="medssl-"))))
+
+
+def _nifti(file: Path, form: ImageForm) -> _Input:
+    def shape() -> tuple[int, ...]:
+        sides = tuple(int(side) for side in nib.load(file).shape)
+        while len(sides) > 3 and sides[-1] == 1:
+            sides = sides[:-1]
+        return sides
+
+    return _Input(case_name(file), file, lambda: load_image(file, form), shape)
+
+
+def _dicom(path: Path, form: ImageForm, folder: Path) -> Iterator[_Input]:
+    summary = build_index([path], folder / "index")
+    if not summary.volumes:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(summary.rejected.items())) or "none is DICOM or NIfTI"
+        raise DataError(f"{path} holds no volume: of {summary.files} files {reasons}. Give a folder with a whole series.")
+    index = Index(folder / "index")
+    for record in summary.volumes:
+        _check_modality(record, form, path)
+        yield _from_index(index, record, form, path)
+
+
+def _from_index(index: Index, record: VolumeRecord, form: ImageForm, path: Path) -> _Input:
+    def prepare() -> Prepared:
+        volume = index.read(record.volume)
+        return prepare_image(volume.array, volume.affine, form, f"volume {record.volume} of {path}")
+
+    return _Input(record.volume, path, prepare, lambda: tuple(record.shape))
+
+
+def _check_modality(record: VolumeRecord, form: ImageForm, path: Path) -> None:
+    """DICOM says its modality; one that would be prepared by another rule than the training's images is refused."""
+    rules, other = form.preparation.modalities, form.preparation.other
+    if rules.get(record.modality, other) != rules.get(form.modality, other):
+        raise DataError(
+            f"volume {record.volume} of {path} is {record.modality}, the network was fine-tuned on {form.modality} images. "
+            "Leave it out, or give the folder of one series."
+        )
+
+
+def _named_once(volumes: Sequence[_Input], out: Path) -> Sequence[_Input]:
+    first: dict[str, _Input] = {}
+    for volume in volumes:
+        other = first.setdefault(volume.name, volume)
+        if other is not volume:
+            raise UsageError(
+                f"{other.source} and {volume.source} would both be written as {volume.name}.nii.gz. Predict them into two folders."
+            )
+        if volume.source.resolve() == (out / f"{volume.name}.nii.gz").resolve():
+            raise UsageError(f"the label map of {volume.source} would overwrite it. Give another --out.")
+    if not volumes:
+        raise UsageError("there is nothing to predict. Give at least one input.")
+    return volumes

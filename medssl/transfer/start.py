@@ -1,0 +1,118 @@
+"""What a fine-tuning starts from: the checked configuration, the cases, the network with its first weights, the image form.
+
+Image preparation and spacing of a pretrained checkpoint are taken over; values in the configuration that differ are refused,
+since a network must see images as it saw them in pretraining.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from medssl.config import check
+from medssl.errors import ConfigError, DataError, TransferError
+from medssl.networks import NetworkSpec, as_spec, check_crop
+from medssl.train.checkpoint import Checkpoint, find_checkpoint
+from medssl.train.loop import seeded
+from medssl.transfer.images import ImageForm, Spacing, as_spacing
+from medssl.transfer.options import FinetuneConfig
+from medssl.volumes import Case, Preparation, check_labels, load_labels, modality_of, training_cases
+
+if TYPE_CHECKING:
+    from medssl.transfer.load import LoadReport
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A fine-tuning that has passed every check that needs no weights."""
+
+    config: FinetuneConfig
+    """Resolved: network with its number of outputs, spacing and preparation filled in."""
+    spec: NetworkSpec
+    training: tuple[Case, ...]
+    validation: tuple[Case, ...]
+    form: ImageForm
+    origin: Checkpoint | None
+    """The pretrained checkpoint."""
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """Label values, background aside."""
+        return tuple(range(1, int(self.spec.out_channels or 0)))
+
+
+def make_plan(config: FinetuneConfig) -> Plan:
+    """Check cases, labels, crop and pretrained checkpoint; the resolved configuration is the plan's."""
+    origin = find_checkpoint(config.pretrained) if config.pretrained is not None else None
+    spec = _network(config, origin)
+    training, validation = training_cases(config.data)
+    spec = _with_outputs(spec, [*training, *validation])
+    check_crop(spec, config.data.size, config.data.batch)
+    preparation, spacing = _image_form(config, origin.state if origin is not None else {}, config.pretrained)
+    data = config.data.model_copy(update={"spacing": spacing, "modality": modality_of(config.data)})
+    resolved = config.model_copy(update={"network": spec, "data": data, "preparation": preparation})
+    form = ImageForm(preparation, spacing, str(data.modality), spec.in_channels)
+    if spec.in_channels != 1:
+        raise ConfigError(
+            f"network.in_channels is {spec.in_channels}; the images of a case are one NIfTI file with 1 channel. Set it to 1."
+        )
+    return Plan(resolved, spec, tuple(training), tuple(validation), form, origin)
+
+
+def first_weights(plan: Plan) -> tuple[nn.Module, LoadReport | None]:
+    """The network before its first step: a function of the seed and of the pretrained checkpoint, if any."""
+    config = plan.config
+    if config.pretrained is None:
+        return plan.spec.build(seed=config.seed), None
+    from medssl.transfer.load import load_pretrained
+
+    with seeded(config.seed, 0, 0, torch.device("cpu")):
+        return load_pretrained(plan.spec, config.pretrained, out_channels=plan.spec.out_channels, min_coverage=config.min_coverage)
+
+
+def _network(config: FinetuneConfig, origin: Checkpoint | None) -> NetworkSpec:
+    if config.network is not None:
+        return as_spec(config.network)
+    if origin is None or "network" not in origin.state:
+        raise TransferError(f"{config.pretrained} does not say what network it holds. Name it with `network:`.")
+    spec = check(NetworkSpec, origin.state["network"], f"network in {origin.path}")
+    return as_spec(spec.model_copy(update={"out_channels": None}))
+
+
+def _with_outputs(spec: NetworkSpec, cases: Sequence[Case]) -> NetworkSpec:
+    """The specification with one output a label value and the background; given numbers are checked against every label."""
+    if spec.out_channels is None:
+        highest = max(int(load_labels(case.label).max()) for case in cases if case.label is not None)
+        if highest == 0:
+            raise DataError("no label of these cases has a labelled voxel: all are 0. Check that the label files are the right ones.")
+        return spec.model_copy(update={"out_channels": highest + 1})
+    if spec.out_channels < 2:
+        raise ConfigError("network.out_channels is 1; segmentation needs one for the background and one for each label value.")
+    check_labels(cases, spec.out_channels)
+    return spec
+
+
+def _image_form(config: FinetuneConfig, state: Mapping[str, Any], origin: str | None) -> tuple[Preparation, Spacing]:
+    preparation, spacing = config.preparation, as_spacing(config.data.spacing)
+    if state.get("preparation") is not None:
+        theirs = check(Preparation, state["preparation"], f"preparation in {origin}")
+        if preparation is not None and preparation != theirs:
+            _refuse("preparation", preparation.model_dump(mode="json"), theirs.model_dump(mode="json"), origin)
+        preparation = theirs
+    if state.get("spacing") is not None:
+        pretrained = as_spacing(state["spacing"])
+        if spacing is not None and spacing != pretrained:
+            _refuse("data.spacing", spacing, pretrained, origin)
+        spacing = pretrained
+    return preparation or Preparation(), spacing
+
+
+def _refuse(key: str, given: Any, theirs: Any, origin: str | None) -> None:
+    raise ConfigError(
+        f"{key} is {given}, but {origin} was pretrained with {theirs}: the network would see other images than it learned on. "
+        f"Leave {key} out, or pretrain again."
+    )

@@ -103,19 +103,19 @@ class Draw:
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         """(B, *shape) float32 in [low, high)."""
-        return self._stack(lambda g: torch.rand(shape, generator=g) * (high - low) + low)
+        return self._stack(lambda g: torch.rand(shape, generator=g, device="cpu") * (high - low) + low)
 
     def normal(self, *shape: int) -> Tensor:
         """(B, *shape) float32, mean 0, standard deviation 1."""
-        return self._stack(lambda g: torch.randn(shape, generator=g))
+        return self._stack(lambda g: torch.randn(shape, generator=g, device="cpu"))
 
     def integers(self, low: int, high: int, *shape: int) -> Tensor:
         """(B, *shape) int64 in [low, high)."""
-        return self._stack(lambda g: torch.randint(low, high, shape, generator=g))
+        return self._stack(lambda g: torch.randint(low, high, shape, generator=g, device="cpu"))
 
     def permutation(self, n: int) -> Tensor:
         """(B, n) int64: for each sample a random order of 0 .. n-1."""
-        return self._stack(lambda g: torch.randperm(n, generator=g))
+        return self._stack(lambda g: torch.randperm(n, generator=g, device="cpu"))
 
     def _stack(self, one: Callable[[torch.Generator], Tensor]) -> Tensor:
         return torch.stack([one(stream) for stream in self._streams]).to(self.device, non_blocking=True)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medssl.augment import ViewOptions, identity, is_identity, make_view
+from medssl.augment import ViewOptions, identity, is_affine, is_identity, make_view
 from medssl.contracts import ConsistencyLoss, Crops, DenseHead, Draw, PretextTask, Views
 from medssl.errors import ConfigError, DataError, PluginError
 from medssl.learn.answers import on_crops, shown_by_all
@@ -200,6 +200,7 @@ class Objective(nn.Module):
             if showing.for_consistency:
                 parts |= {"encoder_end"} if "embeddings" in self.needs else set()
                 parts |= {"feature_map"} if "feature_maps" in self.needs else set()
+            self._check_channels(showing)
             read = trunk(showing.inputs, parts)
             if showing.for_consistency:
                 look.embedding = pool(read["encoder_end"].float()) if "embeddings" in self.needs else None
@@ -288,9 +289,15 @@ class Objective(nn.Module):
                 )
             if "feature_maps" in loss.needs:
                 require_dense(self.info, self.spec, f"the loss '{name}' compares feature maps")
+        if self.views.transforms and not is_affine(self.views.transforms) and self.needs & {"answers", "feature_maps"}:
+            raise ConfigError(
+                "views.transforms move voxels in a way no affine describes, so the voxels of two views cannot be compared. "
+                "Leave out elastic and grid distortions, or compare embeddings only (simsiam)."
+            )
         asked = {name: task.input_channels(self.info.channels) for name, task in tasks.items()}
         if len(set(asked.values())) > 1:
             raise ConfigError(f"the tasks disagree about the channels of the network's input: {asked}. Train them in rounds (`from:`).")
+        self._channels = next(iter(asked.values()), self.info.channels)
 
     def _check_crops(self, crops: Crops) -> None:
         if crops.spatial_dims != self.spec.spatial_dims or crops.images.shape[1] != self.info.channels:
@@ -298,6 +305,18 @@ class Objective(nn.Module):
                 f"crops of shape {tuple(crops.images.shape)} do not fit the network: it takes {self.info.channels} channels "
                 f"and {self.spec.spatial_dims} spatial dimensions. Change `network` or `data`."
             )
+
+    def _check_channels(self, showing: Showing) -> None:
+        shown = showing.inputs.shape[1]
+        if shown == self._channels:
+            return
+        if showing.host is None:
+            raise ConfigError(
+                f"the tasks need a network of {self._channels} input channels, and something here (a loss on embeddings, or a task that "
+                f"rides on another's input) has to show it the {shown} channels of the images alone. Train them in rounds (`from:`)."
+            )
+        who = provider_of(type(showing.asked[0].task))
+        raise PluginError(f"task '{showing.asked[0].name}' ({who}) shows {shown} channels and announced {self._channels}.")
 
     def _check_answer(self, question: Question, answerer: Answerer, answer: Tensor, showing: Showing) -> None:
         if isinstance(answerer.kind, DenseHead):

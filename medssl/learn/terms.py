@@ -83,7 +83,7 @@ def term_schemas(plugins: Plugins) -> dict[Kind, dict[str, Any]]:
     }
 
 
-def _resolve(item: Any, where: str, kind: Kind, base: Any, plugins: Plugins) -> Term[T]:
+def _resolve(item: Any, where: str, kind: Kind, base: type[Any], plugins: Plugins) -> Term[Any]:
     if isinstance(item, Term):
         return item
     if isinstance(item, tuple) and len(item) == 2:
@@ -92,15 +92,16 @@ def _resolve(item: Any, where: str, kind: Kind, base: Any, plugins: Plugins) -> 
     if isinstance(item, base):
         return Term(kind, type(item), item.options, 1.0, item)
     if isinstance(item, type) and issubclass(item, base):
-        return Term(kind, item, check(item.Options, {}, where), 1.0)
+        cls: Any = item
+        return Term(kind, cls, check(cls.Options, {}, where), 1.0)
     if isinstance(item, str):
         item = {"name": item}
     if not isinstance(item, Mapping):
         raise ConfigError(f"{where}: a mapping with `name`, `weight` and options is needed, not {type(item).__name__}.")
     entry = check(TermOptions, item, where)
-    cls: Any = _named(entry.name, kind, plugins)
-    _refuse_reserved(cls)
-    return Term(kind, cls, check(cls.Options, entry.options, f"{where} ({entry.name})"), entry.weight)
+    named: Any = _named(entry.name, kind, plugins)
+    _refuse_reserved(named)
+    return Term(kind, named, check(named.Options, entry.options, f"{where} ({entry.name})"), entry.weight)
 
 
 def _named(name: str, kind: Kind, plugins: Plugins) -> TermClass:

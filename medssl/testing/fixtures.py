@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 
-from medssl.contracts import Crops, NetworkInfo
+from medssl.contracts import Crops, Draw, NetworkInfo, Views
 
 
 def make_crops(batch: int = 3, size: Sequence[int] = (32, 32, 32), channels: int = 1, seed: int = 0) -> Crops:
@@ -44,3 +46,39 @@ def _image(size: Sequence[int], channels: int, seed: int) -> torch.Tensor:
     smooth = torch.nn.functional.interpolate(coarse, size=tuple(size), mode=mode, align_corners=True)[0]
     image = smooth + 0.3 * torch.randn((channels, *size), generator=generator)
     return (image - image.mean()) / image.std()
+
+
+def select(crops: Crops, rows: Sequence[int]) -> Crops:
+    """The samples `rows` of `crops`, with the randomness they have in the whole batch."""
+    place = torch.tensor(list(rows))
+    chosen: dict[str, Any] = {name: value[place] for name, value in vars(crops).items() if isinstance(value, torch.Tensor)}
+    return replace(crops, **chosen)
+
+
+def make_views(crops: Crops, info: NetworkInfo, count: int = 2, channels: int = 2, seed: int = 0, shown: bool = True) -> Views:
+    """`count` views of `crops` with random answers of one dense task ("values") and one pooled task ("logits").
+
+    With `shown`, the first voxels along the last axis are not shown by every view. The teacher has answers of its own.
+    """
+    student = _random_views(crops, info, count, channels, seed)
+    teacher = _random_views(crops, info, count, channels, seed + 1)
+    mask = torch.ones((len(crops), 1, *crops.size), dtype=torch.bool)
+    mask[..., : crops.size[-1] // 4] = False
+    visible = mask if shown else None
+    return replace(student, shown=visible, teacher=replace(teacher, shown=visible), progress=0.5)
+
+
+def _random_views(crops: Crops, info: NetworkInfo, count: int, channels: int, seed: int) -> Views:
+    def draw(part: str, *shape: int) -> tuple[torch.Tensor, ...]:
+        return tuple(Draw(seed, 0, crops.index, f"{part}/{view}").normal(*shape) for view in range(count))
+
+    grid = tuple(max(1, side // 2) for side in crops.size)
+    dims = crops.spatial_dims
+    return Views(
+        crops=crops,
+        answers={"dense": draw("dense", channels, *crops.size), "pooled": draw("pooled", 5)},
+        kinds={"dense": "values", "pooled": "logits"},
+        embeddings=draw("embedding", info.embedding_width),
+        feature_maps=draw("feature map", info.feature_width, *grid),
+        affines=torch.eye(dims, dims + 1).expand(count, len(crops), dims, dims + 1).clone(),
+    )

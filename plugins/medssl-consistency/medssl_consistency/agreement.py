@@ -58,7 +58,8 @@ class Agreement(ConsistencyLoss):
             return masked_mean((one - other).square(), shown)
         kept = torch.ones_like(one) if shown is None else shown.to(one.dtype).expand_as(one)
         # The cosine of an answer that is 0 everywhere is undefined; F.cosine_similarity calls it 0 and its gradient stays finite.
-        return 1 - F.cosine_similarity((one * kept).flatten(1), (other * kept).flatten(1), dim=1)
+        distance = 1 - F.cosine_similarity((one * kept).flatten(1), (other * kept).flatten(1), dim=1)
+        return distance * kept.flatten(1).any(dim=1)
 
 
 def _symmetric_kl(one: Tensor, other: Tensor, shown: Tensor | None) -> Tensor:

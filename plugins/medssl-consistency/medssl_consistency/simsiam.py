@@ -12,14 +12,15 @@ from torch.nn import functional as F
 
 from medssl.config import BaseOptions
 from medssl.contracts import ConsistencyLoss, Needs, NetworkInfo, Views
+from medssl.errors import DataError
 
 
 class SimSiam(ConsistencyLoss):
     """Negative cosine between the predicted and the (held still) projection of another view (Chen and He, CVPR 2021).
 
-    From -1 (the same) to 1. The paper normalises projections over the batch; here it is over the features of each sample, so
-    that samples do not leak into each other and small batches of volumes train alike. Collapse is held off by the predictor
-    and by the stop-gradient, and shows as an effective rank of 1 in the run's measures.
+    From -1 (the same) to 1. As in the paper, projections are normalised over the batch, so a sample's loss depends on its batch
+    and a batch needs two samples at least. This is what holds off collapse, more than predictor and stop-gradient: with
+    norms over each sample's own features instead, embeddings of small encoders collapse within a few hundred steps.
     """
 
     name: ClassVar[str] = "simsiam"
@@ -39,18 +40,21 @@ class SimSiam(ConsistencyLoss):
         super().__init__(options, network)
         width, bottleneck = self.options.width, self.options.bottleneck
         self.projector = nn.Sequential(
-            nn.Linear(network.embedding_width, width),
-            nn.LayerNorm(width),
-            nn.ReLU(),
-            nn.Linear(width, width),
-            nn.LayerNorm(width, elementwise_affine=False),
+            nn.Linear(network.embedding_width, width), _norm(width), nn.ReLU(), nn.Linear(width, width), _norm(width, affine=False)
         )
-        self.predictor = nn.Sequential(nn.Linear(width, bottleneck), nn.LayerNorm(bottleneck), nn.ReLU(), nn.Linear(bottleneck, width))
+        self.predictor = nn.Sequential(nn.Linear(width, bottleneck), _norm(bottleneck), nn.ReLU(), nn.Linear(bottleneck, width))
 
     def forward(self, views: Views) -> Tensor:
         """(B,) mean over ordered pairs of views of -cos(predictor(projection), held projection of the other)."""
+        if len(views.crops) < 2:
+            raise DataError("simsiam normalises over the batch and needs at least 2 crops on each device. Set data.batch to 2 or more.")
         projections = [self.projector(embedding) for embedding in views.embeddings]
         predictions = [self.predictor(projection) for projection in projections]
         pairs = list(permutations(range(len(projections)), 2))
         cosines = [F.cosine_similarity(predictions[one], projections[other].detach(), dim=1) for one, other in pairs]
         return -torch.stack(cosines).mean(dim=0)
+
+
+def _norm(width: int, affine: bool = True) -> nn.BatchNorm1d:
+    """Over the batch, without running averages: forward stays free of side effects, and nothing here runs at test time."""
+    return nn.BatchNorm1d(width, affine=affine, track_running_stats=False)

@@ -95,7 +95,8 @@ class RelativePosition(PretextTask):
         if any(side < least for side, least in zip(sides, needed, strict=True)):
             raise NetworkError(
                 f"relative-position: a crop of {tuple(size)} leaves patches of {tuple(sides)}, and this network, which "
-                f"halves to a stride of {self.network.strides}, needs at least {tuple(needed)}. Take a crop of at least {tuple(2 * n + between for n in needed)} "
+                f"halves to a stride of {self.network.strides}, needs at least {tuple(needed)}. "
+                f"Take a crop of at least {tuple(2 * n + between for n in needed)} "
                 "or a network with fewer levels."
             )
         return tuple(sides)

@@ -1,0 +1,188 @@
+# ruff: noqa: D102 - the names of the checks are their documentation
+"""What every consistency loss promises, as tests: subclass and inherit.
+
+    class TestSimSiam(ConsistencyLossContract):
+        loss = SimSiam
+
+`compares_samples = True` for losses with negatives (contrastive ones), where a sample's loss rightly depends on its neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from medssl.contracts import ConsistencyLoss, Crops, NetworkInfo, Views
+from medssl.testing.fixtures import make_crops, make_info, make_views, select
+from medssl.testing.options import check_name_and_docs, check_options_round_trip
+from medssl.testing.tasks import BOTH, close, other_global_randomness, same
+
+NEEDS = frozenset({"answers", "embeddings", "feature_maps", "teacher"})
+
+
+class ConsistencyLossContract:
+    """Inherit these tests and set `loss`."""
+
+    loss: ClassVar[type[ConsistencyLoss]]
+    options: ClassVar[Mapping[str, Any]] = {}
+    batch: ClassVar[int] = 4
+    compares_samples: ClassVar[bool] = False
+    only: ClassVar[str | None] = None
+    """For losses on answers: "dense" (values) or "pooled" (logits), where one kind alone makes sense."""
+
+    def build(self, dims: int) -> ConsistencyLoss:
+        """The loss for a small network; its first weights are always the same."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            return self.loss(self.loss.Options(**self.options), make_info(dims))
+
+    def crops(self, dims: int) -> Crops:
+        """A small batch."""
+        return make_crops(self.batch, (8,) * dims)
+
+    def views(self, crops: Crops, info: NetworkInfo, seed: int = 0) -> Views:
+        """Two random views, reduced to what the loss says it needs."""
+        views = make_views(crops, info, seed=seed)
+        return self.reduced(views, teacher="teacher" in self.loss.needs)
+
+    def reduced(self, views: Views, teacher: bool) -> Views:
+        """What the objective would compute for this loss, and nothing else."""
+        needs = self.loss.needs
+        kept = {name: answers for name, answers in views.answers.items() if self.only in (None, name)}
+        return replace(
+            views,
+            answers=kept if "answers" in needs else {},
+            kinds={name: views.kinds[name] for name in kept} if "answers" in needs else {},
+            embeddings=views.embeddings if "embeddings" in needs else (),
+            feature_maps=views.feature_maps if "feature_maps" in needs else (),
+            teacher=self.reduced(views.teacher, teacher=False) if teacher and views.teacher is not None else None,
+        )
+
+    def test_it_has_a_name_and_every_option_is_documented(self) -> None:
+        check_name_and_docs(self.loss)
+        assert self.loss.needs and self.loss.needs <= NEEDS, f"`needs` names some of {sorted(NEEDS)}, not {set(self.loss.needs)}."
+
+    def test_options_survive_a_round_trip(self) -> None:
+        check_options_round_trip(self.loss, self.options)
+
+    @BOTH
+    def test_the_loss_is_one_finite_value_a_sample(self, dims: int) -> None:
+        loss, crops = self.build(dims), self.crops(dims)
+        value = loss(self.views(crops, loss.network))
+        assert tuple(value.shape) == (self.batch,), f"the loss has shape {tuple(value.shape)}; one value a sample is needed."
+        assert torch.isfinite(value).all(), f"the loss is {value.tolist()}."
+        assert value.dtype == torch.float32, f"the loss of float32 views is {value.dtype}."
+
+    @BOTH
+    def test_equal_and_empty_views_stay_finite(self, dims: int) -> None:
+        loss, crops = self.build(dims), self.crops(dims)
+        views = self.views(crops, loss.network)
+        for kind, factor in (("equal", 1.0), ("all-zero", 0.0)):
+            alike, leaves = as_leaves(map_tensors(views, lambda tensors, scale=factor: tuple(tensors[0] * scale for _ in tensors)))
+            value = loss(alike)
+            assert torch.isfinite(value).all(), f"the loss of {kind} views is {value.tolist()}."
+            gradients = torch.autograd.grad(value.sum(), leaves, allow_unused=True)
+            finite = all(torch.isfinite(gradient).all() for gradient in gradients if gradient is not None)
+            assert finite, f"the gradient of {kind} views holds NaN or infinity."
+
+    @BOTH
+    def test_everything_stays_on_the_device_of_the_views(self, dims: int) -> None:
+        loss, crops = self.build(dims), self.crops(dims)
+        views = self.views(crops, loss.network)
+        with torch.device("meta"):
+            value = loss(views)
+        assert value.device == crops.images.device, f"the loss is on {value.device}."
+
+    @BOTH
+    def test_forward_is_pure(self, dims: int) -> None:
+        loss, crops = self.build(dims), self.crops(dims)
+        views, before, state = self.views(crops, loss.network), self.views(crops, loss.network), deepcopy(loss.state_dict())
+        with other_global_randomness(1):
+            one = loss(views)
+        with other_global_randomness(2):
+            other = loss(views)
+        assert close(one, other), "the same views gave two losses: forward draws at random or changes its own state."
+        assert all(same(value, state[name]) for name, value in loss.state_dict().items()), "forward changes the state; only commit may."
+        assert same(tensors_of(views), tensors_of(before)), "the views were changed in place."
+
+    @BOTH
+    def test_gradients_reach_the_views(self, dims: int) -> None:
+        loss, crops = self.build(dims), self.crops(dims)
+        views, leaves = as_leaves(self.views(crops, loss.network))
+        value = loss(views)
+        assert value.requires_grad, "the loss is cut from the graph: no gradient reaches the network."
+        gradients = [g for g in torch.autograd.grad(value.sum(), leaves, allow_unused=True) if g is not None]
+        assert gradients and all(torch.isfinite(g).all() for g in gradients), "the gradient holds NaN or infinity, or there is none."
+        assert sum(float(g.abs().sum()) for g in gradients) > 0, "no gradient reaches the network."
+
+    @BOTH
+    def test_a_sample_does_not_depend_on_its_neighbours(self, dims: int) -> None:
+        if self.compares_samples:
+            pytest.skip("this loss compares samples with each other")
+        loss, crops = self.build(dims), self.crops(dims)
+        together = loss(self.views(crops, loss.network))
+        for row in range(self.batch):
+            one = select(crops, [row])
+            alone = loss(self.views(one, loss.network))
+            assert close(together[row : row + 1], alone), f"the loss of sample {row} changes with its neighbours."
+
+    @BOTH
+    def test_voxels_that_a_view_does_not_show_do_not_count(self, dims: int) -> None:
+        if "answers" not in self.loss.needs or self.only == "pooled":
+            pytest.skip("this loss compares no dense answers")
+        loss, crops = self.build(dims), self.crops(dims)
+        views = self.views(crops, loss.network)
+        assert views.shown is not None
+        first, *rest = views.answers["dense"]
+        changed = replace(views, answers={**views.answers, "dense": (torch.where(views.shown, first, first + 100), *rest)})
+        assert close(loss(views), loss(changed)), "voxels that not every view shows are compared."
+
+    @BOTH
+    def test_training_on_it_lowers_it(self, dims: int) -> None:
+        loss, crops = self.build(dims), self.crops(dims)
+        views, leaves = as_leaves(self.views(crops, loss.network))
+        optimizer = torch.optim.Adam([*leaves, *loss.parameters()], lr=0.05)
+        first = float(loss(views).mean().detach())
+        for _ in range(25):
+            optimizer.zero_grad()
+            loss(views).mean().backward()
+            optimizer.step()
+        last = float(loss(views).mean().detach())
+        assert last < first, f"25 steps of gradient descent took the loss from {first:.4f} to {last:.4f}."
+
+    @BOTH
+    def test_state_survives_a_checkpoint(self, dims: int) -> None:
+        loss, crops = self.build(dims), self.crops(dims)
+        views = self.views(crops, loss.network)
+        names = {name: tuple(value.shape) for name, value in loss.state_dict().items()}
+        with torch.no_grad():
+            loss.commit(views.detach())
+            loss.commit(self.views(crops, loss.network, seed=5).detach())
+        after = {name: tuple(value.shape) for name, value in loss.state_dict().items()}
+        assert names == after, "commit changes names or shapes of the state, so a checkpoint of one step does not load into another."
+        other = self.build(dims)
+        other.load_state_dict(loss.state_dict())
+        assert close(loss(views), deepcopy(other)(views)), "a loss with the same state gives another value: its state is not all saved."
+
+
+def tensors_of(views: Views) -> list[Tensor]:
+    """Everything a network computed, in one list."""
+    return [*[tensor for answers in views.answers.values() for tensor in answers], *views.embeddings, *views.feature_maps]
+
+
+def map_tensors(views: Views, change: Any) -> Views:
+    """The views with `change` applied to each tuple of tensors, one a view."""
+    answers = {name: change(tensors) for name, tensors in views.answers.items()}
+    return replace(views, answers=answers, embeddings=change(views.embeddings), feature_maps=change(views.feature_maps))
+
+
+def as_leaves(views: Views) -> tuple[Views, list[Tensor]]:
+    """The views with tensors that take a gradient, and these tensors."""
+    fresh = map_tensors(views, lambda tensors: tuple(tensor.detach().clone().requires_grad_() for tensor in tensors))
+    return fresh, tensors_of(fresh)

@@ -1,0 +1,41 @@
+"""Checks that hold for the options of tasks and losses alike."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from medssl.config import BaseOptions, check, options_table
+from medssl.errors import ConfigError
+from medssl.learn.terms import RESERVED
+
+
+def check_name_and_docs(cls: type[Any]) -> None:
+    """A name, a docstring, and help and a default for every option."""
+    name = getattr(cls, "name", None)
+    assert isinstance(name, str) and name, f"{cls.__name__} needs a class attribute `name`."
+    assert name == name.lower() and " " not in name and "." not in name, f"'{name}': names are lower case, words joined by hyphens."
+    assert cls.__doc__ and cls.__doc__ != cls.__mro__[1].__doc__, f"{cls.__name__} needs a docstring: what it asks, and from which paper."
+    for row in options_table(cls.Options):
+        assert row["help"], f"the option '{row['option']}' of '{name}' has no help. Put a docstring under the field."
+        assert row["default"] != "required", f"the option '{row['option']}' of '{name}' has no default."
+        assert row["option"] not in RESERVED, f"'{row['option']}' is a key of every term and cannot be an option of '{name}'."
+
+
+def check_options_round_trip(cls: type[Any], given: Mapping[str, Any]) -> None:
+    """Options survive JSON and YAML, are frozen, and refuse unknown keys."""
+    assert issubclass(cls.Options, BaseOptions), f"{cls.__name__}.Options must derive from medssl.config.BaseOptions."
+    options = check(cls.Options, given, cls.name)
+    document = options.model_dump(mode="json")
+    for kind, text in (("JSON", json.dumps(document)), ("YAML", yaml.safe_dump(document))):
+        again = check(cls.Options, json.loads(text) if kind == "JSON" else yaml.safe_load(text), cls.name)
+        assert again == options, f"the options of '{cls.name}' change on their way through {kind}: {options!r} became {again!r}."
+    assert cls.Options.model_config.get("frozen"), f"the options of '{cls.name}' must stay frozen."
+    try:
+        check(cls.Options, {**given, "no_such_option_": 1}, cls.name)
+    except ConfigError:
+        return
+    raise AssertionError(f"the options of '{cls.name}' accept unknown keys, so a misspelt option would be silently ignored.")

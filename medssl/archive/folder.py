@@ -49,12 +49,13 @@ class IndexFolder:
             raise UsageError(f"{root} is a file. Give a folder for the index.")
         if root.is_dir() and any(root.iterdir()) and not (root / _MARK).is_file():
             raise UsageError(f"{root} holds other files and is no index. Give an empty folder or a new name.")
+        known = (root / _MARK).is_file()
+        if known:
+            folder._read_mark()
         for path in (root, folder.private):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             path.chmod(0o700)
-        if (root / _MARK).is_file():
-            folder._read_mark()
-        else:
+        if not known:
             folder._write_mark(None)
         return folder
 

@@ -93,7 +93,7 @@ def _alike(instances: Sequence[Instance]) -> list[tuple[list[Instance], tuple[st
                 break
         else:
             clusters.append([one])
-    if any(len(clusters) > 1 for clusters in by_key.values()):
+    if np.ptp([one.orientation for one in instances], axis=0).max() > geometry.COSINE:
         names.insert(0, "orientation")
     return [(cluster, tuple(names)) for clusters in by_key.values() for cluster in clusters]
 

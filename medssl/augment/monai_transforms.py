@@ -22,7 +22,7 @@ NOT_AFFINE = ("Elastic", "GridDistortion", "CoarseShuffle", "GridPatch", "GridSp
 
 def build_transforms(definitions: Sequence[Mapping[str, Any]]) -> list[Any]:
     """MONAI transform objects from `{_target_: import.path, argument: value}`; raises `ConfigError`."""
-    return [_build(definition, f"views.transforms.{place}") for place, definition in enumerate(definitions)]
+    return [_build(definition, f"transforms.{place}") for place, definition in enumerate(definitions)]
 
 
 def is_affine(definitions: Sequence[Mapping[str, Any]]) -> bool:

@@ -74,8 +74,6 @@ def test_cut_is_a_slice(size, seed):
     sides = [int(torch.randint(1, side + 1, (1,), generator=generator)) for side in size]
     room = [whole - side + 1 for whole, side in zip(size, sides, strict=True)]
     corner = torch.stack([torch.randint(0, free, (3,), generator=generator) for free in room], 1)
-        [torch.randint(0, whole - side + 1, (3,), generator=generator) for whole, side in zip(size, sides, strict=True)], 1
-    )
     boxes = cut(images, corner, sides)
     for row in range(3):
         where = tuple(slice(int(c), int(c) + side) for c, side in zip(corner[row], sides, strict=True))

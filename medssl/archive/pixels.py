@@ -14,8 +14,7 @@ from medssl.archive.instance import Instance
 from medssl.errors import ArchiveError
 
 _WANTED = (
-    "SOPClassUID SOPInstanceUID Rows Columns SamplesPerPixel PhotometricInterpretation BitsAllocated BitsStored HighBit "
-    "PixelRepresentation NumberOfFrames PixelData"
+    "Rows Columns SamplesPerPixel PhotometricInterpretation BitsAllocated BitsStored HighBit PixelRepresentation NumberOfFrames PixelData"
 )
 _BIG_ENDIAN = UNCOMPRESSED[2]
 
@@ -37,7 +36,7 @@ def stored_values(file: BinaryIO, instance: Instance) -> NDArray[Any]:
         raise PixelProblem(f"the pixels cannot be decoded ({type(error).__name__}); the file is damaged or has changed") from None
     if decoded.shape != (instance.rows, instance.columns):
         raise PixelProblem("the decoded image has not the size that the header says")
-    return np.asarray(decoded)
+    return _significant(np.asarray(decoded), instance) if decoded.dtype.itemsize * 8 == instance.bits_allocated else np.asarray(decoded)
 
 
 def rescaled(stored: NDArray[Any], instance: Instance) -> NDArray[np.float64]:

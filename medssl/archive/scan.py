@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import logging
 import multiprocessing
 import os
 import struct
@@ -121,13 +122,25 @@ def _name(shard: Shard) -> str:
 def scan_shard(shard: Shard, folder: Path) -> int:
     """Scan one shard and write it; returns the number of files."""
     source = shard.kind(shard.location)
-    with warnings.catch_warnings():
-        # pydicom quotes header values in its warnings, and those may be names.
-        warnings.simplefilter("ignore")
+    with quiet_pydicom():
         side_files: dict[str, Any] = {}
         instances = [_with_modality(scan_file(source, shard.source, key), source, key, side_files) for key in shard.keys]
     write_table(to_table(instances), folder / _name(shard))
     return len(instances)
+
+
+@contextmanager
+def quiet_pydicom() -> Iterator[None]:
+    """pydicom quotes header values in its warnings and its log, and those may be names."""
+    logger = logging.getLogger("pydicom")
+    disabled = logger.disabled
+    logger.disabled = True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = disabled
 
 
 def _with_modality(instance: Instance, source: ArchiveSource, key: str, side_files: dict[str, Any]) -> Instance:
@@ -201,3 +214,6 @@ def _scan_dicom(file: BinaryIO, instance: Instance) -> Instance:
         return read_instance(file, instance)
     except (*PARSE_ERRORS, struct.error, zlib.error):
         return replace(instance, reason=Reason.CORRUPT.value)
+    except OSError as error:
+        # pydicom raises its own, without a number, for what it cannot parse; the system's have one.
+        return replace(instance, reason=(Reason.CORRUPT if error.errno is None else Reason.UNREADABLE).value)

@@ -164,6 +164,9 @@ def _stack(group: list[Instance], run: geometry.Run, split_by: tuple[str, ...]) 
 
 
 def _warnings(slices: Sequence[Instance], affine: NDArray[np.float64]) -> Iterable[str]:
+    turned = float(np.ptp([one.orientation for one in slices], axis=0).max())
+    if turned > 1e-4:
+        yield f"the orientation varies by {turned:.4f} between slices; that of the first counts"
     tilt = geometry.shear_degrees(affine)
     if tilt > 0.1:
         yield f"sheared by {tilt:.1f} degrees (gantry tilt or shifted slices); the affine keeps it exactly"

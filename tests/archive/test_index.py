@@ -320,7 +320,6 @@ def plant(dataset: Dataset, _: int) -> None:
         "ProtocolName",
         "PatientComments",
         "ImageComments",
-        "StationName",
     ):
         setattr(dataset, keyword, "Muster Sankt-Secret-Hospital")
     dataset.PatientID, dataset.AccessionNumber, dataset.StudyID = "PID-77-SECRET", "ACC-SECRET-1", "Zebulon"
@@ -334,10 +333,16 @@ def plant(dataset: Dataset, _: int) -> None:
     dataset.add_new(0x00111001, "LO", "Muster^Zebulon")
 
 
-def test_planted_names_stay_in_the_private_part(tmp_path: Path, archive: Path, indexed: Indexed, capfd: pytest.CaptureFixture[str]) -> None:
+def test_planted_names_stay_in_the_private_part(
+    tmp_path: Path, archive: Path, indexed: Indexed, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     folder = archive / "Muster^Zebulon 19340506"
     files = write_series(folder / "PID-77-SECRET", made_volume((5, 4, 6)), made_affine(), skip=[2], adjust=plant)
     files[0].rename(files[0].with_name("Muster, Zebulon"))
+    # A value that pydicom would quote in a warning: its VR does not allow it.
+    files[3].write_bytes(files[3].read_bytes().replace(b"19340506", b"Zebulon "))
+    caplog.clear()
+    capfd.readouterr()
     (folder / "Zebulon.dcm").write_bytes(files[1].read_bytes()[:900])
     write_nifti(Nifti(made_volume(), made_affine()), folder / "sub-Muster_T1w.nii.gz")
     index = indexed(archive)
@@ -349,6 +354,7 @@ def test_planted_names_stay_in_the_private_part(tmp_path: Path, archive: Path, i
             index.read(record.volume)
         messages += [str(caught.value), repr(caught.value.__cause__), repr(record)]
     captured = capfd.readouterr()
+    messages.append(caplog.text)
     public = [path for place in ("index", "nifti") for path in (tmp_path / place).rglob("*") if "private" not in path.parts]
     texts = [captured.out, captured.err, *messages, *map(str, public)]
     contents = b"\n".join([*(text.encode() for text in texts), *(path.read_bytes() for path in public if path.is_file())])

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         swap_head,
         unique_tensors,
     )
-    from medssl.networks.sizes import check_crop, network_info
+    from medssl.networks.sizes import check_crop, crop_problem, network_info
     from medssl.networks.spec import NetworkSpec, as_spec
     from medssl.networks.transferable import Matched, load_matching
     from medssl.networks.trunk import Encoder, Trunk, encoder_end
@@ -40,6 +40,7 @@ _WHERE = {
     "Trunk": "trunk",
     "encoder_end": "trunk",
     "check_crop": "sizes",
+    "crop_problem": "sizes",
     "network_info": "sizes",
     "Matched": "transferable",
     "load_matching": "transferable",
@@ -52,6 +53,7 @@ __all__ = [
     "Trunk",
     "as_spec",
     "check_crop",
+    "crop_problem",
     "dense_head",
     "encoder_end",
     "head_module",

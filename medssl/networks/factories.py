@@ -183,6 +183,15 @@ def _parameters(call: Callable[..., Any]) -> tuple[dict[str, bool], bool]:
     return parameters, takes_any
 
 
+def default_of(call: Callable[..., Any], parameter: str) -> int | None:
+    """The number that `call` itself takes for `parameter` where it is not given; None where it must be."""
+    for level in _levels(call):
+        found = _signature(level).get(parameter)
+        if found is not None:
+            return found.default if isinstance(found.default, int) else None
+    return None
+
+
 def _levels(call: Callable[..., Any]) -> list[Any]:
     if inspect.isclass(call):
         return [vars(cls)["__init__"] for cls in call.__mro__ if "__init__" in vars(cls) and cls not in (nn.Module, object)]

@@ -7,7 +7,8 @@ that cannot be halved, an output of another size, or an encoder's end of one vox
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -60,22 +61,27 @@ def check_crop(
 
     `needs={"encoder_end"}` asks for the encoder alone (pooled tasks, tiles), which takes more sizes than the whole network.
     """
-    wanted = tuple(int(side) for side in size)
-    if len(wanted) != spec.spatial_dims or min(wanted) < 1:
-        raise NetworkError(
-            f"{spec} works in {spec.spatial_dims}D and cannot take crops of {shown(wanted)}: give {spec.spatial_dims} sides."
-        )
-    skeleton = skeleton_of(spec)
-    if "img_size" in spec.options and wanted != skeleton.base:
-        raise NetworkError(
-            f"{spec} was given img_size {shown(skeleton.base)} and cannot take crops of {shown(wanted)}: make them the same."
-        )
-    trunk = Trunk(skeleton.network, spec, plugins) if "encoder_end" in needs else None
-    try:
-        trial = _Trial(skeleton, trunk, batch, frozenset(needs))
+    with _trial(spec, batch, needs, plugins) as trial:
+        wanted = tuple(int(side) for side in size)
         problem = trial.problem(wanted)
         if problem is not None:
             raise NetworkError(f"{spec} cannot take crops of {shown(wanted)} voxels: {problem}. {_advice(trial, wanted)}")
+
+
+def crop_problem(
+    spec: NetworkSpec, size: Sequence[int], batch: int = 1, needs: Collection[Part] = frozenset({"output"}), plugins: Plugins | None = None
+) -> str | None:
+    """Why the network cannot take `batch` crops of `size` in training, in a few words; None where it can."""
+    with _trial(spec, batch, needs, plugins) as trial:
+        return trial.problem(tuple(int(side) for side in size))
+
+
+@contextmanager
+def _trial(spec: NetworkSpec, batch: int, needs: Collection[Part], plugins: Plugins | None) -> Iterator[_Trial]:
+    skeleton = skeleton_of(spec)
+    trunk = Trunk(skeleton.network, spec, plugins) if "encoder_end" in needs else None
+    try:
+        yield _Trial(skeleton, trunk, batch, frozenset(needs))
     finally:
         if trunk is not None:
             trunk.close()
@@ -92,6 +98,11 @@ class _Trial:
 
     def problem(self, size: tuple[int, ...]) -> str | None:
         """Why the network does not take `size`; None where it does."""
+        spec = self.skeleton.spec
+        if len(size) != spec.spatial_dims or min(size) < 1:
+            return f"it works in {spec.spatial_dims}D and needs {spec.spatial_dims} sides"
+        if "img_size" in spec.options and size != self.skeleton.base:
+            return "its option img_size fixes the sides"
         try:
             output = self._output(size)
         except Exception as error:  # noqa: BLE001 - whatever a network raises says that it does not take this size
@@ -125,6 +136,8 @@ def _explained(error: Exception) -> str:
 def _advice(trial: _Trial, size: tuple[int, ...]) -> str:
     """The sides allowed, tried out one by one: never a rule of thumb."""
     base = trial.skeleton.base
+    if len(size) != len(base):
+        return "Change the crop or network.spatial_dims."
     if not trial.takes(base):
         return f"No crop of {shown(base)} works either: see the network's options."
     steps = _steps(trial, base)

@@ -7,7 +7,7 @@ building the same network again with other numbers of outputs.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from enum import Enum
 from functools import partial
 from numbers import Integral, Real
@@ -20,7 +20,7 @@ from torch import nn
 from medssl.config import BaseOptions, check
 from medssl.errors import NetworkError
 from medssl.networks.defaults import with_defaults
-from medssl.networks.factories import Factory, factory_by_name, factory_by_path, factory_of, import_path
+from medssl.networks.factories import Factory, default_of, factory_by_name, factory_by_path, factory_of, import_path
 
 NetworkLike = "NetworkSpec | str | Mapping[str, Any] | Callable[..., nn.Module]"
 
@@ -147,10 +147,8 @@ class NetworkSpec(BaseOptions):
         """The network on the meta device: shapes without values. Networks that need values to be built pass through the CPU."""
         try:
             return self.build(out_channels, in_channels, device="meta", seed=0)
-        except NetworkError as error:
-            if not isinstance(error.__cause__, RuntimeError | NotImplementedError):
-                raise
-        return self.build(out_channels, in_channels, seed=0).to("meta")
+        except NetworkError:
+            return self.build(out_channels, in_channels, seed=0).to("meta")
 
 
 class SpecKey:
@@ -174,16 +172,16 @@ def as_spec(network: Any) -> NetworkSpec:
     can be written as JSON; other callables can be built and compared in this process only, and their specification says so.
     """
     if isinstance(network, NetworkSpec):
-        return network.checked()
+        return _measured(network.checked(), network.model_fields_set)
     if isinstance(network, nn.Module):
         raise NetworkError(
             f"a live {type(network).__name__} cannot be built twice: give a spec, a name or a partial, for example "
             f"functools.partial({type(network).__name__}, spatial_dims=3, in_channels=1)."
         )
     if isinstance(network, str):
-        return check(NetworkSpec, {"_target_" if "." in network else "name": network}, "network").checked()
+        return as_spec(check(NetworkSpec, {"_target_" if "." in network else "name": network}, "network"))
     if isinstance(network, Mapping):
-        return check(NetworkSpec, network, "network").checked()
+        return as_spec(check(NetworkSpec, network, "network"))
     if callable(network):
         return _from_callable(network)
     raise NetworkError(
@@ -198,6 +196,10 @@ def _from_callable(network: Callable[..., Any]) -> NetworkSpec:
         raise NetworkError(f"{label} is a class, but no torch network (it does not derive from torch.nn.Module).")
     source = factory_of(call, label)
     fields = {field: keywords.pop(parameter) for parameter, field in source.reserved.items() if parameter in keywords}
+    for parameter, field in source.reserved.items():
+        usual = default_of(call, parameter)
+        if field != "out_channels" and field not in fields and usual is not None:
+            fields[field] = usual
     try:
         options = {key: as_json(value, f"the argument {key}") for key, value in keywords.items()}
         origin = _origin(call)
@@ -240,8 +242,8 @@ def _origin(call: Callable[..., Any]) -> dict[str, str]:
     return {"_target_": f"{module}.{qualname}"}
 
 
-def _measured(spec: NetworkSpec, given: Mapping[str, Any]) -> NetworkSpec:
-    """Dimensions and input channels read from the first convolution, where the callable takes them from nobody."""
+def _measured(spec: NetworkSpec, given: Collection[str]) -> NetworkSpec:
+    """Dimensions and input channels read from the first convolution, where the network fixes them and nobody said them."""
     source = spec.source()
     unknown = {
         "spatial_dims": source.dims_name is None and "spatial_dims" not in given,

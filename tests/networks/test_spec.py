@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 import torch
-from monai.networks.nets import DynUNet, SegResNet, UNet
+from monai.networks.nets import DynUNet, FlexibleUNet, SegResNet, UNet, resnet10
 from torch import nn
 
 from medssl.config import check, dump_config
@@ -84,6 +84,12 @@ def test_a_partial_says_the_same_as_a_specification() -> None:
     assert as_spec(partial(DynUNet, spatial_dims=3, in_channels=1, out_channels=3)).out_channels == 3
 
 
+def test_a_partial_keeps_the_numbers_its_network_would_take() -> None:
+    assert as_spec(partial(FlexibleUNet, in_channels=1, backbone="efficientnet-b0")).spatial_dims == 2
+    assert as_spec(resnet10).in_channels == 3
+    assert as_spec(SegResNet).in_channels == 1
+
+
 def test_own_code_by_import_path(tmp_path, monkeypatch) -> None:
     (tmp_path / "our_networks.py").write_text(
         "from torch import nn\n"
@@ -93,10 +99,14 @@ def test_own_code_by_import_path(tmp_path, monkeypatch) -> None:
         "        self.only = nn.Conv2d(in_channels, out_channels, 1)\n"
         "    def forward(self, x):\n"
         "        return self.only(x)\n"
+        "def Fixed(out_channels):\n"
+        "    return Net(out_channels, 3)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     spec = as_spec({"_target_": "our_networks.Net", "spatial_dims": 2, "in_channels": 2, "depth": 3})
     assert spec.build(5).only.weight.shape == (5, 2, 1, 1)
+    assert as_spec("our_networks.Fixed").spatial_dims == 2
+    assert as_spec({"_target_": "our_networks.Fixed"}).in_channels == 3
     with pytest.raises(NetworkError, match=r"no option 'dept'. Did you mean 'depth'"):
         as_spec({"_target_": "our_networks.Net", "dept": 3})
     with pytest.raises(NetworkError, match="has no 'Nett'. Did you mean 'Net'"):

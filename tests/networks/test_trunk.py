@@ -156,6 +156,20 @@ class Strange(nn.Module):
         return self.top(self.up(self.down(images)))
 
 
+class WorksInPlace(Strange):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.top(self.up(self.down(images).relu_()))
+
+
+def test_layers_that_work_in_place_do_not_change_what_was_seen() -> None:
+    spec = as_spec(WorksInPlace).model_copy(update={"encoder_end": "down"})
+    trunk = Trunk(spec.build(2, seed=0), spec)
+    images = torch.randn(2, 1, 16, 16)
+    whole, part = trunk(images)["encoder_end"], trunk(images, {"encoder_end"})["encoder_end"]
+    assert torch.equal(whole, part)
+    assert whole.min() < 0
+
+
 def test_an_unknown_encoder_end_is_refused_with_how_to_name_it() -> None:
     spec = as_spec(Strange)
     with pytest.raises(

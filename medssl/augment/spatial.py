@@ -8,6 +8,7 @@ one plane with the third axis as channels, or trilinear sampling. All four give 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -69,8 +70,12 @@ def resample(images: Tensor, affine: Tensor) -> Tensor:
 def shown_by(affine: Tensor, size: Sequence[int]) -> Tensor:
     """(B, 1, *size) bool: the voxels of the crop that a view of the same size shows."""
     coordinates = _coordinates(invert(affine), size)
-    inside = [(c >= -EXACT) & (c <= side - 1 + EXACT) for c, side in zip(coordinates, size, strict=True)]
-    return torch.stack(inside).all(dim=0).unsqueeze(1)
+    halves = [(side - 1) / 2 for side in size]
+    inside = [c.sub_(half).abs_() <= half + EXACT for c, half in zip(coordinates, halves, strict=True)]
+    shown = inside[0]
+    for other in inside[1:]:
+        shown &= other
+    return shown.unsqueeze(1)
 
 
 def _one(image: Tensor, affine: Tensor, rows: list[list[float]]) -> Tensor:
@@ -101,9 +106,17 @@ def _along_axes(images: Tensor, affine: Tensor, axes: Sequence[int]) -> Tensor:
         side = images.shape[axis + 2]
         voxels = torch.arange(side, device=images.device, dtype=affine.dtype)
         source = (affine[:, axis, axis, None] * voxels + affine[:, axis, -1, None]).clamp(0, side - 1)
-        weights = (1 - (source[:, :, None] - voxels).abs()).clamp_min(0).to(images.dtype)
-        images = torch.einsum("bij,bc...j->bc...i", weights, images.movedim(axis + 2, -1)).movedim(-1, axis + 2)
-    return images.contiguous()
+        images = product_along(images, axis + 2, (1 - (source[:, :, None] - voxels).abs()).clamp_min(0).to(images.dtype))
+    return images
+
+
+def product_along(images: Tensor, axis: int, weights: Tensor) -> Tensor:
+    """Each line of `images` (B, ...) along `axis` times the matrix of its sample in `weights` (B, n, n), without moving axes."""
+    batch, side = images.shape[0], images.shape[axis]
+    before, after = math.prod(images.shape[1:axis]), math.prod(images.shape[axis + 1 :])
+    if after == 1:
+        return (images.reshape(batch, before, side) @ weights.mT).view(images.shape)
+    return (weights.unsqueeze(1) @ images.reshape(batch, before, side, after)).view(images.shape)
 
 
 def _coordinates(affine: Tensor, size: Sequence[int]) -> list[Tensor]:

@@ -58,7 +58,10 @@ class Inpainting(PretextTask):
         low, high = ratio if isinstance(ratio, tuple) else (ratio, ratio)
         mask = block_mask(draw, crops.size, self.options.block, low, high)
         inputs = torch.where(mask, self._fill(crops.images, mask, draw.fork("fill")), crops.images)
-        return PretextBatch(inputs, crops.images, weight=mask.to(crops.images.dtype).clamp_min(self.options.visible_weight))
+        weight = mask.to(crops.images.dtype)
+        if self.options.visible_weight:
+            weight = weight.clamp_min(self.options.visible_weight)
+        return PretextBatch(inputs, crops.images, weight)
 
     def loss(self, prediction: Tensor, batch: PretextBatch) -> Tensor:
         """(B,) mean cost over hidden voxels and channels."""
@@ -91,6 +94,6 @@ class Inpainting(PretextTask):
 
 def _visible_mean(images: Tensor, mask: Tensor) -> Tensor:
     """(B, C, 1, ...) mean of each channel over the voxels that `mask` (B, 1, *size) does not hide."""
-    seen = (~mask).to(images.dtype)
-    axes = tuple(range(2, images.dim()))
-    return (images * seen).sum(dim=axes, keepdim=True) / seen.sum(dim=axes, keepdim=True).clamp_min(1)
+    seen = (~mask).to(images.dtype).flatten(2)
+    mean = images.flatten(2) @ seen.mT / seen.sum(dim=2, keepdim=True).clamp_min(1)
+    return mean.view(*images.shape[:2], *[1] * (images.dim() - 2))

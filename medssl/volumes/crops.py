@@ -136,8 +136,8 @@ class CropPlan:
 
 
 @lru_cache(maxsize=16)
-def _order(seed: int, step: int, turn: int, count: int) -> list[int]:
-    order: list[int] = Draw(seed, step, [turn], "order").permutation(count)[0].tolist()
+def _order(seed: int, step: int, turn: int, count: int) -> NDArray[np.int64]:
+    order: NDArray[np.int64] = Draw(seed, step, [turn], "order").permutation(count)[0].numpy()
     return order
 
 

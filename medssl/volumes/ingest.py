@@ -246,7 +246,7 @@ def _consolidate(folder: Path) -> None:
     loose = sorted((folder / "rows").glob("*.json"))
     if not loose:
         return
-    rows = [row_from_json(path.read_bytes()) for path in loose]
+    rows = sorted((row_from_json(path.read_bytes()) for path in loose), key=lambda row: str(row["volume"]))
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), sink)
     write_atomically(folder / "table" / f"part-{time.time_ns():020d}-{uuid4().hex[:8]}.parquet", sink.getvalue().to_pybytes())

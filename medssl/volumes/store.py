@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -113,7 +114,7 @@ class Store:
         self.manifest = read_manifest(self.folder)
         self.preparation = self.manifest.preparation
         table = read_table(self.folder)
-        self._columns = table.filter(pc.is_null(table["reason"]))
+        self._columns = table.filter(pc.is_null(table["reason"])) if table["reason"].null_count < len(table) else table
         if not self._columns.num_rows:
             raise StoreError(f"the store {self.folder} holds no volumes. Its table says why they were left out; see `medssl store`.")
         self._native = native
@@ -259,12 +260,15 @@ def write_atomically(path: Path, content: bytes) -> None:
 def read_table(folder: Path) -> pa.Table:
     """The whole table sorted by volume, rows of an ingest under way included; of two rows of one volume the later counts."""
     try:
-        parts = [pq.read_table(part, schema=SCHEMA) for part in sorted((folder / "table").glob("part-*.parquet"))]
+        parts = [pq.read_table(part, schema=SCHEMA, memory_map=True) for part in sorted((folder / "table").glob("part-*.parquet"))]
         loose = [row_from_json(path.read_bytes()) for path in sorted((folder / "rows").glob("*.json"))]
         table = pa.concat_tables([*parts, pa.Table.from_pylist(loose, SCHEMA)])
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise StoreError(f"the table of the store {folder} is damaged: {error}. Make the store again in an empty folder.") from error
-    last = {name: number for number, name in enumerate(table["volume"].to_pylist())}
+    names = table["volume"].to_pylist()
+    if all(before < after for before, after in pairwise(names)):
+        return table
+    last = {name: number for number, name in enumerate(names)}
     return table.take(pa.array([last[name] for name in sorted(last)], pa.int64()))
 
 

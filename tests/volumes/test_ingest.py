@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import pickle
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,6 +94,44 @@ def test_an_interrupted_ingest_goes_on(tmp_path: Path, incoming: Make) -> None:
     for one_store, other in zip(Store(folder).volumes, Store(tmp_path / "other").volumes, strict=True):
         assert (one_store.volume, one_store.statistics) == (other.volume, other.statistics)
         assert np.array_equal(one_store.points, other.points)
+
+
+_SLOW_INGEST = """
+import sys, time
+import numpy as np
+from medssl.volumes import Incoming, write_store
+
+def load(i):
+    time.sleep(0.05)
+    return np.random.default_rng(i).integers(-99, 99, (20, 20, 20)).astype(np.int16), np.eye(4)
+
+write_store([Incoming(f"v{i:03d}", "p", "s", "MR", lambda i=i: load(i)) for i in range(200)], sys.argv[1])
+"""
+
+
+def test_killing_an_ingest_loses_nothing_that_was_stored(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    child = subprocess.Popen([sys.executable, "-c", _SLOW_INGEST, str(folder)])
+    try:
+        for _ in range(600):
+            if len(list(folder.glob("rows/*.json"))) >= 5:
+                break
+            time.sleep(0.05)
+    finally:
+        child.kill()
+        child.wait()
+    before = len(Store(folder))
+    assert 5 <= before < 200
+
+    def load(number: int) -> tuple[np.ndarray, np.ndarray]:
+        return np.random.default_rng(number).integers(-99, 99, (20, 20, 20)).astype(np.int16), np.eye(4)
+
+    items = [Incoming(f"v{i:03d}", "p", "s", "MR", lambda i=i: load(i)) for i in range(before + 3)]
+    assert write_store(items, folder).added <= 5
+    store = Store(folder)
+    assert len(store) >= before + 3
+    for number, volume in enumerate(store.volumes):
+        assert np.array_equal(store.read_whole(number)[0], load(int(volume.volume[1:]))[0])
 
 
 def test_a_row_without_its_file_is_made_again(tmp_path: Path, incoming: Make) -> None:

@@ -20,6 +20,7 @@ from medssl.errors import ConfigError, DataError, MissingInput
 from medssl.volumes import (
     Case,
     Incoming,
+    IntensityRule,
     LabelledCrops,
     LabelledOptions,
     Preparation,
@@ -190,6 +191,27 @@ def test_spacing_and_slices(paired: Paired) -> None:
     with loader(root, size=(6, 6)) as crops:
         _, images, labels, _ = next(crops)
         assert images.shape == labels.shape == (3, 1, 6, 6)
+
+
+@pytest.mark.parametrize("spacing", [None, 1.0])
+def test_label_and_image_are_turned_alike(tmp_path: Path, write_image: Callable[..., Path], spacing: float | None) -> None:
+    stream = np.random.default_rng(0)
+    labels = np.zeros((18, 22, 14), np.uint8)
+    labels[2:9, 3:8, 1:6], labels[10:17, 12:20, 7:13] = 1, 2
+    image = (labels * 100 + stream.integers(0, 5, labels.shape)).astype(np.int16)
+    affine = affine_of((2, 0, 1), (-1, 1, -1), (2.0, 2.0, 2.0))
+    write_image(tmp_path / "images" / "a.nii.gz", image, affine)
+    path = write_image(tmp_path / "labels" / "a.nii.gz", labels, affine)
+    chosen = options(tmp_path, spacing=spacing)
+    with LabelledCrops(find_cases(chosen), chosen, Preparation(other=IntensityRule(kind="raw")), 0) as crops:
+        case = crops.case("a")
+    if spacing is None:
+        oracle = nibabel.as_closest_canonical(nibabel.load(path))
+        assert np.array_equal(case.labels, np.asarray(oracle.dataobj))
+    for value in range(3):
+        found = case.image[0][case.labels == value]
+        assert abs(np.median(found) - 100 * value) < 5
+        assert found.std() < (2 if spacing is None else 40)
 
 
 def test_wrong_input_is_one_message(tmp_path: Path, paired: Paired, write_image: Callable[..., Path]) -> None:

@@ -8,21 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from medssl.augment import ViewOptions, identity, is_affine, is_identity, make_view
-from medssl.contracts import ConsistencyLoss, Crops, DenseHead, Draw, PretextTask, Views
+from medssl.contracts import ConsistencyLoss, Crops, DenseHead, Draw, PooledHead, PretextTask, Views
 from medssl.errors import ConfigError, DataError, PluginError
 from medssl.learn.answers import on_crops, shown_by_all
 from medssl.learn.heads import Answerer, build_answerer, require_dense
 from medssl.learn.ops import pool
 from medssl.learn.showing import Question, Showing, arrange, ask
 from medssl.learn.teacher import Teacher
-from medssl.networks import NetworkSpec, Trunk, network_info
+from medssl.networks import NetworkSpec, Trunk, check_crop, network_info
 from medssl.networks.trunk import Part
 from medssl.plugins import Plugins, blame, provider_of
 
@@ -34,6 +34,10 @@ def _weights(tasks: Sequence[tuple[PretextTask, float]], losses: Sequence[tuple[
     if wrong:
         raise ConfigError(f"'{wrong[0]}' is named twice. A run has each task and each loss once, and none is called 'loss'.")
     return dict(pairs)
+
+
+def _exact(crops: Crops) -> torch.autocast:
+    return torch.autocast(crops.images.device.type, enabled=False)
 
 
 @dataclass
@@ -87,21 +91,25 @@ class Objective(nn.Module):
     def forward(self, crops: Crops, step: int, progress: float = 0.0) -> dict[str, Tensor]:
         """One scalar a term, its mean over the crops, and their weighted sum as `loss`; pure but for what `commit` will read."""
         self._check_crops(crops)
-        looks = self._looks(crops, step)
+        # Only network and heads run in the caller's autocast: questions, views and losses in bf16 would be other ones.
+        with _exact(crops):
+            looks = self._looks(crops, step)
         for look in looks:
-            self._read(look, self._trunk, {name: a.module for name, a in self._answerers.items()})
-        terms = {name: self._task_loss(name, looks) for name in self.tasks}
-        if self.losses:
-            views = self._views(crops, looks, progress)
-            self._pending = [pair for pair in self._pending if pair[0] == step] + [(step, views.detach())]
-            terms |= {name: self._consistency_loss(name, views) for name in self.losses}
-        total = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
+            self._read(look, self._trunk, self._modules_of_heads())
+        taught = self._teach(looks)
+        with _exact(crops):
+            terms = {name: self._task_loss(name, looks) for name in self.tasks}
+            if self.losses:
+                views = self._views(crops, looks, taught, progress)
+                self._pending = [pair for pair in self._pending if pair[0] == step] + [(step, views.detach())]
+                terms |= {name: self._consistency_loss(name, views) for name in self.losses}
+            total = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
         return {**terms, "loss": total}
 
     def commit(self) -> None:
         """After a step that was taken: move the teacher, then let each loss update its queue, bank or centre."""
         if self.teacher is not None:
-            self.teacher.follow(self.network, {name: a.module for name, a in self._answerers.items()})
+            self.teacher.follow(self.network, self._modules_of_heads())
         pending, self._pending = self._pending, []
         for _, views in pending:
             for name, loss in self._loss_items():
@@ -113,7 +121,7 @@ class Objective(nn.Module):
         found: dict[str, Tensor] = {}
         with self._looking():
             look = self._clean_look(crops, step)
-            self._read(look, self._trunk, {name: a.module for name, a in self._answerers.items()})
+            self._read(look, self._trunk, self._modules_of_heads())
             for name, task in self._task_items():
                 with blame(type(task), f"picture of task '{name}'"):
                     shown = task.picture(self._answer(name, look), look.questions[name].batch)
@@ -132,6 +140,15 @@ class Objective(nn.Module):
                     if answer is not None:
                         found[name] = float(task.loss(answer, batch).mean())
         return found
+
+    def check_crop(self, size: Sequence[int], batch: int = 2) -> None:
+        """Raise `NetworkError` naming the sides that work where the network cannot take whole crops of `size` for these terms."""
+        reads = {a.reads for a in self._answerers.values() if not (isinstance(a.kind, PooledHead) and a.kind.parts > 1)}
+        if reads & {"feature_map"} or "feature_maps" in self.needs:
+            check_crop(self.spec, size, batch)
+        elif reads or "embeddings" in self.needs:
+            parts: tuple[Part, ...] = ("encoder_end",)
+            check_crop(self.spec, size, batch, parts)
 
     def freeze_unreached(self, crops: Crops) -> list[str]:
         """Freeze the parameters that no term reaches and return their names (the network's own head, a decoder no task reads).
@@ -238,18 +255,21 @@ class Objective(nn.Module):
         mean: Tensor = value.mean()
         return mean
 
-    def _views(self, crops: Crops, looks: Sequence[_Look], progress: float) -> Views:
-        seen = [look for look in looks if look.is_view]
-        views = self._as_views(crops, seen, progress)
+    def _teach(self, looks: Sequence[_Look]) -> list[_Look]:
+        """What the teacher answers to the same questions; nothing where there is none."""
         if self.teacher is None or self._teacher_trunk is None:
-            return views
-        heads = dict(self.teacher.heads.items())
+            return []
+        taught = []
         with torch.no_grad():
-            taught = [_Look(look.crops, look.affine, True, look.showings, hosts=look.hosts, questions=look.questions) for look in seen]
-            for look in taught:
-                self._read(look, self._teacher_trunk, heads)
-            teacher = self._as_views(crops, taught, progress)
-        return Views(**{**vars(views), "teacher": teacher})
+            for look in looks:
+                if look.is_view:
+                    taught.append(replace(look, answers={}, embedding=None, feature_map=None))
+                    self._read(taught[-1], self._teacher_trunk, dict(self.teacher.heads.items()))
+        return taught
+
+    def _views(self, crops: Crops, looks: Sequence[_Look], taught: Sequence[_Look], progress: float) -> Views:
+        views = self._as_views(crops, [look for look in looks if look.is_view], progress)
+        return replace(views, teacher=self._as_views(crops, taught, progress)) if taught else views
 
     def _as_views(self, crops: Crops, looks: Sequence[_Look], progress: float) -> Views:
         answers = {}
@@ -336,7 +356,10 @@ class Objective(nn.Module):
         asked = {getattr(loss.options, "teacher_momentum", 0.996) for _, loss in self._loss_items() if "teacher" in loss.needs}
         if len(asked) > 1:
             raise ConfigError(f"there is one teacher, and the consistency losses ask for different teacher_momentum: {sorted(asked)}.")
-        return Teacher(self.network, {name: a.module for name, a in self._answerers.items()}, asked.pop())
+        return Teacher(self.network, self._modules_of_heads(), asked.pop())
+
+    def _modules_of_heads(self) -> dict[str, nn.Module]:
+        return {name: answerer.module for name, answerer in self._answerers.items()}
 
     def _task_items(self) -> Iterator[tuple[str, Any]]:
         yield from self.tasks.items()

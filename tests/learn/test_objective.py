@@ -121,6 +121,20 @@ def test_a_step_is_a_function_of_seed_step_and_index_alone(terms: Plugins) -> No
         torch.testing.assert_close((halves[0][name] + halves[1][name]) / 2, one[name], atol=1e-4, rtol=1e-4)
 
 
+def test_autocast_changes_no_question_and_no_view(terms: Plugins) -> None:
+    objective = build_objective(UNET, ["inpainting"], ["agreement"], seed=3, plugins=terms)
+    crops = make_crops(2, (24, 24))
+    shown: list[Tensor] = []
+    objective.network.register_forward_pre_hook(lambda _, inputs: shown.append(inputs[0]))
+    plain = objective(crops, 0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        halved = objective(crops, 0)
+    assert len(shown) == 4 and all(torch.equal(a, b) for a, b in zip(shown[:2], shown[2:], strict=True))
+    assert all(value.dtype == torch.float32 for value in halved.values())
+    torch.testing.assert_close(halved["loss"], plain["loss"], atol=0.05, rtol=0.05)
+    assert not torch.equal(halved["loss"], plain["loss"])
+
+
 def test_the_sum_is_weighted(terms: Plugins) -> None:
     objective = build(terms, [{"name": "copy", "weight": 2.0, "factor": 3.0}, {"name": "brightness", "weight": 0.5}])
     result = objective(make_crops(2, SIZE), 0)
@@ -151,6 +165,26 @@ def test_unreached_parameters_are_frozen_and_nothing_else_changes(terms: Plugins
     for name, parameter in objective.named_parameters():
         assert (parameter.grad is None) == (name in frozen) == (not parameter.requires_grad), name
     assert all(torch.equal(value, before[name]) for name, value in objective.state_dict().items())
+
+
+def test_the_dry_run_leaves_running_averages_alone(terms: Plugins) -> None:
+    resnet = {"name": "ResNet", "spatial_dims": 2, "options": {"block_inplanes": [4, 4, 8, 8]}}
+    objective = build_objective(resnet, ["own-module"], plugins=terms)
+    before = deepcopy(objective.state_dict())
+    assert objective.freeze_unreached(make_crops(2, (64, 64))) == ["network.fc.weight", "network.fc.bias"]
+    assert all(torch.equal(value, before[name]) for name, value in objective.state_dict().items())
+    objective(make_crops(2, (64, 64)), 0)
+    assert any(not torch.equal(value, before[name]) for name, value in objective.state_dict().items())
+
+
+def test_a_crop_the_network_cannot_take_is_refused_before_training(terms: Plugins) -> None:
+    with pytest.raises(NetworkError, match="cannot take crops"):
+        build(terms, ["copy"]).check_crop((18, 20))
+    build(terms, ["copy"]).check_crop((16, 20))
+    build(terms, ["own-module"]).check_crop((18, 20))
+    with pytest.raises(NetworkError, match="cannot take crops"):
+        build(terms, [], ["vectors"]).check_crop((2, 2))
+    build(terms, ["order"]).check_crop((2, 2))
 
 
 def test_the_state_holds_each_tensor_once_and_makes_a_copy_equal(terms: Plugins) -> None:

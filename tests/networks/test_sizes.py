@@ -8,9 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from medssl.errors import NetworkError
-from medssl.networks import NetworkSpec, as_spec, check_crop, crop_problem
+from medssl.networks import NetworkSpec, as_spec, check_crop, crop_problem, network_info
 
 
 def really_works(spec: NetworkSpec, size: tuple[int, ...], batch: int = 1) -> bool:
@@ -76,6 +77,8 @@ def test_one_voxel_at_the_end_is_explained(make_small) -> None:
     resnet = make_small("ResNet", 2)
     assert "one voxel would be left" in refused(resnet, (16, 16))
     assert refused(resnet, (16, 16), batch=2) is None
+    assert crop_problem(resnet, (16, 16), needs={"encoder_end"}) is not None
+    assert crop_problem(resnet, (16, 16), batch=2, needs={"encoder_end"}) is None
 
 
 def test_multiples_by_axis() -> None:
@@ -89,6 +92,30 @@ def test_the_encoder_alone_takes_more(make_small) -> None:
     spec = make_small("UNet", 2)
     assert refused(spec, (18, 18)) is not None
     assert refused(spec, (18, 18), needs={"encoder_end"}) is None
+
+
+class LooksAtValues(nn.Module):
+    """Cannot be run without values, so it is tried on the CPU."""
+
+    def __init__(self, out_channels: int) -> None:
+        super().__init__()
+        self.low = nn.Conv2d(1, 4, 3, stride=2, padding=1)
+        self.drop = nn.Dropout(0.5)
+        self.top = nn.ConvTranspose2d(4, out_channels, 2, stride=2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        scale = max(float(images.abs().max()), 1.0)
+        return self.top(self.drop(self.low(images / scale)))
+
+
+def test_a_network_that_needs_values() -> None:
+    spec = as_spec(LooksAtValues).model_copy(update={"encoder_end": "low"})
+    before = torch.random.get_rng_state()
+    info = network_info(spec)
+    assert (info.embedding_width, info.feature_width, info.strides) == (4, 4, (2, 2))
+    assert refused(spec, (10, 12)) is None
+    assert "its output would have 12x12 voxels. Its sides may be multiples of 2" in refused(spec, (11, 12))
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_wrong_number_of_sides(make_small) -> None:

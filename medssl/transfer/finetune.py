@@ -20,13 +20,13 @@ from torch import Tensor, nn
 
 from medssl.config import check, load_config, with_overrides
 from medssl.errors import CheckpointError, UsageError
-from medssl.networks import NetworkSpec, as_spec
+from medssl.networks import as_spec
 from medssl.networks.difference import head_tensors
 from medssl.plugins import Plugins
 from medssl.train.checkpoint import Checkpoint, newest_good, save_checkpoint
 from medssl.train.device import choose_device, choose_dtype
 from medssl.train.handlers import CheckpointWriter, Clock, Recorder
-from medssl.train.loop import StepEngine, StepSettings, run_steps
+from medssl.train.loop import Skip, StepEngine, StepSettings, run_steps
 from medssl.train.optim import learning_rate_at, load_optimizer, make_optimizer, optimizer_tensors, parameter_groups
 from medssl.train.progress import ProgressDisplay
 from medssl.train.run import RunState
@@ -131,19 +131,16 @@ def _data(data: Any, labelled: int | None) -> dict[str, Any]:
 
 
 def _configuration(config: Any, given: Mapping[str, Any], overrides: Sequence[str]) -> FinetuneConfig:
+    """A configuration (a file, a mapping or nothing) with overrides, then the arguments, laid over it."""
+    where = str(config) if isinstance(config, str | Path) else "fine-tuning configuration"
     if isinstance(config, FinetuneConfig):
         base: dict[str, Any] = {**config.model_dump(exclude_unset=True, by_alias=True), "network": config.network}
-    elif isinstance(config, Mapping) or config is None:
-        base = dict(config or {})
     else:
-        base = load_config(config)
-    network = given.get("network", base.get("network"))
-    base = with_overrides({key: value for key, value in base.items() if key != "network" or not isinstance(value, NetworkSpec)}, overrides)
+        base = dict(config or {}) if isinstance(config, Mapping) or config is None else load_config(config)
+    base = with_overrides(base, overrides)
     for key, value in given.items():
         base[key] = {**(base.get(key) or {}), **value} if key in ("data", "train") else value
-    if isinstance(network, NetworkSpec):
-        base["network"] = network
-    return check(FinetuneConfig, base, str(config) if isinstance(config, str | Path) else "fine-tuning configuration")
+    return check(FinetuneConfig, base, where)
 
 
 def _open_run(plan: Plan, folder: Path, resume: bool) -> tuple[FineTuned, Checkpoint | None]:
@@ -174,60 +171,64 @@ def _open_run(plan: Plan, folder: Path, resume: bool) -> tuple[FineTuned, Checkp
 def _train(
     plan: Plan, run: FineTuned, resumed: Checkpoint | None, request: StopRequest, handlers: Sequence[Any], plugins: Plugins | None
 ) -> None:
-    options, seed = plan.config.train, plan.config.seed
-    device = choose_device(options.device)
-    dtype = choose_dtype(options.precision, device)
-    run.objective.to(device)
-    optimizer = make_optimizer(
-        parameter_groups(run.objective, options.weight_decay), options.optimizer, options.learning_rate, options.momentum
-    )
-    if resumed is not None:
-        load_optimizer(optimizer, run.objective, resumed.tensors["optimizer"])
+    options = plan.config.train
+    run.objective.to(choose_device(options.device))
     with ExitStack() as stack:
-        crops = stack.enter_context(
-            LabelledCrops(
-                plan.training, plan.config.data, plan.form.preparation, seed, out_channels=plan.spec.out_channels, first_step=run.state.step
-            )
-        )
+        crops = stack.enter_context(_crops(plan, run.state.step))
         display = stack.enter_context(ProgressDisplay("fine-tuning", options.steps, run.state.step))
         clock = Clock(plan.config.data.batch)
         recorder = Recorder(run.folder, 1, clock, display)
         stack.callback(recorder.close)
-        engine = StepEngine(
-            run.objective,
-            run.objective,
-            optimizer,
-            _batches(crops, device),
-            run.state,
-            StepSettings(device, _rate(run.config), dtype, options.clip, seed, options.max_skipped),
-            on_skip=lambda skip: recorder.skip(skip, [name for batch in skip.batches for name in batch.cases]),
-        )
+        engine = _engine(plan, run, resumed, crops, recorder)
         clock.attach(engine)
-        if plan.validation:
-            windows = Windows(plan.config.data.size, plan.config.overlap, dtype)
-            batches = CaseBatches(plan.validation, plan.form)
-            evaluator = make_evaluator(run.network, batches, windows, plan.classes, device)
-            Validate(evaluator, options.validate_every, options.steps, run.best, _saver(plan, run, None, "best", 1)).attach(engine)
+        _attach_validation(plan, run, engine)
         recorder.attach(engine)
         for handler in [*handlers, *_plugin_handlers(plugins, run)]:
             handler.attach(engine)
-        save = _saver(plan, run, optimizer, "step", options.keep, before=recorder.sync)
+        save = _saver(plan, run, engine.optimizer, "step", options.keep, before=recorder.sync)
         CheckpointWriter(save, options.checkpoint_every, request).attach(engine)
         run_steps(engine)
-    if request:
-        assert request.signal is not None
-        raise Stopped(request.signal, f"stopped at step {run.state.step}; go on with --resume --out {run.folder}")
+    if request.signal is not None:
+        raise Stopped(request.signal, f"stopped at step {run.state.step}; go on with the same command and --resume")
     _take_best(run)
+
+
+def _engine(plan: Plan, run: FineTuned, resumed: Checkpoint | None, crops: LabelledCrops, recorder: Recorder) -> StepEngine:
+    options, device = plan.config.train, choose_device(plan.config.train.device)
+    groups = parameter_groups(run.objective, options.weight_decay)
+    optimizer = make_optimizer(groups, options.optimizer, options.learning_rate, options.momentum)
+    if resumed is not None:
+        load_optimizer(optimizer, run.objective, resumed.tensors["optimizer"])
+
+    def rate(step: int) -> float:
+        return learning_rate_at(step, options.steps, options.learning_rate, options.warmup, options.schedule)
+
+    def on_skip(skip: Skip) -> None:
+        recorder.skip(skip, [name for batch in skip.batches for name in batch.cases])
+
+    dtype = choose_dtype(options.precision, device)
+    settings = StepSettings(device, rate, dtype, options.clip, plan.config.seed, options.max_skipped)
+    return StepEngine(run.objective, run.objective, optimizer, _batches(crops, device), run.state, settings, on_skip=on_skip)
+
+
+def _attach_validation(plan: Plan, run: FineTuned, engine: StepEngine) -> None:
+    if not plan.validation:
+        return
+    options, device = plan.config.train, engine.settings.device
+    windows = Windows(plan.config.data.size, plan.config.overlap, engine.settings.dtype)
+    evaluator = make_evaluator(run.network, CaseBatches(plan.validation, plan.form), windows, plan.classes, device)
+    Validate(evaluator, options.validate_every, options.steps, run.best, _saver(plan, run, None, "best", 1)).attach(engine)
+
+
+def _crops(plan: Plan, first_step: int) -> LabelledCrops:
+    config = plan.config
+    outputs = plan.spec.out_channels
+    return LabelledCrops(plan.training, config.data, plan.form.preparation, config.seed, out_channels=outputs, first_step=first_step)
 
 
 def _batches(crops: LabelledCrops, device: torch.device) -> Iterator[list[LabelledBatch]]:
     for _, images, labels, names in crops:
         yield [LabelledBatch(images, labels, names).to(device)]
-
-
-def _rate(config: FinetuneConfig) -> Callable[[int], float]:
-    options = config.train
-    return lambda step: learning_rate_at(step, options.steps, options.learning_rate, options.warmup, options.schedule)
 
 
 def _plugin_handlers(plugins: Plugins | None, run: FineTuned) -> list[Any]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -21,10 +20,11 @@ from medssl.errors import CheckpointError, DataError, MissingInput, UsageError
 from medssl.networks import NetworkSpec
 from medssl.train.checkpoint import Checkpoint, find_checkpoint
 from medssl.train.device import choose_device, choose_dtype
-from medssl.transfer.evaluate import SUFFIXES, case_name
+from medssl.transfer.evaluate import SUFFIXES, case_name, nifti_files
 from medssl.transfer.images import ImageForm, load_image, prepare_image
 from medssl.transfer.segment import Windows
 from medssl.volumes import Prepared, restore_labels
+from medssl.volumes.sources import is_index
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,6 @@ class _Input:
     source: Path
     """The file or folder that was given, for messages."""
     prepare: Callable[[], Prepared]
-    shape: Callable[[], tuple[int, ...]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +63,8 @@ def predict(run_dir: str | Path, inputs: Sequence[str | Path], out: str | Path) 
     """Write a NIfTI label map `NAME.nii.gz` for each volume of `inputs` into `out`, on its own grid; returns the paths.
 
     `run_dir` is a fine-tuning run (its best checkpoint, else its newest) or one of its checkpoints. An input is a NIfTI file, a
-    folder of NIfTI files (named as they are), or a folder, zip or tar of DICOM (named by the volume's pseudonym).
+    folder of NIfTI files (named as they are), an index folder (named by its volumes), or a folder, zip or tar of DICOM (named by
+    the volumes of an index made for this call).
 
     Raises:
         MissingInput: an input, run or checkpoint is not there.
@@ -81,8 +81,8 @@ def predict(run_dir: str | Path, inputs: Sequence[str | Path], out: str | Path) 
         folder.mkdir(parents=True, exist_ok=True)
         for volume in volumes:
             prepared = volume.prepare()
-            labels = segmenter(prepared).reshape(volume.shape())
-            written.append(write_nifti(_Map(labels, prepared.original_affine), folder / f"{volume.name}.nii.gz"))
+            label_map = _Map(segmenter(prepared), prepared.original_affine)
+            written.append(write_nifti(label_map, folder / f"{volume.name}.nii.gz"))
     return written
 
 
@@ -110,42 +110,33 @@ def _load_all(network: nn.Module, checkpoint: Checkpoint) -> None:
         ) from error
 
 
-def _volumes(path: Path, form: ImageForm, stack: ExitStack) -> Iterator[_Input]:
+def _volumes(path: Path, form: ImageForm, stack: ExitStack) -> list[_Input]:
     if not path.exists():
         raise MissingInput(f"there is no input at {path}. Give NIfTI files, or folders of NIfTI or DICOM files.")
+    if is_index(path):
+        return _indexed(Index(path), form, path)
     if path.is_file() and path.name.endswith(SUFFIXES):
-        files = [path]
-    elif path.is_dir():
-        files = [
-            file for file in sorted(path.iterdir()) if file.name.endswith(SUFFIXES) and not file.name.startswith(".") and file.is_file()
-        ]
-    else:
-        files = []
+        return [_nifti(path, form)]
+    files = nifti_files(path) if path.is_dir() else []
     if files:
-        yield from (_nifti(file, form) for file in files)
-    else:
-        yield from _dicom(path, form, Path(stack.enter_context(TemporaryDirectory(prefix="medssl-"))))
+        return [_nifti(file, form) for file in files]
+    folder = Path(stack.enter_context(TemporaryDirectory(prefix="medssl-"))) / "index"
+    build_index([path], folder)
+    return _indexed(Index(folder), form, path)
 
 
 def _nifti(file: Path, form: ImageForm) -> _Input:
-    def shape() -> tuple[int, ...]:
-        sides = tuple(int(side) for side in nib.load(file).shape)
-        while len(sides) > 3 and sides[-1] == 1:
-            sides = sides[:-1]
-        return sides
-
-    return _Input(case_name(file), file, lambda: load_image(file, form), shape)
+    return _Input(case_name(file), file, lambda: load_image(file, form))
 
 
-def _dicom(path: Path, form: ImageForm, folder: Path) -> Iterator[_Input]:
-    summary = build_index([path], folder / "index")
-    if not summary.volumes:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(summary.rejected.items())) or "none is DICOM or NIfTI"
-        raise DataError(f"{path} holds no volume: of {summary.files} files {reasons}. Give a folder with a whole series.")
-    index = Index(folder / "index")
-    for record in summary.volumes:
+def _indexed(index: Index, form: ImageForm, path: Path) -> list[_Input]:
+    records = index.volumes()
+    if not records:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(index.rejected().items())) or "no file at all"
+        raise DataError(f"{path} holds no volume: {reasons}. Give a folder with a whole series.")
+    for record in records:
         _check_modality(record, form, path)
-        yield _from_index(index, record, form, path)
+    return [_from_index(index, record, form, path) for record in records]
 
 
 def _from_index(index: Index, record: VolumeRecord, form: ImageForm, path: Path) -> _Input:
@@ -153,7 +144,7 @@ def _from_index(index: Index, record: VolumeRecord, form: ImageForm, path: Path)
         volume = index.read(record.volume)
         return prepare_image(volume.array, volume.affine, form, f"volume {record.volume} of {path}")
 
-    return _Input(record.volume, path, prepare, lambda: tuple(record.shape))
+    return _Input(record.volume, path, prepare)
 
 
 def _check_modality(record: VolumeRecord, form: ImageForm, path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import nn
 from medssl.config import check
 from medssl.errors import ConfigError, DataError, TransferError
 from medssl.networks import NetworkSpec, as_spec, check_crop
-from medssl.train.checkpoint import Checkpoint, find_checkpoint
+from medssl.train.checkpoint import STATE, Checkpoint, find_checkpoint
 from medssl.train.loop import seeded
 from medssl.transfer.images import ImageForm, Spacing, as_spacing
 from medssl.transfer.options import FinetuneConfig
@@ -47,7 +48,7 @@ class Plan:
 
 def make_plan(config: FinetuneConfig) -> Plan:
     """Check cases, labels, crop and pretrained checkpoint; the resolved configuration is the plan's."""
-    origin = find_checkpoint(config.pretrained) if config.pretrained is not None else None
+    origin = _origin(config.pretrained)
     spec = _network(config, origin)
     training, validation = training_cases(config.data)
     spec = _with_outputs(spec, [*training, *validation])
@@ -72,6 +73,16 @@ def first_weights(plan: Plan) -> tuple[nn.Module, LoadReport | None]:
 
     with seeded(config.seed, 0, 0, torch.device("cpu")):
         return load_pretrained(plan.spec, config.pretrained, out_channels=plan.spec.out_channels, min_coverage=config.min_coverage)
+
+
+def _origin(pretrained: str | None) -> Checkpoint | None:
+    """The checkpoint that the weights come from; None from scratch and for files of other programs, which say nothing of images."""
+    if pretrained is None:
+        return None
+    path = Path(pretrained)
+    if path.is_file() and path.name != STATE and not (path.suffix == ".safetensors" and (path.parent / STATE).exists()):
+        return None
+    return find_checkpoint(path.parent if path.suffix == ".safetensors" else path)
 
 
 def _network(config: FinetuneConfig, origin: Checkpoint | None) -> NetworkSpec:

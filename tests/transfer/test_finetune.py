@@ -1,0 +1,218 @@
+"""Fine-tuning: it learns, its folder says all, it stops and goes on bit for bit, handlers attach, wrong use is one message."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+import yaml
+from ignite.engine import Events
+from monai.handlers import MetricLogger
+
+from medssl.errors import ConfigError, DataError, TrainingError, UsageError
+from medssl.train.checkpoint import load_checkpoint, newest_good
+from medssl.train.stopping import Stopped
+from medssl.transfer import evaluate, predict
+from medssl.transfer.finetune import FineTuned, fine_tune
+from medssl.volumes import Preparation
+
+Config = Callable[..., dict[str, Any]]
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_it_learns_and_its_folder_says_how(tuned: FineTuned) -> None:
+    folder = tuned.folder
+    assert tuned.best.dice > 0.7
+    assert tuned.report is None
+    written = rows(folder)
+    assert [row["step"] for row in written] == list(range(1, 121))
+    assert all(np.isfinite(row["loss"]) for row in written)
+    assert [row["step"] for row in written if "dice" in row] == [60, 120]
+    assert set(written[-1]) >= {"dice", "dice/1", "dice/2", "loss"}
+    assert max(row.get("dice", 0) for row in written) == tuned.best.dice
+    last, best = newest_good(folder), newest_good(folder, "best")
+    assert last is not None
+    assert best is not None
+    assert (last.step, best.step) == (120, tuned.best.step)
+    assert set(last.tensors) == {"network", "optimizer"}
+    assert last.state["kind"] == "finetune"
+    assert last.state["network"]["out_channels"] == 3
+    assert last.state["head"]
+
+
+def test_network_has_its_best_weights_and_is_plain_monai(tuned: FineTuned) -> None:
+    best = newest_good(tuned.folder, "best")
+    assert best is not None
+    assert type(tuned.network).__module__.startswith("monai.networks.nets")
+    assert all(torch.equal(value, best.tensors["network"][name]) for name, value in tuned.network.state_dict().items())
+
+
+def test_validation_is_what_predict_and_evaluate_say(tuned: FineTuned, cases: Path, tmp_path: Path) -> None:
+    held = {path.name for path in (cases / "images").iterdir()} - set(trained_on(tuned))
+    predict(tuned.folder, [cases / "images" / name for name in held], tmp_path / "maps")
+    assert evaluate(tmp_path / "maps", cases / "labels").dice == pytest.approx(tuned.best.dice, abs=1e-9)
+
+
+def trained_on(run: FineTuned) -> list[str]:
+    from medssl.volumes import training_cases
+
+    return [case.image.name for case in training_cases(run.config.data)[0]]
+
+
+def test_resolved_configuration_runs_again_as_it_stands(tmp_path: Path, finetune_config: Config) -> None:
+    first = fine_tune(config=finetune_config(2), out=tmp_path / "first")
+    again = fine_tune(config=tmp_path / "first" / "config.yaml", out=tmp_path / "again")
+    assert rows(first.folder) == rows(again.folder)
+    assert yaml.safe_load((first.folder / "config.yaml").read_text()) == yaml.safe_load((again.folder / "config.yaml").read_text())
+
+
+def test_parts_and_configuration_mean_the_same(tmp_path: Path, finetune_config: Config) -> None:
+    config = finetune_config(2)
+    by_config = fine_tune(config=config, out=tmp_path / "a")
+    by_parts = fine_tune(config["network"], config["data"], out=tmp_path / "b", **config["train"])
+    assert rows(by_config.folder) == rows(by_parts.folder)
+    assert by_config.config == by_parts.config
+
+
+def test_labelled_and_overrides_reach_the_configuration(tmp_path: Path, finetune_config: Config) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(finetune_config(9)))
+    run = fine_tune(config=path, overrides=["train.steps=1", "network.options.channels=[4, 8]"], labelled=1, seed=5, out=tmp_path / "run")
+    assert (run.config.train.steps, run.config.data.labelled, run.config.seed) == (1, 1, 5)
+    assert run.config.network is not None
+    assert run.config.network.options["channels"] == [4, 8]
+
+
+class StopAt:
+    """A handler that sends SIGINT to this process at a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def attach(self, engine: Any) -> None:
+        engine.add_event_handler(Events.ITERATION_COMPLETED(once=self.step), lambda: os.kill(os.getpid(), signal.SIGINT))
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path, finetune_config: Config) -> None:
+    config = finetune_config(6)
+    config["network"] = {**config["network"], "options": {**config["network"]["options"], "dropout": 0.2}}
+    config["augment"] = {"flip": [0, 1, 2]}
+    whole = fine_tune(config=config, out=tmp_path / "whole")
+    with pytest.raises(Stopped) as stopped:
+        fine_tune(config=config, out=tmp_path / "parts", handlers=[StopAt(3)])
+    assert stopped.value.code == 130
+    assert [row["step"] for row in rows(tmp_path / "parts")] == [1, 2, 3]
+    with pytest.raises(TrainingError, match="--resume"):
+        fine_tune(config=config, out=tmp_path / "parts")
+    parts = fine_tune(config=config, out=tmp_path / "parts", resume=True)
+    assert rows(whole.folder) == rows(parts.folder)
+    assert whole.best == parts.best
+    for series in ("step", "best"):
+        one, other = newest_good(whole.folder, series), newest_good(parts.folder, series)
+        assert one is not None
+        assert other is not None
+        for name, tensor in one.tensors["network"].items():
+            assert torch.equal(tensor, other.tensors["network"][name]), name
+
+
+def test_resume_of_another_configuration_is_refused(tmp_path: Path, finetune_config: Config) -> None:
+    fine_tune(config=finetune_config(2), out=tmp_path / "run")
+    with pytest.raises(ConfigError, match="learning_rate"):
+        fine_tune(config=finetune_config(2), out=tmp_path / "run", resume=True, overrides=["train.learning_rate=0.5"])
+    done = fine_tune(config=finetune_config(2), out=tmp_path / "run", resume=True)
+    assert done.state.step == 2
+
+
+def test_monai_handlers_attach(tmp_path: Path, finetune_config: Config) -> None:
+    logger = MetricLogger(loss_transform=lambda output: output[0]["loss"])
+    run = fine_tune(config=finetune_config(3), out=tmp_path / "run", handlers=[logger])
+    assert [(step, loss) for step, loss in logger.loss] == [(row["step"], row["loss"]) for row in rows(run.folder)]
+
+
+def test_plugins_add_handlers(tmp_path: Path, finetune_config: Config) -> None:
+    import medssl
+    from medssl.plugins import Plugins
+
+    seen: list[Any] = []
+
+    class Provider:
+        @medssl.hookimpl
+        def medssl_handlers(self, run: Any) -> list[Any]:
+            seen.append(run.objective.network)
+            return []
+
+    run = fine_tune(config=finetune_config(1), out=tmp_path / "run", plugins=Plugins.load({"mine": Provider()}))
+    assert seen == [run.network]
+
+
+@pytest.mark.parametrize("size", [[8, 8], [8, 8, 8]])
+def test_2d_and_3d_without_validation(tmp_path: Path, finetune_config: Config, cases: Path, size: list[int]) -> None:
+    config = finetune_config(2, size=size, validation=0)
+    config["network"] = {**config["network"], "spatial_dims": len(size)}
+    run = fine_tune(config=config, out=tmp_path / "run")
+    assert run.best.step == 0
+    (path,) = predict(run.folder, [cases / "images" / "case0.nii.gz"], tmp_path / "maps")
+    assert nib.load(path).shape == (18, 14, 12)
+    if len(size) == 2:
+        config["data"]["validation"] = 0.2
+        assert fine_tune(config=config, out=tmp_path / "validated").best.step > 0
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.step=3", "Did you mean 'steps'"),
+        ("train.preset=gradual", "preset"),
+        ("augment.flip=[3]", "axes from 0 to 2"),
+        ("data.size=[7, 8, 8]", "cannot take crops"),
+        ("data.size=[64, 64, 64]", "larger than every image"),
+        ("data.labelled=40", "data.labelled is 40"),
+        ("network.in_channels=2", "1 channel"),
+        ("network.name=SegResNett", "Did you mean 'SegResNet'"),
+        ("network.out_channels=1", "out_channels"),
+    ],
+)
+def test_wrong_configuration_is_one_message(tmp_path: Path, finetune_config: Config, override: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message.replace("[", r"\[")):
+        fine_tune(config=finetune_config(), overrides=[override], out=tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_labels_beyond_the_outputs_and_empty_labels_are_refused(tmp_path: Path, finetune_config: Config, case_maker: Any) -> None:
+    with pytest.raises(DataError, match="holds the value 2"):
+        fine_tune(config=finetune_config(), overrides=["network.out_channels=2"], out=tmp_path / "run")
+    image = case_maker(tmp_path, "empty", 0)
+    labels = tmp_path / "labels" / image.name
+    nib.save(nib.Nifti1Image(np.zeros(nib.load(labels).shape, np.uint8), nib.load(labels).affine), labels)
+    data = {"images": str(image.parent), "labels": str(labels.parent), "validation": 0}
+    with pytest.raises(DataError, match="all are 0"):
+        fine_tune(config=finetune_config(**data), out=tmp_path / "run")
+
+
+def test_a_run_needs_a_folder_and_a_network(finetune_config: Config, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="needs out"):
+        fine_tune(config=finetune_config())
+    config = finetune_config()
+    del config["network"]
+    with pytest.raises(ConfigError, match="name a network"):
+        fine_tune(config=config, out=tmp_path / "run")
+
+
+def test_checkpoint_keeps_no_paths_or_case_names(tuned: FineTuned, cases: Path) -> None:
+    last = newest_good(tuned.folder)
+    assert last is not None
+    text = (last.path / "state.json").read_text()
+    assert str(cases) not in text
+    assert "case0" not in text
+    assert Preparation.model_validate(load_checkpoint(last.path).state["preparation"]) == Preparation()

@@ -1,0 +1,151 @@
+"""Label maps lie on their input's own grid whatever its orientation; DICOM and NIfTI agree; what cannot be used is one message."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+
+from medssl.archive import Index, build_index
+from medssl.errors import CheckpointError, DataError, MissingInput, UsageError
+from medssl.testing.dicom import write_series
+from medssl.train.checkpoint import newest_good, save_checkpoint
+from medssl.transfer.finetune import FineTuned, fine_tune
+from medssl.transfer.prediction import predict
+
+MakeCase = Callable[..., Path]
+
+
+def voxels(path: Path) -> np.ndarray:
+    return np.asarray(nib.load(path).dataobj)
+
+
+def test_maps_are_named_by_case_and_lie_on_the_inputs_grid(tuned: FineTuned, cases: Path, tmp_path: Path) -> None:
+    affine = np.array([[0.0, -1.2, 0, 7], [0.9, 0, 0.1, -3], [0, 0.1, -2.0, 11], [0, 0, 0, 1]])
+    odd = tmp_path / "odd.nii.gz"
+    nib.save(nib.Nifti1Image(voxels(cases / "images/case0.nii.gz").astype(np.float32), affine), odd)
+    written = predict(tuned.folder, [cases / "images", odd], tmp_path / "maps")
+    assert [path.name for path in written] == [*(f"case{number}.nii.gz" for number in range(6)), "odd.nii.gz"]
+    for path, source in zip(written, [*sorted((cases / "images").iterdir()), odd], strict=True):
+        label_map, image = nib.load(path), nib.load(source)
+        assert label_map.shape == image.shape
+        np.testing.assert_allclose(label_map.affine, image.affine, atol=1e-5)
+        assert label_map.get_data_dtype() == np.uint8
+        assert set(np.unique(voxels(path))) <= {0, 1, 2}
+
+
+@pytest.mark.parametrize("codes", [*itertools.product("LR", "AP", "SI"), tuple("SRP"), tuple("ILA"), tuple("PIR")])
+def test_orientation_of_the_file_changes_no_voxel(tuned: FineTuned, cases: Path, tmp_path: Path, codes: tuple[str, ...]) -> None:
+    image = nib.load(cases / "images/case1.nii.gz")
+    turn = ornt_transform(io_orientation(image.affine), axcodes2ornt(codes))
+    turned = apply_orientation(np.asarray(image.dataobj), turn)
+    nib.save(nib.Nifti1Image(turned, image.affine @ inv_ornt_aff(turn, image.shape)), tmp_path / "turned.nii.gz")
+    straight, other = predict(tuned.folder, [cases / "images/case1.nii.gz", tmp_path / "turned.nii.gz"], tmp_path / "maps")
+    np.testing.assert_array_equal(apply_orientation(voxels(straight), turn), voxels(other))
+    assert len(np.unique(voxels(straight))) == 3
+
+
+def test_volume_smaller_than_the_crop_is_padded(tuned: FineTuned, tmp_path: Path) -> None:
+    image = np.random.default_rng(0).normal(100, 20, (3, 9, 2)).astype(np.float32)
+    nib.save(nib.Nifti1Image(image, np.eye(4)), tmp_path / "small.nii.gz")
+    (path,) = predict(tuned.folder, [tmp_path / "small.nii.gz"], tmp_path / "maps")
+    assert nib.load(path).shape == (3, 9, 2)
+
+
+def test_trailing_axes_are_dropped(tuned: FineTuned, tmp_path: Path) -> None:
+    image = np.random.default_rng(0).normal(100, 20, (10, 9, 4, 1)).astype(np.float32)
+    nib.save(nib.Nifti1Image(image, np.eye(4)), tmp_path / "trailing.nii")
+    (trailing,) = predict(tuned.folder, [tmp_path / "trailing.nii"], tmp_path / "maps")
+    assert nib.load(trailing).shape == (10, 9, 4)
+
+
+def test_resampled_input_comes_back_on_its_own_grid(tmp_path: Path, finetune_config: Any, case_maker: MakeCase) -> None:
+    run = fine_tune(config=finetune_config(60, spacing=1.5), out=tmp_path / "run")
+    fine = case_maker(tmp_path, "fine", 50, affine=np.diag([-0.5, 0.75, 3.0, 1.0]), shape=(24, 20, 14))
+    (path,) = predict(run.folder, [fine], tmp_path / "maps")
+    assert nib.load(path).shape == (24, 20, 14)
+    np.testing.assert_allclose(nib.load(path).affine, nib.load(fine).affine)
+
+
+def test_dicom_gives_the_same_voxels_as_nifti(tuned: FineTuned, cases: Path, tmp_path: Path) -> None:
+    image = nib.load(cases / "images/case2.nii.gz")
+    write_series(tmp_path / "dicom", np.asarray(image.dataobj), image.affine, modality="MR")
+    (from_nifti,) = predict(tuned.folder, [cases / "images/case2.nii.gz"], tmp_path / "a")
+    (from_dicom,) = predict(tuned.folder, [tmp_path / "dicom"], tmp_path / "b")
+    build_index([tmp_path / "dicom"], tmp_path / "index")
+    (from_index,) = predict(tuned.folder, [tmp_path / "index"], tmp_path / "c")
+    (record,) = Index(tmp_path / "index").volumes()
+    assert from_index.name == f"{record.volume}.nii.gz"
+    assert nib.load(from_dicom).shape == record.shape
+    np.testing.assert_allclose(nib.load(from_dicom).affine, record.affine, atol=1e-4)
+    np.testing.assert_array_equal(voxels(from_dicom), voxels(from_index))
+    as_ras = [nib.as_closest_canonical(nib.load(path)) for path in (from_nifti, from_dicom)]
+    np.testing.assert_array_equal(*(np.asarray(one.dataobj) for one in as_ras))
+    np.testing.assert_allclose(as_ras[0].affine, as_ras[1].affine, atol=1e-4)
+
+
+def test_dicom_of_another_modality_is_refused(tuned: FineTuned, cases: Path, tmp_path: Path) -> None:
+    image = nib.load(cases / "images/case2.nii.gz")
+    write_series(tmp_path / "dicom", np.asarray(image.dataobj), image.affine, modality="CT")
+    with pytest.raises(DataError, match="is CT, the network was fine-tuned on MR"):
+        predict(tuned.folder, [tmp_path / "dicom"], tmp_path / "maps")
+
+
+def test_last_checkpoint_can_be_named(tuned: FineTuned, cases: Path, tmp_path: Path) -> None:
+    last = newest_good(tuned.folder)
+    assert last is not None
+    assert predict(last.path, [cases / "images/case0.nii.gz"], tmp_path / "maps")
+
+
+def bad_inputs(kind: str, folder: Path) -> Path:
+    folder.mkdir()
+    path = folder / "bad.nii.gz"
+    if kind == "broken":
+        path.write_bytes(b"not an image at all")
+    elif kind == "channels":
+        nib.save(nib.Nifti1Image(np.zeros((8, 8, 8, 2), np.int16), np.eye(4)), path)
+    elif kind == "constant":
+        nib.save(nib.Nifti1Image(np.zeros((8, 8, 8), np.int16), np.eye(4)), path)
+    elif kind == "one slice":
+        nib.save(nib.Nifti1Image(np.arange(64, dtype=np.int16).reshape(8, 8), np.eye(4)), path)
+    elif kind == "nan":
+        nib.save(nib.Nifti1Image(np.full((8, 8, 8), np.nan, np.float32), np.eye(4)), path)
+    elif kind == "text":
+        path = folder / "notes.txt"
+        path.write_text("hello")
+        return folder
+    elif kind == "empty":
+        return folder
+    return path
+
+
+@pytest.mark.parametrize("kind", ["broken", "channels", "constant", "one slice", "nan", "text", "empty"])
+def test_bad_input_is_one_message_with_its_name(tuned: FineTuned, tmp_path: Path, kind: str) -> None:
+    path = bad_inputs(kind, tmp_path / "in")
+    with pytest.raises(DataError) as raised:
+        predict(tuned.folder, [path], tmp_path / "maps")
+    assert str(path) in str(raised.value)
+    assert not list((tmp_path / "maps").glob("*")) if (tmp_path / "maps").exists() else True
+
+
+def test_wrong_use(tuned: FineTuned, cases: Path, tmp_path: Path) -> None:
+    image = cases / "images/case0.nii.gz"
+    with pytest.raises(MissingInput, match="no input at"):
+        predict(tuned.folder, [tmp_path / "nothing"], tmp_path / "maps")
+    with pytest.raises(UsageError, match="overwrite"):
+        predict(tuned.folder, [image], image.parent)
+    with pytest.raises(UsageError, match="two folders"):
+        predict(tuned.folder, [image, cases / "labels/case0.nii.gz"], tmp_path / "maps")
+    with pytest.raises(UsageError, match="nothing to predict"):
+        predict(tuned.folder, [], tmp_path / "maps")
+    with pytest.raises(MissingInput):
+        predict(tmp_path, [image], tmp_path / "maps")
+    save_checkpoint(tmp_path / "pretrained", 1, {"network": tuned.network.state_dict()}, {"kind": "pretrain"})
+    with pytest.raises(CheckpointError, match="no fine-tuning"):
+        predict(tmp_path / "pretrained", [image], tmp_path / "maps")

@@ -1,1 +1,54 @@
-"""Training that can be trusted: run folders, checkpoints, the step engine and `pretrain`."""
+"""Training that can be trusted: run folders, checkpoints, the step engine and `pretrain`.
+
+Everything is loaded when first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from medssl.train.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, newest_good, save_checkpoint
+    from medssl.train.config import PretrainConfig, TrainOptions, pretrain_schema
+    from medssl.train.pretraining import Pretrainer, pretrain
+    from medssl.train.run import Run, RunState
+    from medssl.train.stopping import Stopped
+
+_WHERE = {
+    "Checkpoint": "checkpoint",
+    "PretrainConfig": "config",
+    "Pretrainer": "pretraining",
+    "Run": "run",
+    "RunState": "run",
+    "Stopped": "stopping",
+    "TrainOptions": "config",
+    "find_checkpoint": "checkpoint",
+    "load_checkpoint": "checkpoint",
+    "newest_good": "checkpoint",
+    "pretrain": "pretraining",
+    "pretrain_schema": "config",
+    "save_checkpoint": "checkpoint",
+}
+
+__all__ = [
+    "Checkpoint",
+    "PretrainConfig",
+    "Pretrainer",
+    "Run",
+    "RunState",
+    "Stopped",
+    "TrainOptions",
+    "find_checkpoint",
+    "load_checkpoint",
+    "newest_good",
+    "pretrain",
+    "pretrain_schema",
+    "save_checkpoint",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(import_module(f"medssl.train.{_WHERE[name]}"), name)
+    raise AttributeError(f"module 'medssl.train' has no attribute '{name}'")

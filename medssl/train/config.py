@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from medssl.augment import ViewOptions
 from medssl.config import BaseOptions
+from medssl.learn.terms import TermOptions, term_schemas
+from medssl.networks import NetworkSpec
+from medssl.plugins import Plugins
 from medssl.train.optim import OptimizerName, Schedule
+from medssl.volumes import DataOptions
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -47,3 +52,38 @@ class TrainOptions(BaseOptions):
     """Steps between two rows of metrics.jsonl."""
     max_skipped: int = Field(10, ge=0)
     """Steps that may be skipped for a loss or gradient that is not finite before the run stops."""
+
+
+class PretrainConfig(BaseOptions):
+    """What `medssl pretrain` reads."""
+
+    network: NetworkSpec | None = None
+    """The network: a name with its options, or an import path (`_target_`); null: that of the run named by `from`."""
+    data: DataOptions
+    """The store and how crops are taken from it."""
+    tasks: tuple[TermOptions, ...] = ()
+    """Pretext tasks: `name`, `weight`, and the task's own options."""
+    consistency: tuple[TermOptions, ...] = ()
+    """Consistency losses: `name`, `weight`, and the loss's own options."""
+    views: ViewOptions = ViewOptions()
+    """How the views differ that consistency losses compare."""
+    train: TrainOptions = TrainOptions()
+    """How long, how fast, how safe."""
+    seed: int = 0
+    """With step and sample it fixes all randomness."""
+    from_: str | None = Field(None, alias="from")
+    """A run folder or checkpoint whose network this round goes on from."""
+
+    @model_validator(mode="after")
+    def _has_network(self) -> PretrainConfig:
+        if self.network is None and self.from_ is None:
+            raise ValueError("name a network under `network:`, or an earlier run that has one under `from:`")
+        return self
+
+
+def pretrain_schema(plugins: Plugins) -> dict[str, Any]:
+    """The JSON schema of a pretraining configuration, with the options of every installed task and loss."""
+    schema = PretrainConfig.model_json_schema(by_alias=True)
+    for key, terms in term_schemas(plugins).items():
+        schema["properties"][key] = {**terms, "description": schema["properties"][key]["description"]}
+    return schema

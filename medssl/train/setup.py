@@ -1,0 +1,190 @@
+"""What a pretraining starts from: the checked configuration, the store, the network and its objective.
+
+Everything that can be known before the first step is checked here, so that a run of days does not end in its first minute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medssl.augment import ViewOptions
+from medssl.config import check, load_config, with_overrides
+from medssl.contracts import ConsistencyLoss, Crops, PretextTask
+from medssl.errors import ConfigError, PluginError, TransferError
+from medssl.learn import Objective, build_objective
+from medssl.learn.terms import Term, TermOptions, resolve_losses, resolve_tasks
+from medssl.networks import NetworkSpec, as_spec
+from medssl.networks.difference import head_tensors
+from medssl.networks.transferable import load_matching
+from medssl.plugins import Plugins
+from medssl.train.checkpoint import Checkpoint, find_checkpoint
+from medssl.train.config import PretrainConfig
+from medssl.volumes import CropLoader, DataOptions, Store
+
+MIN_COVERAGE = 0.5
+"""Least share of a network that a further round must find in the run it goes on from."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A pretraining that has passed every check that needs no step."""
+
+    config: PretrainConfig
+    """Resolved: the terms with all their options."""
+    spec: NetworkSpec
+    store: Store
+    tasks: tuple[Term[PretextTask], ...]
+    losses: tuple[Term[ConsistencyLoss], ...]
+    origin: Checkpoint | None
+    """What `from:` names."""
+    plugins: Plugins
+
+    def objective(self) -> Objective:
+        """Network, heads and terms with their first weights, a function of the seed and of `from:`."""
+        config = self.config
+        built = build_objective(self.spec, self.tasks, self.losses, config.views, config.seed, self.plugins)
+        built.check_crop(config.data.size, config.data.batch)
+        if self.origin is not None:
+            _load_origin(built, self.spec, self.origin)
+        return built
+
+    def first_crops(self) -> Crops:
+        """The run's first batch: what is tried before the first step, and what pictures show."""
+        with self.loader() as loader:
+            return next(loader)[2]
+
+    def loader(self, first_step: int = 0) -> CropLoader:
+        """Crops from that step on."""
+        return CropLoader(self.store, self.config.data, self.config.seed, self.config.train.accumulate, first_step)
+
+
+def make_plan(
+    config: str | Path | Mapping[str, Any] | PretrainConfig | None,
+    overrides: Sequence[str],
+    given: Mapping[str, Any],
+    plugins: Plugins,
+) -> Plan:
+    """Check a configuration (a file, a mapping, or nothing) with `given` arguments laid over it."""
+    terms = {key: given[key] for key in ("tasks", "consistency") if key in given}
+    checked = _configuration(config, overrides, {key: value for key, value in given.items() if key not in terms})
+    tasks = tuple(resolve_tasks(terms.get("tasks", checked.tasks), plugins))
+    losses = tuple(resolve_losses(terms.get("consistency", checked.consistency), plugins))
+    if not tasks and not losses:
+        _refuse_nothing(plugins)
+    origin = find_checkpoint(checked.from_) if checked.from_ is not None else None
+    spec = _network(checked, origin).checked()
+    store = Store(checked.data.store)
+    _check_channels(spec, store, checked.data)
+    _check_preparation(store, origin)
+    documents = {"tasks": _documents(tasks), "consistency": _documents(losses)}
+    return Plan(checked.model_copy(update={"network": spec, **documents}), spec, store, tasks, losses, origin, plugins)
+
+
+def _configuration(config: Any, overrides: Sequence[str], given: Mapping[str, Any]) -> PretrainConfig:
+    where = str(config) if isinstance(config, str | Path) else "pretraining configuration"
+    if isinstance(config, PretrainConfig):
+        base: dict[str, Any] = {
+            name: value for name, value in config.model_dump(exclude_unset=True, by_alias=True).items() if name != "network"
+        }
+        base["network"] = config.network
+    else:
+        base = dict(config or {}) if isinstance(config, Mapping) or config is None else load_config(config)
+    base = with_overrides(base, overrides)
+    for key, value in given.items():
+        base[key] = {**(base.get(key) or {}), **value} if isinstance(value, Mapping) and key in ("data", "train") else value
+    return check(PretrainConfig, base, where)
+
+
+def _documents(terms: Sequence[Term[Any]]) -> tuple[TermOptions, ...]:
+    return tuple(check(TermOptions, term.document()) for term in terms)
+
+
+def _refuse_nothing(plugins: Plugins) -> None:
+    if not plugins.tasks() and not plugins.losses():
+        raise PluginError(
+            "no plugin with a pretext task is installed. Install one: pip install medssl-inpainting medssl-placement medssl-consistency"
+        )
+    raise ConfigError("nothing to learn: name at least one pretext task under `tasks:` (see: medssl plugins list).")
+
+
+def _network(config: PretrainConfig, origin: Checkpoint | None) -> NetworkSpec:
+    if config.network is not None:
+        return as_spec(config.network)
+    if origin is None or "network" not in origin.state:
+        raise TransferError(f"{config.from_} does not say what network it holds. Name it under `network:`.")
+    return as_spec(check(NetworkSpec, origin.state["network"], f"network in {origin.path}"))
+
+
+def _check_channels(spec: NetworkSpec, store: Store, data: DataOptions) -> None:
+    if len(data.size) != spec.spatial_dims:
+        raise ConfigError(
+            f"data.size has {len(data.size)} sides and the network {spec.spatial_dims} spatial dimensions. "
+            "Give as many sides, or another network.spatial_dims."
+        )
+    if len(store.channels) != spec.in_channels:
+        raise ConfigError(
+            f"the volumes of {data.store} have {len(store.channels)} channel(s) ({', '.join(store.channels)}) and network.in_channels is "
+            f"{spec.in_channels}. Set network.in_channels: {len(store.channels)}."
+        )
+
+
+def _check_preparation(store: Store, origin: Checkpoint | None) -> None:
+    theirs = origin.state.get("preparation") if origin is not None else None
+    ours = store.preparation.model_dump(mode="json")
+    if origin is not None and theirs is not None and theirs != ours:
+        raise ConfigError(
+            f"the store prepares images by {ours}, {origin.path} was trained on images prepared by {theirs}: the network would see "
+            "other images than it learned on. Make the store with the same preparation."
+        )
+
+
+def _load_origin(objective: Objective, spec: NetworkSpec, origin: Checkpoint) -> None:
+    heads = {*head_tensors(spec.pretraining()), *origin.state.get("head", ())}
+    matched = load_matching(objective.network, origin.tensors.get("network", {}), heads)
+    if matched.coverage < MIN_COVERAGE:
+        raise TransferError(
+            f"only {matched.coverage:.1%} of {spec} (its head aside) is in {origin.path}; a further round needs {MIN_COVERAGE:.0%}. "
+            "Name the same network as in that run, or leave `network:` out."
+        )
+
+
+def given_parts(
+    network: Any,
+    data: Any,
+    tasks: Any,
+    consistency: Any,
+    size: Any,
+    batch: int | None,
+    views: Any,
+    seed: int | None,
+    train: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The keys of a configuration that were given as arguments of `pretrain`."""
+    given: dict[str, Any] = {}
+    if network is not None:
+        given["network"] = as_spec(network)
+    if data is not None or size is not None or batch is not None:
+        given["data"] = _data(data) | {key: value for key, value in (("size", size), ("batch", batch)) if value is not None}
+    for key, terms in (("tasks", tasks), ("consistency", consistency)):
+        if terms is not None:
+            given[key] = [terms] if isinstance(terms, str | Mapping) else list(terms)
+    if views is not None:
+        given["views"] = views if isinstance(views, ViewOptions) else dict(views)
+    if seed is not None:
+        given["seed"] = seed
+    if train:
+        given["train"] = dict(train)
+    return given
+
+
+def _data(data: Any) -> dict[str, Any]:
+    if data is None:
+        return {}
+    if isinstance(data, DataOptions):
+        return data.model_dump(exclude_unset=True)
+    if isinstance(data, Mapping):
+        return dict(data)
+    return {"store": str(data.folder if isinstance(data, Store) else data)}

@@ -70,8 +70,8 @@ def make_plan(
     """Check a configuration (a file, a mapping, or nothing) with `given` arguments laid over it."""
     terms = {key: given[key] for key in ("tasks", "consistency") if key in given}
     checked = _configuration(config, overrides, {key: value for key, value in given.items() if key not in terms})
-    tasks = tuple(resolve_tasks(terms.get("tasks", checked.tasks), plugins))
-    losses = tuple(resolve_losses(terms.get("consistency", checked.consistency), plugins))
+    tasks = tuple(resolve_tasks(terms.get("tasks", [term.model_dump() for term in checked.tasks]), plugins))
+    losses = tuple(resolve_losses(terms.get("consistency", [term.model_dump() for term in checked.consistency]), plugins))
     if not tasks and not losses:
         _refuse_nothing(plugins)
     origin = find_checkpoint(checked.from_) if checked.from_ is not None else None

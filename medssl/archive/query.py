@@ -11,7 +11,7 @@ from medssl.errors import UsageError
 
 def select_volumes(table: pa.Table, where: str) -> set[str]:
     """Names of the volumes for which the condition holds; raises `UsageError` for what is no such condition."""
-    with duckdb.connect(":memory:") as connection:
+    with duckdb.connect(":memory:", config={"threads": 1}) as connection:
         connection.register("given", table)
         connection.execute("CREATE TABLE volumes AS SELECT * FROM given")
         connection.unregister("given")

@@ -26,7 +26,10 @@ from medssl.archive.source import ArchiveSource
 from medssl.archive.sources import FolderSource, source_class
 from medssl.archive.summary import records_table, summarize
 from medssl.archive.tables import write_private, write_table
-from medssl.errors import UsageError
+from medssl.errors import ArchiveError, MedsslError, UsageError
+
+Chosen = tuple[type[ArchiveSource], str]
+"""A source's class and the location to make it with."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,16 @@ def build_index(sources: Sequence[str | Path], folder: str | Path, *, workers: i
     if not sources:
         raise UsageError("no archive given. Name at least one folder, zip or tar file.")
     chosen = [source_class(source) for source in sources]
-    root = IndexFolder.prepared(Path(folder))
+    try:
+        return _built(chosen, Path(folder), workers, progress)
+    except MedsslError:  # MissingInput is an OSError too, and says more
+        raise
+    except OSError as error:
+        raise ArchiveError(f"the index cannot be written to {folder}: {error.strerror or type(error).__name__}.") from error
+
+
+def _built(chosen: Sequence[Chosen], folder: Path, workers: int, progress: Progress | None) -> IndexSummary:
+    root = IndexFolder.prepared(folder)
     names = Pseudonyms.of(root.key)
     with root.building() as (public, private):
         instances = _scanned(chosen, root, private, workers, progress)
@@ -63,9 +75,7 @@ def build_index(sources: Sequence[str | Path], folder: str | Path, *, workers: i
     return summarize(rows, records)
 
 
-def _scanned(
-    chosen: Sequence[tuple[type[ArchiveSource], str]], root: IndexFolder, private: Path, workers: int, progress: Progress | None
-) -> list[Instance]:
+def _scanned(chosen: Sequence[Chosen], root: IndexFolder, private: Path, workers: int, progress: Progress | None) -> list[Instance]:
     shards = shards_of((number, kind, place, _keys(kind, place, root.root)) for number, (kind, place) in enumerate(chosen))
     waiting = private / "scan"
     waiting.mkdir(mode=0o700)
@@ -87,7 +97,7 @@ def _keys(kind: type[ArchiveSource], place: str, root: Path) -> Iterator[str]:
             yield key
 
 
-def _opener(chosen: Sequence[tuple[type[ArchiveSource], str]]) -> Callable[[Instance], BinaryIO]:
+def _opener(chosen: Sequence[Chosen]) -> Callable[[Instance], BinaryIO]:
     opened: dict[int, ArchiveSource] = {}
 
     def open_file(instance: Instance) -> BinaryIO:

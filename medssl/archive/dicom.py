@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, Literal
 
 import pydicom
 from pydicom.multival import MultiValue
+from pydicom.tag import Tag
 
 from medssl.archive.geometry import usable_orientation
 from medssl.archive.instance import Instance
@@ -65,7 +66,7 @@ _WANTED = (
 )
 _SIEMENS, _GE, _PHILIPS = 0x00190010, 0x00430010, 0x20010010
 _PRIVATE = (_SIEMENS, 0x0019100C, 0x0019100E, _GE, 0x00431039, _PHILIPS, 0x20011003, 0x00191004)
-_TAGS: list[Any] = [*_WANTED.split(), *_PRIVATE]
+_TAGS: list[Any] = [Tag(tag) for tag in (*_WANTED.split(), *_PRIVATE)]
 
 PARSE_ERRORS = (
     pydicom.errors.InvalidDicomError,

@@ -8,7 +8,7 @@ from pathlib import Path
 from medssl.archive.index import Index
 from medssl.archive.nifti import write_nifti
 from medssl.archive.tables import write_private
-from medssl.errors import UsageError
+from medssl.errors import MedsslError, UsageError
 
 
 def write_volumes(index: Index, folder: str | Path, where: str | None = None) -> list[Path]:
@@ -20,6 +20,15 @@ def write_volumes(index: Index, folder: str | Path, where: str | None = None) ->
     out = Path(folder)
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file. Give a folder for the NIfTI files.")
+    try:
+        return _written(index, out, where)
+    except MedsslError:  # MissingInput is an OSError too, and says more
+        raise
+    except OSError as error:
+        raise UsageError(f"the NIfTI files cannot be written to {out}: {error.strerror or type(error).__name__}.") from error
+
+
+def _written(index: Index, out: Path, where: str | None) -> list[Path]:
     records = index.volumes(where)
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     written: list[Path] = []

@@ -260,6 +260,10 @@ def test_messages_for_wrong_use(tmp_path: Path) -> None:
     with pytest.raises(MissingInput, match="no index folder"):
         Index(tmp_path)
     assert not (tmp_path / "index").exists()
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ArchiveError, match="cannot be written"):
+        build_index([tmp_path / "empty"], tmp_path / "file" / "index")
 
 
 def test_an_empty_folder_is_an_empty_index(archive: Path, indexed: Indexed) -> None:

@@ -1,0 +1,254 @@
+"""medssl inside an existing MONAI pipeline: a pretext task as a dictionary transform, its loss, and pretrained weights.
+
+    transforms = Compose([LoadImaged("image"), EnsureChannelFirstd("image"), ..., PretextTaskd("image", task="inpainting", ratio=0.6)])
+    loss = PretextLoss("inpainting", ratio=0.6)                                  # loss(prediction, target, weight)
+
+    transforms = Compose([LoadImaged("image"), EnsureChannelFirstd("image"), PrepareImaged("image", "runs/pretrained"), ...])
+    network, report = load_pretrained(partial(SegResNet, ...), "runs/pretrained", out_channels=3)
+
+The transforms follow MONAI's conventions: they compose, are seeded by `set_random_state` (and so by MONAI's `DataLoader` in each
+worker), keep `MetaTensor`s and honour `allow_missing_keys`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, Randomizable
+from monai.utils import TransformBackends, convert_to_dst_type, convert_to_tensor, ensure_tuple
+from torch import Tensor, nn
+
+from medssl.config import check
+from medssl.contracts import Crops, DenseHead, Draw, NetworkInfo, PooledHead, PretextBatch, PretextTask
+from medssl.errors import ConfigError, DataError
+from medssl.plugins import Plugins, blame
+from medssl.train.checkpoint import find_checkpoint
+from medssl.transfer import load_pretrained
+from medssl.transfer.images import as_spacing
+from medssl.volumes import Preparation, statistics
+
+__all__ = [
+    "PrepareImageD",
+    "PrepareImageDict",
+    "PrepareImaged",
+    "PretextLoss",
+    "PretextTaskD",
+    "PretextTaskDict",
+    "PretextTaskd",
+    "load_pretrained",
+]
+
+
+class PretextTaskd(Randomizable, MapTransform):  # type: ignore[misc]
+    """Asks a pretext task's question about each image: shows `inputs` in its place and writes the answer beside it.
+
+    For each of `keys` (an image (C, *size), prepared intensities) the image becomes what the network is shown, `target_keys`
+    receives what its head should answer and `weight_keys` where that counts (ones where the task does not say). A task that cuts
+    an image into P parts gives inputs (P, C, *size). The image is taken as its own volume: a task that asks where a crop lies in
+    its volume needs medssl's own loader.
+
+    Args:
+        keys: the images.
+        task: name of an installed pretext task, or its class.
+        target_keys, weight_keys: where target and weight go, one for each of `keys`.
+        network: what the task may know of the network; by default only that it reads the image's channels.
+        allow_missing_keys: leave out keys that an item lacks.
+        options: the task's own options, checked as in a configuration.
+    """
+
+    backend: ClassVar[list[TransformBackends]] = [TransformBackends.TORCH]
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        task: str | type[PretextTask],
+        *,
+        target_keys: KeysCollection = "target",
+        weight_keys: KeysCollection = "weight",
+        network: NetworkInfo | None = None,
+        allow_missing_keys: bool = False,
+        **options: Any,
+    ) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        self.target_keys, self.weight_keys = ensure_tuple(target_keys), ensure_tuple(weight_keys)
+        if not len(self.keys) == len(self.target_keys) == len(self.weight_keys):
+            raise ConfigError(
+                f"{len(self.keys)} keys need as many target_keys and weight_keys, not {len(self.target_keys)} and {len(self.weight_keys)}."
+            )
+        self.task = _task_class(task)
+        self.options = check(self.task.Options, options, f"options of '{self.task.name}'")
+        self.network = network
+        self._built: dict[tuple[int, int], PretextTask] = {}
+        self._seed = 0
+
+    def randomize(self, data: Any = None) -> None:
+        """Draw the seed of one item; all else that is random follows from it."""
+        self._seed = int(self.R.randint(2**31 - 1))
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """The item with inputs, target and weight; `data` itself is left as it is."""
+        item = dict(data)
+        for key, target_key, weight_key in self.key_iterator(item, self.target_keys, self.weight_keys):
+            self.randomize()
+            item[key], item[target_key], item[weight_key] = self._ask(item[key], str(key))
+        return item
+
+    def _ask(self, image: Any, key: str) -> tuple[Tensor, Tensor, Tensor]:
+        tensor = convert_to_tensor(image, dtype=torch.float32, track_meta=False)
+        if tensor.dim() not in (3, 4):
+            raise DataError(f"'{key}' has shape {tuple(tensor.shape)}; {type(self).__name__} needs (C, *size) with 2 or 3 spatial sides.")
+        crops = _one_crop(tensor, image)
+        task = self._task_for(tensor)
+        with torch.no_grad(), blame(self.task, "make"):
+            batch = task.make(crops, Draw(self._seed, 0, crops.index, f"{self.task.name}/{key}", tensor.device))
+        target = batch.target[0]
+        weight = torch.ones_like(target, dtype=torch.float32) if batch.weight is None else batch.weight[0]
+        return self._shown(batch, image, tensor), target, weight
+
+    def _shown(self, batch: PretextBatch, image: Any, tensor: Tensor) -> Tensor:
+        if batch.inputs is None:
+            return image if isinstance(image, Tensor) else tensor
+        if len(batch.inputs) > 1:
+            return batch.inputs
+        shown = batch.inputs[0]
+        return convert_to_dst_type(shown, image)[0] if isinstance(image, MetaTensor) else shown
+
+    def _task_for(self, tensor: Tensor) -> PretextTask:
+        shape = (tensor.dim() - 1, int(tensor.shape[0]))
+        if shape not in self._built:
+            self._built[shape] = _build(self.task, self.options, self.network or _unknown_network(*shape))
+        return self._built[shape]
+
+
+PretextTaskD = PretextTaskDict = PretextTaskd
+
+
+class PrepareImaged(MapTransform):  # type: ignore[misc]
+    """Prepares intensities as a pretraining did, so that a network sees images as it learned on them.
+
+    Each of `keys` is a whole volume (C, *size), before it is cropped or padded: its statistics are those of its foreground. Where
+    the pretraining resampled its volumes, bring them to `spacing` first (`Spacingd`); a MetaTensor on another grid is refused.
+
+    Args:
+        keys: the images.
+        checkpoint: a run folder or checkpoint of medssl.
+        modality: DICOM modality of the images, such as CT; it picks the rule.
+        allow_missing_keys: leave out keys that an item lacks.
+    """
+
+    backend: ClassVar[list[TransformBackends]] = [TransformBackends.NUMPY]
+
+    def __init__(self, keys: KeysCollection, checkpoint: str | Path, modality: str = "MR", allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        found = find_checkpoint(checkpoint)
+        if found.state.get("preparation") is None:
+            raise ConfigError(f"{found.path} does not say how its images were prepared. Give a run of medssl.")
+        self.preparation = check(Preparation, found.state["preparation"], f"preparation in {found.path}")
+        self.spacing = as_spacing(found.state.get("spacing"))
+        self.modality = modality.upper()
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """The item with prepared images; `data` itself is left as it is."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            item[key] = self._prepared(item[key], str(key))
+        return item
+
+    def _prepared(self, image: Any, key: str) -> Any:
+        if self.spacing is not None and isinstance(image, MetaTensor):
+            self._check_spacing(image, self.spacing, key)
+        array = convert_to_tensor(image, track_meta=False).cpu().numpy()
+        if not np.isfinite(array).all() or any(channel.min() == channel.max() for channel in array):
+            raise DataError(f"'{key}' holds NaN, infinity, or one value alone, and cannot be prepared.")
+        prepared = np.stack([self.preparation.apply(channel, statistics(channel), self.modality) for channel in array])
+        return convert_to_dst_type(prepared, image, dtype=np.float32)[0]
+
+    def _check_spacing(self, image: MetaTensor, pretrained: float | tuple[float, float, float], key: str) -> None:
+        spacing = tuple(float(side) for side in image.pixdim[: image.dim() - 1])
+        wanted = pretrained if isinstance(pretrained, tuple) else (pretrained,) * len(spacing)
+        if not np.allclose(spacing, wanted, rtol=1e-2):
+            raise DataError(
+                f"'{key}' has a spacing of {spacing} mm, the network was pretrained at {wanted}. "
+                f"Put Spacingd({key!r}, pixdim={wanted}) before {type(self).__name__}."
+            )
+
+
+PrepareImageD = PrepareImageDict = PrepareImaged
+
+
+class PretextLoss(nn.Module):
+    """A pretext task's loss for an existing training loop: `loss(prediction, target, weight)` is one number, the batch's mean.
+
+    `outputs` is the number of channels (dense tasks) or values (pooled tasks) that the network must give.
+
+    Args:
+        task: name of an installed pretext task, or its class.
+        spatial_dims, channels: of the images.
+        network: what the task may know of the network.
+        options: the task's own options.
+    """
+
+    def __init__(
+        self, task: str | type[PretextTask], *, spatial_dims: int = 3, channels: int = 1, network: NetworkInfo | None = None, **options: Any
+    ) -> None:
+        super().__init__()
+        cls = _task_class(task)
+        checked = check(cls.Options, options, f"options of '{cls.name}'")
+        self.task = _build(cls, checked, network or _unknown_network(spatial_dims, channels))
+
+    @property
+    def outputs(self) -> int:
+        """Channels of a dense answer, values of a pooled one."""
+        head = self.task.head()
+        if isinstance(head, DenseHead):
+            return head.channels
+        if isinstance(head, PooledHead):
+            return head.outputs
+        raise ConfigError(f"'{self.task.name}' brings its own head module; train it with medssl.pretrain.")
+
+    def forward(self, prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+        """() mean over the batch of the task's (B,) losses."""
+        batch = PretextBatch(inputs=None, target=_plain(target), weight=None if weight is None else _plain(weight))
+        with blame(type(self.task), "loss"):
+            return self.task.loss(_plain(prediction), batch).mean()
+
+
+def _task_class(task: str | type[PretextTask]) -> type[PretextTask]:
+    return Plugins.load().task(task) if isinstance(task, str) else task
+
+
+def _build(cls: type[PretextTask], options: Any, network: NetworkInfo) -> PretextTask:
+    with blame(cls, "__init__"):
+        return cls(options, network)
+
+
+def _unknown_network(spatial_dims: int, channels: int) -> NetworkInfo:
+    return NetworkInfo(spatial_dims, channels, embedding_width=1, feature_width=1, strides=(1,) * spatial_dims)
+
+
+def _one_crop(tensor: Tensor, image: Any) -> Crops:
+    dims, size = tensor.dim() - 1, torch.tensor(tensor.shape[1:])
+    spacing = torch.as_tensor(image.pixdim[:dims], dtype=torch.float32) if isinstance(image, MetaTensor) else torch.ones(dims)
+    zero = torch.zeros(1, dtype=torch.int64)
+    return Crops(
+        images=tensor[None],
+        channels=tuple(f"channel {number}" for number in range(tensor.shape[0])),
+        index=zero,
+        sample=zero,
+        patient=zero,
+        group=zero,
+        corner=torch.zeros(1, dims, dtype=torch.int64),
+        spacing=spacing[None],
+        volume_size=size[None],
+        inside=torch.ones(1),
+    )
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor

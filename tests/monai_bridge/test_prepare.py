@@ -1,0 +1,62 @@
+"""Intensities in a MONAI pipeline are those that the pretraining saw."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
+
+from medssl.errors import ConfigError, DataError, MissingInput
+from medssl.monai import PrepareImageD, PrepareImaged, PrepareImageDict
+from medssl.train.checkpoint import save_checkpoint
+from medssl.volumes import IntensityRule, Preparation, load_case
+
+PREPARATION = Preparation(modalities={"CT": IntensityRule(kind="window", low=-100, high=300)})
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    state = {"kind": "pretrain", "preparation": PREPARATION.model_dump(mode="json"), "spacing": [1.0, 1.0, 2.0]}
+    return save_checkpoint(tmp_path / "run", 1, {"network": {"weight": torch.ones(1)}}, state)
+
+
+@pytest.mark.parametrize("modality", ["MR", "CT"])
+def test_same_values_as_fine_tuning_and_prediction(checkpoint: Path, tmp_path: Path, modality: str) -> None:
+    image = np.random.default_rng(0).normal(100, 90, (9, 8, 7)).astype(np.float32)
+    nib.save(nib.Nifti1Image(image, np.diag([1.0, 1.0, 2.0, 1.0])), tmp_path / "a.nii.gz")
+    pipeline = Compose([LoadImaged("image"), EnsureChannelFirstd("image"), PrepareImaged("image", checkpoint, modality)])
+    result = pipeline({"image": tmp_path / "a.nii.gz"})["image"]
+    assert isinstance(result, MetaTensor)
+    assert result.dtype == torch.float32
+    expected = load_case(tmp_path / "a.nii.gz", PREPARATION, None, modality).array
+    np.testing.assert_allclose(result.numpy(), expected, atol=1e-5)
+    torch.testing.assert_close(result.affine, torch.diag(torch.tensor([1.0, 1.0, 2.0, 1.0], dtype=torch.float64)))
+
+
+def test_follows_monai_conventions(checkpoint: Path) -> None:
+    assert PrepareImageD is PrepareImaged
+    assert PrepareImageDict is PrepareImaged
+    transform = PrepareImaged(["a", "b"], checkpoint, allow_missing_keys=True)
+    array = np.arange(64.0).reshape(1, 4, 4, 4)
+    result = transform({"a": array, "other": 1})
+    assert isinstance(result["a"], np.ndarray)
+    assert abs(result["a"].mean()) < 0.5
+    assert array[0, 0, 0, 1] == 1.0
+
+
+def test_what_cannot_be_prepared_is_one_message(checkpoint: Path, tmp_path: Path) -> None:
+    transform = PrepareImaged("image", checkpoint)
+    with pytest.raises(DataError, match=r"Spacingd\('image'"):
+        transform({"image": MetaTensor(torch.rand(1, 4, 4, 4), affine=torch.eye(4))})
+    with pytest.raises(DataError, match="one value alone"):
+        transform({"image": np.zeros((1, 4, 4, 4))})
+    with pytest.raises(MissingInput):
+        PrepareImaged("image", tmp_path / "nowhere")
+    bare = save_checkpoint(tmp_path / "bare", 1, {"network": {"weight": torch.ones(1)}}, {"kind": "pretrain"})
+    with pytest.raises(ConfigError, match="how its images were prepared"):
+        PrepareImaged("image", bare)

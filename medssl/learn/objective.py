@@ -153,12 +153,13 @@ class Objective(nn.Module):
     def freeze_unreached(self, crops: Crops) -> list[str]:
         """Freeze the parameters that no term reaches and return their names (the network's own head, a decoder no task reads).
 
-        Under DDP an unfrozen parameter without a gradient stops the second step. Takes one step's gradients on `crops`, before
+        Under DDP an unfrozen parameter without a gradient stops the second step. Takes the gradients of two of the `crops`, before
         training, and so also finds a crop that is too small or a term that cannot run. Changes nothing else.
         """
+        few: dict[str, Any] = {name: value[:2] for name, value in vars(crops).items() if isinstance(value, Tensor)}
         buffers = {name: buffer.clone() for name, buffer in self.named_buffers()}
         learning = {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
-        loss = self(crops, 0)["loss"]
+        loss = self(replace(crops, **few), 0)["loss"]
         gradients = torch.autograd.grad(loss, list(learning.values()), allow_unused=True) if loss.requires_grad else [None] * len(learning)
         unreached = [name for name, gradient in zip(learning, gradients, strict=True) if gradient is None]
         for name in unreached:

@@ -56,6 +56,18 @@ class Square(Copy):
         return PretextBatch(crops.images, crops.images.square())
 
 
+class Marked(Copy):
+    """Shows one channel more than the images have."""
+
+    name: ClassVar[str] = "marked"
+
+    def input_channels(self, channels: int) -> int:
+        return channels + 1
+
+    def make(self, crops: Crops, draw: Draw) -> PretextBatch:
+        return PretextBatch(torch.cat([crops.images, torch.ones_like(crops.images[:, :1])], 1), crops.images)
+
+
 class Flip(Copy):
     """Repeat a flipped crop; the answer is restored by flipping back."""
 
@@ -199,7 +211,7 @@ class Follow(Spy):
         return sum(((a - b).square().mean(1) for a, b in pairs), torch.zeros(len(views.crops)))
 
 
-TASKS = (Copy, Square, Flip, Brightness, Where, Order, OwnModule, Misbehaving)
+TASKS = (Copy, Square, Marked, Flip, Brightness, Where, Order, OwnModule, Misbehaving)
 LOSSES = (Spy, Vectors, Follow)
 
 

@@ -121,6 +121,14 @@ def test_a_step_is_a_function_of_seed_step_and_index_alone(terms: Plugins) -> No
         torch.testing.assert_close((halves[0][name] + halves[1][name]) / 2, one[name], atol=1e-4, rtol=1e-4)
 
 
+def test_a_task_may_show_more_channels_than_the_images_have(terms: Plugins) -> None:
+    objective = build(terms, ["marked", "brightness"], ["vectors"])
+    assert forwards(objective) == [3, 3]
+    assert next(objective.network.parameters()).shape[1] == 2
+    with pytest.raises(ConfigError, match="disagree about the channels"):
+        build(terms, ["marked", "copy"])
+
+
 def test_autocast_changes_no_question_and_no_view(terms: Plugins) -> None:
     objective = build_objective(UNET, ["inpainting"], ["agreement"], seed=3, plugins=terms)
     crops = make_crops(2, (24, 24))

@@ -122,7 +122,7 @@ def test_a_step_is_a_function_of_seed_step_and_index_alone(terms: Plugins) -> No
 
 
 def test_a_task_may_show_more_channels_than_the_images_have(terms: Plugins) -> None:
-    objective = build(terms, ["marked", "brightness"], ["vectors"])
+    objective = build(terms, ["marked"], ["vectors"])
     assert forwards(objective) == [3, 3]
     assert next(objective.network.parameters()).shape[1] == 2
     with pytest.raises(ConfigError, match="disagree about the channels"):

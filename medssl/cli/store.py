@@ -17,13 +17,14 @@ def store(
     spacing: Annotated[
         float | None, typer.Option(metavar="MM", min=0.01, help="Resample to this isotropic spacing; default: as it is.")
     ] = None,
+    modality: Annotated[str | None, typer.Option(help="Modality of NIfTI files that do not say theirs, such as CT.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Put volumes into a store: oriented to RAS+, compressed in blocks, checksummed. Run again to add what is new."""
     from medssl.volumes import make_store
 
     with progress_bar("storing volumes") as report:
-        summary = make_store(sources, out, where=where, spacing=spacing, progress=report)
+        summary = make_store(sources, out, where=where, spacing=spacing, modality=modality, progress=report)
     if as_json:
         print_json(summary.document())
         return

@@ -13,7 +13,7 @@ from medssl.transfer.evaluate import Evaluation, evaluate
 if TYPE_CHECKING:
     from medssl.transfer.finetune import FineTuned, fine_tune
     from medssl.transfer.load import LoadReport, load_pretrained
-    from medssl.transfer.options import FinetuneConfig, FinetuneTrainOptions
+    from medssl.transfer.options import FinetuneConfig, FinetuneTrainOptions, finetune_schema
     from medssl.transfer.prediction import predict
 
 _WHERE = {
@@ -21,6 +21,7 @@ _WHERE = {
     "fine_tune": "finetune",
     "FinetuneConfig": "options",
     "FinetuneTrainOptions": "options",
+    "finetune_schema": "options",
     "LoadReport": "load",
     "load_pretrained": "load",
     "predict": "prediction",
@@ -34,6 +35,7 @@ __all__ = [
     "LoadReport",
     "evaluate",
     "fine_tune",
+    "finetune_schema",
     "load_pretrained",
     "predict",
 ]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from medssl.config import BaseOptions
 from medssl.networks import NetworkSpec
+from medssl.plugins import Plugins
 from medssl.train.config import Precision
 from medssl.train.optim import OptimizerName, Schedule
 from medssl.volumes import LabelledOptions, Preparation
@@ -96,3 +97,8 @@ class FinetuneConfig(BaseOptions):
         if any(not 0 <= axis < dims for axis in self.augment.flip):
             raise ValueError(f"augment.flip {list(self.augment.flip)} must name axes from 0 to {dims - 1} of crops with {dims} sides")
         return self
+
+
+def finetune_schema(plugins: Plugins) -> dict[str, Any]:
+    """The JSON schema of a fine-tuning configuration. No plugin adds to it yet; `plugins` is taken as `pretrain_schema` takes it."""
+    return FinetuneConfig.model_json_schema(by_alias=True)

@@ -108,7 +108,7 @@ def training_cases(options: LabelledOptions) -> tuple[list[Case], list[Case]]:
     held = set(order[: math.ceil(options.validation * len(order))]) if len(order) > 1 else set()
     training = [case for case in cases if case.patient not in held]
     validation = [case for case in cases if case.patient in held]
-    return _checked(_first(training, options), options), _checked(validation, options)
+    return _checked(_first(training, options), options), _checked(validation, options) if validation else []
 
 
 def modality_of(options: LabelledOptions) -> str:

@@ -189,6 +189,13 @@ def test_wrong_configuration_is_one_message(tmp_path: Path, finetune_config: Con
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+def test_one_case_alone_is_trained_on_without_validation(tmp_path: Path, finetune_config: Config, case_maker: Any) -> None:
+    image = case_maker(tmp_path, "only", 0)
+    data = {"images": str(image.parent), "labels": str(tmp_path / "labels")}
+    run = fine_tune(config=finetune_config(1, **data), out=tmp_path / "run")
+    assert (run.state.step, run.best.step) == (1, 0)
+
+
 def test_labels_beyond_the_outputs_and_empty_labels_are_refused(tmp_path: Path, finetune_config: Config, case_maker: Any) -> None:
     with pytest.raises(DataError, match="holds the value 2"):
         fine_tune(config=finetune_config(), overrides=["network.out_channels=2"], out=tmp_path / "run")

@@ -77,6 +77,9 @@ def _built(chosen: Sequence[Chosen], folder: Path, workers: int, progress: Progr
 
 def _scanned(chosen: Sequence[Chosen], root: IndexFolder, private: Path, workers: int, progress: Progress | None) -> list[Instance]:
     shards = shards_of((number, kind, place, _keys(kind, place, root.root)) for number, (kind, place) in enumerate(chosen))
+    if not shards:
+        places = ", ".join(place for _, place in chosen)
+        raise ArchiveError(f"there is no file in {places}. Name the folder that holds the scans; it is read with all its subfolders.")
     waiting = private / "scan"
     waiting.mkdir(mode=0o700)
     instances = scan(shards, waiting, workers, progress)

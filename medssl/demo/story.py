@@ -57,8 +57,8 @@ def run_demo(out: str | Path, *, steps: int, finetune_steps: int, patients: int,
     say(f"    {stored.volumes} volumes")
 
     config = _write(folder / "pretrain.yaml", _pretrain_config(folder, steps))
-    say(f"4/7 $ medssl pretrain {config} --out {folder / 'pretrained'}")
-    run = pretrain(config=config, out=folder / "pretrained")
+    say(f"4/7 $ medssl pretrain {config} --out {folder / 'runs/ssl'}")
+    run = pretrain(config=config, out=folder / "runs/ssl")
 
     say(f"5/7 {len(labelled)} patients get labels; two fine-tunings of {finetune_steps} steps on the same crops")
     images = write_volumes(Index(folder / "index"), folder / "labelled" / "all")
@@ -66,14 +66,15 @@ def run_demo(out: str | Path, *, steps: int, finetune_steps: int, patients: int,
     evaluations, picture_maps = [], []
     for start in STARTS:
         name = start.replace(" ", "-")
+        tuned_in = folder / "runs" / f"seg-{name}"
         config = _write(folder / f"finetune-{name}.yaml", _finetune_config(folder, finetune_steps))
-        say(f"    $ medssl finetune {config} --out {folder / name}" + (f" --pretrained {run.folder}" if start == "pretrained" else ""))
-        tuned = fine_tune(config=config, out=folder / name, pretrained=run.folder if start == "pretrained" else None)
+        say(f"    $ medssl finetune {config} --out {tuned_in}" + (f" --pretrained {run.folder}" if start == "pretrained" else ""))
+        tuned = fine_tune(config=config, out=tuned_in, pretrained=run.folder if start == "pretrained" else None)
         if tuned.report is not None:
             say("    " + str(tuned.report).replace("\n", "\n    "))
         maps = folder / f"predictions-{name}"
-        say(f"6/7 $ medssl predict {folder / name} {folder / 'labelled/test/images'} --out {maps}")
-        picture_maps.append(predict(folder / name, [folder / "labelled/test/images"], maps))
+        say(f"6/7 $ medssl predict {tuned_in} {folder / 'labelled/test/images'} --out {maps}")
+        picture_maps.append(predict(tuned_in, [folder / "labelled/test/images"], maps))
         say(f"7/7 $ medssl evaluate --predictions {maps} --labels {folder / 'labelled/test/labels'}")
         evaluations.append(evaluate(maps, folder / "labelled/test/labels"))
 

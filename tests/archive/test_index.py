@@ -266,8 +266,9 @@ def test_messages_for_wrong_use(tmp_path: Path) -> None:
         build_index([tmp_path / "empty"], tmp_path / "file" / "index")
 
 
-def test_an_empty_folder_is_an_empty_index(archive: Path, indexed: Indexed) -> None:
-    assert indexed(archive).summary().document() == {"files": 0, "instances": 0, "volumes": [], "rejected": {}}
+def test_an_empty_folder_says_what_to_name(archive: Path, indexed: Indexed) -> None:
+    with pytest.raises(ArchiveError, match="there is no file in"):
+        indexed(archive)
 
 
 def test_enhanced_objects_say_that_they_are_not_read_yet(archive: Path, indexed: Indexed) -> None:

@@ -3,8 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PLUGINS := $(sort $(wildcard plugins/medssl-*))
-EXAMPLES := $(sort $(wildcard docs/examples/medssl-*))
-PROJECTS := $(wildcard pyproject.toml plugins/*/pyproject.toml docs/examples/*/pyproject.toml)
+PROJECTS := $(wildcard pyproject.toml plugins/*/pyproject.toml)
 
 .DEFAULT_GOAL := help
 
@@ -18,7 +17,7 @@ install: $(VENV)/installed ## create .venv with the core, every plugin and the t
 $(VENV)/installed: $(PROJECTS) constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,test]' \
-		$(foreach project,$(PLUGINS) $(EXAMPLES),--editable $(project))
+		$(foreach project,$(PLUGINS),--editable $(project))
 	@touch $@
 
 .PHONY: demo

@@ -48,29 +48,29 @@ def runs(page: Path) -> bool:
     return any(block.language in {"python", "sh"} and not block.file for block in blocks(page))
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a page's blocks run: a store, an archive and labelled pairs are there, as the pages assume."""
+def prepare(folder: Path) -> None:
+    """What pages may assume where they make nothing themselves: a store, an archive and labelled pairs."""
     from medssl.demo import make_scan, write_archive, write_pairs
     from medssl.volumes import make_store
 
-    monkeypatch.chdir(tmp_path)
     scans = [make_scan(patient, spacing=5.0) for patient in range(4)]
-    write_archive(scans, tmp_path / "archive")
-    write_pairs(scans, tmp_path / "labelled")
-    make_store([tmp_path / "labelled" / "images"], tmp_path / "store")
-    return tmp_path
+    write_archive(scans, folder / "archive")
+    write_pairs(scans, folder / "labelled")
+    make_store([folder / "labelled" / "images"], folder / "store")
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if runs(page)], ids=lambda page: page.name)
-def test_every_block_of_the_page_runs(page: Path, folder: Path) -> None:
+def test_every_block_of_the_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    if "write_archive(" not in page.read_text(encoding="utf-8"):
+        prepare(tmp_path)
     names: dict[str, Any] = {"__name__": "docs"}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for block in blocks(page):
         where = f"{page.name}, line {block.line}"
         if block.file:
-            (folder / block.file).parent.mkdir(parents=True, exist_ok=True)
-            (folder / block.file).write_text(block.text, encoding="utf-8")
+            (tmp_path / block.file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / block.file).write_text(block.text, encoding="utf-8")
         elif block.language == "python":
             exec(compile(block.text, where, "exec"), names)
         elif block.language == "sh":

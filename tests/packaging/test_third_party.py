@@ -75,7 +75,7 @@ for number in range(3):
     array = random.normal(100, 20, (20, 22, 24)).astype(np.float32)
     nib.save(nib.Nifti1Image(array, np.eye(4)), images / f"p{number}.nii.gz")
 make_store([images], folder / "store")
-network = medssl.NetworkSpec(name="BasicUNet", spatial_dims=3, in_channels=1, options={"features": [4, 4, 8, 8, 8, 4]})
+network = medssl.NetworkSpec(name="SegResNet", spatial_dims=3, in_channels=1, options={"init_filters": 8})
 data = {"store": str(folder / "store"), "size": [16, 16, 16], "batch": 2}
 run = medssl.pretrain(network, data, tasks=["brighter"], out=folder / "run", steps=2)
 print(run.state.step)

@@ -126,9 +126,9 @@ def test_a_plugin_that_fails_in_a_run_is_blamed_by_package_and_version(
 def test_a_plugin_that_cannot_be_imported_costs_one_warning_and_nothing_else(
     wheels: dict[str, Path], environment: Any, stranger: Any
 ) -> None:
-    environment.install(wheels["medssl"], wheels["medssl-inpainting"], stranger(head="import no_such_module_anywhere\n"))
+    environment.install(*wheels.values(), stranger(head="import no_such_module_anywhere\n"))
     listed = json.loads(environment.run("medssl", "plugins", "list", "--json"))
-    assert [row["name"] for row in listed["plugins"]] == ["inpainting"]
+    assert "inpainting" in {row["name"] for row in listed["plugins"]}
     assert listed["broken"] == [
         {"plugin": "brighter", "package": "acme-brighter", "error": "ModuleNotFoundError: No module named 'no_such_module_anywhere'"}
     ]

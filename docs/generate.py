@@ -65,7 +65,10 @@ def _first(cls: type[Any]) -> str:
 
 
 def _options(options: type[Any]) -> list[str]:
-    rows = [f"| `{row['option']}` | {_escape(row['type'])} | {_escape(row['default'])} | {_escape(row['help'])} |" for row in options_table(options)]
+    rows = [
+        f"| `{row['option']}` | {_escape(row['type'])} | {_escape(row['default'])} | {_escape(row['help'])} |"
+        for row in options_table(options)
+    ]
     return ["| option | type and range | default | help |", "|---|---|---|---|", *rows]
 
 

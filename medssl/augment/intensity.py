@@ -13,7 +13,7 @@ def spread(images: Tensor) -> Tensor:
     flat = images.flatten(2)
     centred = flat - flat.mean(dim=2, keepdim=True)
     # A norm is four times faster than torch's running variance and, on centred values, as exact.
-    deviation = torch.linalg.vector_norm(centred, dim=2) / flat.shape[2] ** 0.5
+    deviation: Tensor = torch.linalg.vector_norm(centred, dim=2) / flat.shape[2] ** 0.5
     return deviation.view(*images.shape[:2], *[1] * (images.dim() - 2))
 
 

@@ -118,7 +118,14 @@ def _finetune_config(folder: Path, steps: int) -> dict[str, object]:
     train = folder / "labelled" / "train"
     return {
         "network": {**NETWORK, "out_channels": len(LABELS) + 1},
-        "data": {"images": str(train / "images"), "labels": str(train / "labels"), "size": CROP, "batch": 4, "spacing": 3.0},
+        "data": {
+            "images": str(train / "images"),
+            "labels": str(train / "labels"),
+            "size": CROP,
+            "batch": 4,
+            "spacing": 3.0,
+            "validation": 0,
+        },
         "train": {"preset": "full", "steps": steps},
         "seed": 0,
     }

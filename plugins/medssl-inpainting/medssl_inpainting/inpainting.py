@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Callable
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -12,6 +13,8 @@ from torch.nn import functional as F
 from medssl.config import BaseOptions
 from medssl.contracts import Crops, DenseHead, Draw, PretextBatch, PretextTask
 from medssl.learn.ops import block_mask, masked_mean
+
+Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Inpainting(PretextTask):
@@ -27,7 +30,7 @@ class Inpainting(PretextTask):
     class Options(BaseOptions):
         """How much is hidden, how, and what a wrong voxel costs."""
 
-        ratio: float | tuple[float, float] = 0.6
+        ratio: Share | tuple[Share, Share] = 0.6
         """Share of the blocks that is hidden, or a range [low, high] from which each sample draws its own."""
         block: int = Field(default=8, ge=1, le=256)
         """Side of a block in voxels. Structures smaller than a block are hidden whole and must be inferred, not interpolated."""
@@ -40,10 +43,10 @@ class Inpainting(PretextTask):
 
         @field_validator("ratio")
         @classmethod
-        def _is_a_share(cls, ratio: float | tuple[float, float]) -> float | tuple[float, float]:
+        def _is_ordered(cls, ratio: float | tuple[float, float]) -> float | tuple[float, float]:
             low, high = ratio if isinstance(ratio, tuple) else (ratio, ratio)
-            if not 0 < low <= high < 1:
-                raise ValueError("a share, or a range [low, high] of shares, between 0 and 1 (both left out)")
+            if low > high:
+                raise ValueError("a range of shares is [low, high], the lower one first")
             return ratio
 
     options: Options
@@ -65,7 +68,7 @@ class Inpainting(PretextTask):
 
     def loss(self, prediction: Tensor, batch: PretextBatch) -> Tensor:
         """(B,) mean cost over hidden voxels and channels."""
-        costs = {"l2": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
+        costs: dict[str, Callable[..., Tensor]] = {"l2": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
         return masked_mean(costs[self.options.distance](prediction, batch.target, reduction="none"), batch.weight)
 
     def trivial(self, batch: PretextBatch) -> Tensor:

@@ -78,6 +78,13 @@ def test_show_prints_options_with_ranges_defaults_and_help(capsys: pytest.Captur
     assert all(option["help"] and option["type"] and option["default"] for option in shown["options"])
 
 
+def test_square_brackets_in_a_table_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    code_of("plugins", "show", "inpainting")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "integer in [1, 256]" in shown
+    assert "range [low, high]" in shown
+
+
 def test_the_schema_knows_the_tasks_that_are_installed(capsys: pytest.CaptureFixture[str]) -> None:
     code_of("schema", "pretrain")
     text = capsys.readouterr().out

@@ -95,5 +95,5 @@ def test_a_finished_batch_needs_no_inputs():
 
 @pytest.mark.parametrize("ratio", [0, 1, 1.5, (0.7, 0.3), (0, 0.5)])
 def test_a_ratio_that_hides_nothing_or_all_is_refused(ratio):
-    with pytest.raises(ValidationError, match="share"):
+    with pytest.raises(ValidationError, match="ratio"):
         Inpainting.Options(ratio=ratio)

@@ -121,9 +121,9 @@ def test_a_crop_that_no_level_of_the_network_can_see(folder: Path, refused: Refu
 
 def test_a_folder_that_holds_another_run(folder: Path, refused: Refusal) -> None:
     (folder / "run").mkdir()
-    (folder / "run" / "thesis.docx").write_text("precious")
+    (folder / "run" / "config.yaml").write_text("precious: true")
     assert "--out" in refused("pretrain", config(folder, PRETRAIN), "--out", folder / "run")
-    assert (folder / "run" / "thesis.docx").read_text() == "precious"
+    assert (folder / "run" / "config.yaml").read_text() == "precious: true"
 
 
 def test_a_truncated_checkpoint(folder: Path, refused: Refusal) -> None:

@@ -176,7 +176,11 @@ def _train(
         CheckpointWriter(_saver(plan, run, objective, engine, recorder), options.checkpoint_every, request).attach(engine)
         run_steps(engine)
         if request.signal is not None:
-            raise Stopped(request.signal, f"stopped at step {state.step}; go on with the same command and --resume")
+            stopped = Stopped(
+                request.signal, f"stopped at step {state.step}, a checkpoint is written; go on with the same command and --resume"
+            )
+            display.say(str(stopped))
+            raise stopped
 
 
 def _on_device(groups: Iterable[list[Crops]], device: torch.device) -> Iterator[list[Crops]]:

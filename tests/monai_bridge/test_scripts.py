@@ -58,9 +58,7 @@ def test_pretext_script_trains_with_worker_processes(images: Path, run: Run) -> 
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
 
 
-def test_finetune_script_starts_from_a_checkpoint(
-    images: Path, run: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_finetune_script_starts_from_a_checkpoint(images: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     spec = NetworkSpec("SegResNet", options={"init_filters": 8}).checked()
     state = {
         "kind": "pretrain",

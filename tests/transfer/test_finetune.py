@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -124,6 +125,22 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path, finetune_config: Conf
         assert other is not None
         for name, tensor in one.tensors["network"].items():
             assert torch.equal(tensor, other.tensors["network"][name]), name
+
+
+def test_best_weights_stay_where_later_ones_are_worse(tmp_path: Path, finetune_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    falling = itertools.count(1)
+    monkeypatch.setattr("medssl.transfer.validation.dice_by_class", lambda *_: [1 / next(falling)])
+    with pytest.raises(Stopped):
+        fine_tune(config=finetune_config(6), out=tmp_path / "run", handlers=[StopAt(3)])
+    run = fine_tune(config=finetune_config(6), out=tmp_path / "run", resume=True)
+    assert run.best.step == 2
+    best, last = newest_good(run.folder, "best"), newest_good(run.folder)
+    assert best is not None
+    assert last is not None
+    assert best.step == 2
+    tensors = run.network.state_dict()
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in best.tensors["network"].items())
+    assert not all(torch.equal(tensors[name], tensor) for name, tensor in last.tensors["network"].items())
 
 
 def test_resume_of_another_configuration_is_refused(tmp_path: Path, finetune_config: Config) -> None:

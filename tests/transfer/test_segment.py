@@ -49,3 +49,11 @@ def test_first_of_several_answers_is_taken() -> None:
 def test_no_segmentation_network_is_refused(answer: object) -> None:
     with pytest.raises(NetworkError, match="segmentation needs one value a class and voxel"):
         full_output(answer, torch.zeros(2, 1, 4, 4, 4))
+
+
+def test_bf16_answers_come_back_as_float32() -> None:
+    network = nn.Conv3d(1, 2, 1)
+    inputs = torch.randn(1, 1, 6, 6, 6)
+    logits = Windows((4, 4, 4), dtype=torch.bfloat16)(inputs, network)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, network(inputs), atol=0.05, rtol=0.05)

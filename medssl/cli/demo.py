@@ -12,7 +12,7 @@ from medssl.cli.output import print_table, say
 
 def demo(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Everything the demo makes goes here.")] = Path("medssl-demo"),
-    steps: Annotated[int, typer.Option(min=1, help="Pretraining steps.")] = 150,
+    steps: Annotated[int, typer.Option(min=1, help="Pretraining steps.")] = 400,
     finetune_steps: Annotated[int, typer.Option(min=1, help="Fine-tuning steps, the same for both networks.")] = 60,
     patients: Annotated[int, typer.Option(min=8, max=64, help="Made-up patients.")] = 12,
 ) -> None:

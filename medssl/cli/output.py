@@ -26,11 +26,12 @@ def print_json(document: Any) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A table on standard output; as wide as its content where output is not a terminal, so that nothing is cut."""
-    table = Table(*columns, title=escape(title), title_justify="left")
+    """A titled table on standard output; as wide as its content where output is not a terminal, so that nothing is cut."""
+    table = Table(*columns)
     for row in rows:
         table.add_row(*(escape(str(cell)) for cell in row))
     console = out if out.is_terminal else Console(width=1000)
+    console.print(title, markup=False, highlight=False)
     console.print(table)
 
 

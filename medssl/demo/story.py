@@ -24,7 +24,12 @@ Say = Callable[[str], None]
 
 MARK = ".medssl-demo"
 CROP = [32, 32, 32]
-NETWORK = {"name": "SegResNet", "spatial_dims": 3, "in_channels": 1, "options": {"init_filters": 8}}
+NETWORK = {
+    "name": "UNet",
+    "spatial_dims": 3,
+    "in_channels": 1,
+    "options": {"channels": [8, 16, 32, 64], "strides": [2, 2, 2], "num_res_units": 1},
+}
 STARTS = ("from scratch", "pretrained")
 
 
@@ -109,7 +114,7 @@ def _pretrain_config(folder: Path, steps: int) -> dict[str, object]:
         "data": {"store": str(folder / "store"), "size": CROP, "batch": 4},
         "tasks": [{"name": "inpainting", "ratio": 0.5}],
         "consistency": [{"name": "simsiam", "weight": 0.1}],
-        "train": {"steps": steps, "learning_rate": 1e-3, "checkpoint_every": max(steps // 2, 1)},
+        "train": {"steps": steps, "learning_rate": 3e-3, "checkpoint_every": max(steps // 2, 1)},
         "seed": 0,
     }
 

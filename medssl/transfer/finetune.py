@@ -188,8 +188,12 @@ def _train(
         save = _saver(plan, run, engine.optimizer, "step", options.keep, before=recorder.sync)
         CheckpointWriter(save, options.checkpoint_every, request).attach(engine)
         run_steps(engine)
-    if request.signal is not None:
-        raise Stopped(request.signal, f"stopped at step {run.state.step}; go on with the same command and --resume")
+        if request.signal is not None:
+            stopped = Stopped(
+                request.signal, f"stopped at step {run.state.step}, a checkpoint is written; go on with the same command and --resume"
+            )
+            display.say(str(stopped))
+            raise stopped
     _take_best(run)
 
 

@@ -129,7 +129,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path, finetune_config: Conf
 
 def test_best_weights_stay_where_later_ones_are_worse(tmp_path: Path, finetune_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     falling = itertools.count(1)
-    monkeypatch.setattr("medssl.transfer.validation.dice_by_class", lambda *_: [1 / next(falling)])
+    monkeypatch.setattr("medssl.transfer.validation.dice_by_class", lambda _, __, classes: [1 / next(falling)] * len(classes))
     with pytest.raises(Stopped):
         fine_tune(config=finetune_config(6), out=tmp_path / "run", handlers=[StopAt(3)])
     run = fine_tune(config=finetune_config(6), out=tmp_path / "run", resume=True)

@@ -132,7 +132,7 @@ def _nifti(file: Path, form: ImageForm) -> _Input:
 def _indexed(index: Index, form: ImageForm, path: Path) -> list[_Input]:
     records = index.volumes()
     if not records:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(index.rejected().items())) or "no file at all"
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(index.rejected().items()))
         raise DataError(f"{path} holds no volume: {reasons}. Give a folder with a whole series.")
     for record in records:
         _check_modality(record, form, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ from medssl.transfer.evaluate import dice_by_class, read_label_map
 from medssl.transfer.images import ImageForm, load_image
 from medssl.transfer.segment import Windows
 from medssl.volumes import Case, Prepared, restore_labels
+
+logging.getLogger("medssl.transfer").addHandler(logging.NullHandler())
 
 
 @dataclass
@@ -84,6 +87,7 @@ class ClassDice:
 def make_evaluator(network: nn.Module, batches: CaseBatches, windows: Windows, classes: Sequence[int], device: torch.device) -> Any:
     """A `monai.engines.SupervisedEvaluator` over the validation cases whose `state.metrics` are Dice; any handler attaches."""
     evaluator = SupervisedEvaluator(device, batches, network, epoch_length=len(batches), inferer=windows, decollate=False)
+    evaluator.logger = logging.getLogger("medssl.transfer")
     ClassDice(classes).attach(evaluator)
     return evaluator
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,14 @@ def check(folder: Path, world: int) -> None:
         found = torch.load(folder / f"rank{rank}.pt", weights_only=True)
         for name, value in expected.items():
             torch.testing.assert_close(found[name], value, atol=1e-4, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    """Tests that compare bits must find torch's thread number as it was."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 def test_one_rank_takes_every_step(tmp_path: Path) -> None:

@@ -265,7 +265,12 @@ def _sync_folder(folder: Path) -> None:
 
 def _keep_last(folder: Path, series: str, keep: int) -> None:
     for path in list_checkpoints(folder.parent, series)[: -max(keep, 1)]:
-        _remove(path)
+        try:
+            _remove(path)
+        except OSError as error:
+            raise CheckpointError(
+                f"the old checkpoint {path} cannot be removed: {error.strerror or error}. The newest one is written and good."
+            ) from error
 
 
 def _remove(folder: Path) -> None:

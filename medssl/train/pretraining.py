@@ -21,12 +21,12 @@ from medssl.train.checkpoint import Checkpoint, newest_good, save_checkpoint
 from medssl.train.config import PretrainConfig, TrainOptions
 from medssl.train.device import choose_device, choose_dtype
 from medssl.train.handlers import CheckpointWriter, Clock, Recorder
-from medssl.train.loop import Skip, StepEngine, StepSettings, grouped, run_steps
+from medssl.train.loop import Skip, StepEngine, StepSettings, grouped, run_steps, seeded
 from medssl.train.optim import learning_rate_at, load_optimizer, make_optimizer, optimizer_tensors, parameter_groups
 from medssl.train.pictures import write_sheet
 from medssl.train.progress import ProgressDisplay
 from medssl.train.run import Run, RunState
-from medssl.train.run_folder import PICTURES, begin_run, continue_run, holds_run, locked
+from medssl.train.run_folder import PICTURES, begin_run, check_room, continue_run, holds_run, locked, refuse_other_run
 from medssl.train.setup import Plan, given_parts, make_plan
 from medssl.train.stopping import Stopped, StopRequest, stop_on_signals
 
@@ -121,8 +121,12 @@ def pretrain(
         raise UsageError("pretrain needs out, the folder of the run.")
     given = given_parts(network, data, tasks, consistency, size, batch, views, seed, train)
     plan = make_plan(config, overrides, given, plugins or Plugins.load())
+    if not resume:
+        refuse_other_run(out)
     objective, looked_at = plan.objective(), plan.first_crops()
-    objective.freeze_unreached(looked_at)
+    check_room(out, _checkpoint_bytes(objective) * (plan.config.train.keep + 1))
+    with seeded(plan.config.seed, 0, 0, torch.device("cpu")):
+        objective.freeze_unreached(looked_at)
     with locked(out) as folder, stop_on_signals() as request:
         resumed = _open_folder(folder, plan.config, resume)
         run = Run(folder, plan.config, objective, RunState(plan.config.train.steps))
@@ -153,7 +157,7 @@ def _train(
 ) -> None:
     options, state = plan.config.train, run.state
     if resumed is not None:
-        objective.load_state_dict(_joined(resumed))
+        _restore(objective, resumed)
         state.step, state.skipped = resumed.step, resumed.state["skipped"]
     with ExitStack() as stack:
         crops = stack.enter_context(plan.loader(state.step))
@@ -233,9 +237,21 @@ def _saver(plan: Plan, run: Run, objective: Objective, engine: Pretrainer, recor
     return save
 
 
-def _joined(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    network = {NETWORK + name: tensor for name, tensor in checkpoint.tensors["network"].items()}
-    return {**network, **checkpoint.tensors.get("objective", {})}
+def _restore(objective: Objective, checkpoint: Checkpoint) -> None:
+    network = {NETWORK + name: tensor for name, tensor in checkpoint.tensors.get("network", {}).items()}
+    try:
+        objective.load_state_dict({**network, **checkpoint.tensors.get("objective", {})})
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{checkpoint.path} does not fit the objective of this configuration: {error}. It was written with "
+            f"{checkpoint.state.get('versions')}: use the same versions, or start a further round with `from:`."
+        ) from error
+
+
+def _checkpoint_bytes(objective: Objective) -> int:
+    """At most: every tensor, and two moments of every parameter."""
+    sizes = [tensor.nbytes for tensor in objective.state_dict().values()]
+    return int(sum(sizes) + 2 * sum(parameter.nbytes for parameter in objective.parameters()))
 
 
 def checkpoint_state(plan: Plan, run: Run) -> dict[str, Any]:

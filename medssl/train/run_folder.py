@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -67,8 +68,26 @@ def holds_run(folder: str | Path) -> bool:
     return any((Path(folder) / name).exists() for name in _OWN)
 
 
+def check_room(folder: str | Path, needed: int) -> None:
+    """`UsageError` where the disk under `folder`, which need not exist yet, has fewer than `needed` bytes free."""
+    path = Path(folder).absolute()
+    there = next(parent for parent in (path, *path.parents) if parent.exists())
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise UsageError(
+            f"{path} has {free / 1e9:.2f} GB free and the checkpoints of this run need {needed / 1e9:.2f} GB. "
+            "Make room, lower train.keep, or give another --out."
+        )
+
+
 def begin_run(folder: str | Path, config: BaseModel) -> None:
     """Write the resolved configuration into a folder that holds no run yet; `TrainingError` where it does."""
+    refuse_other_run(folder)
+    _write_whole(Path(folder) / CONFIG, dump_config(config))
+
+
+def refuse_other_run(folder: str | Path) -> None:
+    """`TrainingError` where the folder holds a run."""
     path = Path(folder)
     if holds_run(path):
         steps = [p.name for p in list_checkpoints(path)]
@@ -76,7 +95,6 @@ def begin_run(folder: str | Path, config: BaseModel) -> None:
             f"{path} already holds a run ({'newest checkpoint ' + steps[-1] if steps else 'without a checkpoint'}). "
             "Go on with it by --resume, or give another --out."
         )
-    _write_whole(path / CONFIG, dump_config(config))
 
 
 def continue_run(folder: str | Path, config: BaseModel, free: frozenset[str], step: int) -> None:

@@ -144,6 +144,8 @@ def _check_preparation(store: Store, origin: Checkpoint | None) -> None:
 def _load_origin(objective: Objective, spec: NetworkSpec, origin: Checkpoint) -> None:
     heads = {*head_tensors(spec.pretraining()), *origin.state.get("head", ())}
     matched = load_matching(objective.network, origin.tensors.get("network", {}), heads)
+    if objective.teacher is not None:
+        objective.teacher.network.load_state_dict(objective.network.state_dict())
     if matched.coverage < MIN_COVERAGE:
         raise TransferError(
             f"only {matched.coverage:.1%} of {spec} (its head aside) is in {origin.path}; a further round needs {MIN_COVERAGE:.0%}. "

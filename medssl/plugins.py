@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,6 +25,7 @@ from medssl.errors import MedsslError, PluginError
 if TYPE_CHECKING:
     from medssl.archive import ArchiveSource
     from medssl.contracts import ConsistencyLoss, PretextTask
+    from medssl.train.run import Run
 
 Offered = TypeVar("Offered")
 
@@ -151,6 +152,17 @@ class Plugins:
     def loss(self, name: str) -> type[ConsistencyLoss]:
         """The consistency loss of that name, or a `PluginError` that says what to install."""
         return self._find(name, self.losses(), "consistency loss")
+
+    def handlers(self, run: Run) -> list[tuple[Provider, Any]]:
+        """The ignite or MONAI handlers that plugins bring for a run, with their packages; one that raises gives a `PluginError`."""
+        found: list[tuple[Provider, Any]] = []
+        for implementation in self._manager.hook.medssl_handlers.get_hookimpls():
+            provider = self._providers[implementation.plugin_name]
+            given = {"run": run} if "run" in implementation.argnames else {}
+            function: Callable[..., Any] = implementation.function
+            with blame(provider, "medssl_handlers"):
+                found += [(provider, handler) for handler in function(**given) or ()]
+        return found
 
     def _find(self, name: str, known: Mapping[str, type[Offered]], kind: str) -> type[Offered]:
         if name in known:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from medssl.augment import ViewOptions
 from medssl.config import BaseOptions
@@ -73,6 +73,11 @@ class PretrainConfig(BaseOptions):
     """With step and sample it fixes all randomness."""
     from_: str | None = Field(None, alias="from")
     """A run folder or checkpoint whose network this round goes on from."""
+
+    @field_validator("tasks", "consistency", mode="before")
+    @classmethod
+    def _by_name(cls, terms: Any) -> Any:
+        return [{"name": term} if isinstance(term, str) else term for term in terms] if isinstance(terms, list | tuple) else terms
 
     @model_validator(mode="after")
     def _has_network(self) -> PretrainConfig:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ignite.engine import Events
 
+from medssl.plugins import Plugins, blame
 from medssl.train.loop import Skip, StepEngine
 from medssl.train.progress import ProgressDisplay
+from medssl.train.run import Run
 from medssl.train.run_folder import METRICS, SKIPPED, TIMINGS, Rows
 from medssl.train.stopping import StopRequest
 
@@ -91,6 +95,24 @@ class Recorder:
         """Close the files."""
         for rows in (self._metrics, self._timings, self._skipped):
             rows.close()
+
+
+@contextmanager
+def plugin_handlers(engine: StepEngine, plugins: Plugins, run: Run) -> Iterator[None]:
+    """Attach what plugins bring for the run; an exception out of one of their handlers becomes a `PluginError` with its package."""
+    found = plugins.handlers(run)
+    for provider, handler in found:
+        with blame(provider, "attaching its handler"):
+            handler.attach(engine)
+    try:
+        yield
+    except Exception as error:
+        raised_in = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+        for provider, handler in found:
+            if any(owner is handler for owner in raised_in):
+                with blame(provider, f"its handler {type(handler).__name__}"):
+                    raise
+        raise
 
 
 class CheckpointWriter:

@@ -13,21 +13,21 @@ from ignite.engine import Events
 from torch import Tensor
 
 from medssl.contracts import Crops
-from medssl.errors import CheckpointError, UsageError
+from medssl.errors import CheckpointError, ConfigError, UsageError
 from medssl.learn import Objective
 from medssl.networks.difference import head_tensors
 from medssl.plugins import Plugins
 from medssl.train.checkpoint import Checkpoint, newest_good, save_checkpoint
 from medssl.train.config import PretrainConfig, TrainOptions
 from medssl.train.device import choose_device, choose_dtype
-from medssl.train.handlers import CheckpointWriter, Clock, Recorder
+from medssl.train.handlers import CheckpointWriter, Clock, Recorder, plugin_handlers
 from medssl.train.loop import Skip, StepEngine, StepSettings, grouped, run_steps, seeded
 from medssl.train.optim import learning_rate_at, load_optimizer, make_optimizer, optimizer_tensors, parameter_groups
 from medssl.train.pictures import write_sheet
 from medssl.train.progress import ProgressDisplay
 from medssl.train.run import Run, RunState
-from medssl.train.run_folder import PICTURES, begin_run, check_room, continue_run, holds_run, locked, refuse_other_run
-from medssl.train.setup import Plan, given_parts, make_plan
+from medssl.train.run_folder import PICTURES, begin_run, check_room, check_same_run, continue_run, holds_run, locked, refuse_other_run
+from medssl.train.setup import Plan, given_parts, make_plan, store_fingerprint
 from medssl.train.stopping import Stopped, StopRequest, stop_on_signals
 
 FREE = frozenset(
@@ -98,6 +98,7 @@ def pretrain(
     batch: int | None = None,
     views: Any = None,
     seed: int | None = None,
+    from_: str | Path | None = None,
     config: str | Path | Mapping[str, Any] | PretrainConfig | None = None,
     overrides: Sequence[str] = (),
     resume: bool = False,
@@ -109,8 +110,9 @@ def pretrain(
 
     Give a `config` (a YAML file or a mapping), or the parts, or both (the parts win): `network` is a `NetworkSpec`, a name, or a
     callable taking `out_channels`, such as `partial(SegResNet, ...)`; `data` a store's folder with `size` (voxels) and `batch`, or
-    the options of `data:`; `tasks` and `consistency` lists of names, mappings, classes or objects; further keywords are
-    options of `train:`, such as `steps=1000`. With `resume` the run goes on from its newest good checkpoint, or starts.
+    the options of `data:`; `tasks` and `consistency` lists of names, mappings, classes or objects; `from_` an earlier run that
+    this round goes on from; further keywords are options of `train:`, such as `steps=1000`. With `resume` the run goes on from
+    its newest good checkpoint, or starts.
 
     Raises:
         ConfigError: unknown keys, values out of range, a network that does not fit the store.
@@ -119,30 +121,40 @@ def pretrain(
     """
     if out is None:
         raise UsageError("pretrain needs out, the folder of the run.")
-    given = given_parts(network, data, tasks, consistency, size, batch, views, seed, train)
+    given = given_parts(network, data, tasks, consistency, size, batch, views, seed, from_, train)
     plan = make_plan(config, overrides, given, plugins or Plugins.load())
-    if not resume:
+    if resume and holds_run(out):
+        check_same_run(out, plan.config, FREE)
+    else:
         refuse_other_run(out)
     objective, looked_at = plan.objective(), plan.first_crops()
     check_room(out, _checkpoint_bytes(objective) * (plan.config.train.keep + 1))
     with seeded(plan.config.seed, 0, 0, torch.device("cpu")):
         objective.freeze_unreached(looked_at)
+        trivial = objective.trivial(looked_at, 0)
+        if plan.config.train.picture_every:
+            objective.pictures(looked_at, 0)  # a task whose picture fails should say so now, not hours later
     with locked(out) as folder, stop_on_signals() as request:
-        resumed = _open_folder(folder, plan.config, resume)
+        resumed = _open_folder(folder, plan, resume)
         run = Run(folder, plan.config, objective, RunState(plan.config.train.steps))
-        _train(plan, run, objective, looked_at, resumed, request, handlers)
+        _train(plan, run, objective, looked_at, trivial, resumed, request, handlers)
     return run
 
 
-def _open_folder(folder: Path, config: PretrainConfig, resume: bool) -> Checkpoint | None:
+def _open_folder(folder: Path, plan: Plan, resume: bool) -> Checkpoint | None:
     """Begin a run in the folder, or find the checkpoint to go on from."""
     if not (resume and holds_run(folder)):
-        begin_run(folder, config)
+        begin_run(folder, plan.config)
         return None
     resumed = newest_good(folder)
     if resumed is not None and resumed.state.get("kind") != "pretrain":
         raise CheckpointError(f"{resumed.path} is no checkpoint of a pretraining. Give another --out.")
-    continue_run(folder, config, FREE, resumed.step if resumed is not None else 0)
+    if resumed is not None and resumed.state.get("store") not in (None, store_fingerprint(plan.store)):
+        raise ConfigError(
+            f"{plan.config.data.store} is not the store that {resumed.path} was trained on: it holds other volumes, or prepares them "
+            "otherwise. Name that store, or start another run elsewhere with `from: RUN_DIR`."
+        )
+    continue_run(folder, plan.config, FREE, resumed.step if resumed is not None else 0)
     return resumed
 
 
@@ -151,6 +163,7 @@ def _train(
     run: Run,
     objective: Objective,
     looked_at: Crops,
+    trivial: Mapping[str, float],
     resumed: Checkpoint | None,
     request: StopRequest,
     handlers: Sequence[Any],
@@ -169,20 +182,19 @@ def _train(
         engine = Pretrainer(objective, crops, options, state, plan.config.seed, on_skip)
         if resumed is not None:
             load_optimizer(engine.optimizer, objective, resumed.tensors["optimizer"])
-        looked_at = looked_at.to(engine.settings.device)
-        _say_trivial(objective, looked_at, display)
+        _say_trivial(trivial, display)
         clock.attach(engine)
         recorder.attach(engine)
         if options.picture_every:
-            _attach_pictures(engine, objective, looked_at, run.folder, options.picture_every)
-        for handler in [*handlers, *_plugin_handlers(plan.plugins, run)]:
+            _attach_pictures(engine, objective, looked_at.to(engine.settings.device), run.folder, options.picture_every)
+        for handler in handlers:
             handler.attach(engine)
-        CheckpointWriter(_saver(plan, run, objective, engine, recorder), options.checkpoint_every, request).attach(engine)
-        run_steps(engine)
+        with plugin_handlers(engine, plan.plugins, run):
+            CheckpointWriter(_saver(plan, run, objective, engine, recorder), options.checkpoint_every, request).attach(engine)
+            run_steps(engine)
         if request.signal is not None:
-            stopped = Stopped(
-                request.signal, f"stopped at step {state.step}, a checkpoint is written; go on with the same command and --resume"
-            )
+            written = ", a checkpoint is written" if state.step else ""
+            stopped = Stopped(request.signal, f"stopped at step {state.step}{written}; go on with the same command and --resume")
             display.say(str(stopped))
             raise stopped
 
@@ -196,8 +208,8 @@ def _samples(skip: Skip) -> list[int]:
     return [int(sample) for crops in skip.batches for sample in crops.sample]
 
 
-def _say_trivial(objective: Objective, crops: Crops, display: ProgressDisplay) -> None:
-    found = ", ".join(f"{name} {loss:.4g}" for name, loss in objective.trivial(crops, 0).items())
+def _say_trivial(trivial: Mapping[str, float], display: ProgressDisplay) -> None:
+    found = ", ".join(f"{name} {loss:.4g}" for name, loss in trivial.items())
     if found:
         display.say(f"to beat, the loss of the answer that needs no learning: {found}")
 
@@ -217,10 +229,6 @@ def _attach_pictures(engine: Pretrainer, objective: Objective, crops: Crops, fol
             write_sheet(folder / PICTURES / f"step-{step:08d}-{task}.png", columns, f"{task}, step {step}")
 
     engine.add_event_handler(Events.ITERATION_COMPLETED, draw)
-
-
-def _plugin_handlers(plugins: Plugins, run: Run) -> list[Any]:
-    return [handler for handlers in plugins.hook.medssl_handlers(run=run) for handler in handlers]
 
 
 def _saver(plan: Plan, run: Run, objective: Objective, engine: Pretrainer, recorder: Recorder) -> Callable[[int], None]:
@@ -266,6 +274,7 @@ def checkpoint_state(plan: Plan, run: Run) -> dict[str, Any]:
         "kind": "pretrain",
         "network": spec.model_dump(mode="json", by_alias=True, exclude_none=True),
         "head": list(head_tensors(spec)),
+        "store": store_fingerprint(plan.store),
         "preparation": plan.store.preparation.model_dump(mode="json"),
         "spacing": plan.store.manifest.spacing,
         "channels": len(plan.store.channels),

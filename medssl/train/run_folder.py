@@ -29,6 +29,8 @@ SKIPPED = "skipped.jsonl"
 PICTURES = "pictures"
 _LOCK = ".lock"
 _OWN = (CONFIG, METRICS, "checkpoints")
+_LOGS = (".log", ".out", ".err")
+"""What a batch system may have put there before the run began."""
 
 
 @contextmanager
@@ -87,7 +89,7 @@ def begin_run(folder: str | Path, config: BaseModel) -> None:
 
 
 def refuse_other_run(folder: str | Path) -> None:
-    """`TrainingError` where the folder holds a run."""
+    """`TrainingError` where the folder holds a run, or files that are no batch system's logs; nothing in it is touched."""
     path = Path(folder)
     if holds_run(path):
         steps = [p.name for p in list_checkpoints(path)]
@@ -95,17 +97,29 @@ def refuse_other_run(folder: str | Path) -> None:
             f"{path} already holds a run ({'newest checkpoint ' + steps[-1] if steps else 'without a checkpoint'}). "
             "Go on with it by --resume, or give another --out."
         )
+    shown = (name.name for name in path.iterdir() if not name.name.startswith(".")) if path.is_dir() else ()
+    foreign = sorted(name for name in shown if not name.endswith(_LOGS))
+    if foreign:
+        raise TrainingError(f"{path} holds files that belong to no run ({', '.join(foreign[:5])}). Give a new or an empty folder as --out.")
 
 
 def continue_run(folder: str | Path, config: BaseModel, free: frozenset[str], step: int) -> None:
-    """Check that the folder's run is the one of `config` and cut its rows past `step`.
+    """Check that the folder's run is the one of `config`, as `check_same_run` does, and cut its rows past `step`."""
+    path = Path(folder)
+    check_same_run(path, config, free)
+    _write_whole(path / CONFIG, dump_config(config))
+    for name in (METRICS, TIMINGS, SKIPPED):
+        cut_rows(path / name, step)
 
-    `free` names the keys (`train.keep`) that may differ, since they change no number. Raises `ConfigError` naming the others.
+
+def check_same_run(folder: str | Path, config: BaseModel, free: frozenset[str]) -> None:
+    """`ConfigError` naming the keys in which the folder's run differs from `config`; nothing in it is touched.
+
+    `free` names the keys (`train.keep`) that may differ, since they change no number.
     """
     path = Path(folder)
-    text = dump_config(config)
     if (path / CONFIG).is_file():
-        before, now = _flat(load_config(path / CONFIG)), _flat(_parsed(text))
+        before, now = _flat(load_config(path / CONFIG)), _flat(_parsed(dump_config(config)))
         changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key) and not _is_free(key, free))
         if changed:
             shown = "; ".join(f"{key}: {before.get(key)!r} there, {now.get(key)!r} here" for key in changed[:5])
@@ -113,9 +127,6 @@ def continue_run(folder: str | Path, config: BaseModel, free: frozenset[str], st
                 f"{path} holds a run with another configuration ({shown}). Resume with its own {path / CONFIG}, "
                 "or start another run elsewhere, with `from: RUN_DIR` to build on its weights."
             )
-    _write_whole(path / CONFIG, text)
-    for name in (METRICS, TIMINGS, SKIPPED):
-        cut_rows(path / name, step)
 
 
 def _is_free(key: str, free: frozenset[str]) -> bool:

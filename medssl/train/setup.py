@@ -5,6 +5,8 @@ Everything that can be known before the first step is checked here, so that a ru
 
 from __future__ import annotations
 
+import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +22,13 @@ from medssl.networks import NetworkSpec, as_spec
 from medssl.networks.difference import head_tensors
 from medssl.networks.transferable import load_matching
 from medssl.plugins import Plugins
-from medssl.train.checkpoint import Checkpoint, find_checkpoint
+from medssl.train.checkpoint import Checkpoint, checksum_of, find_checkpoint
 from medssl.train.config import PretrainConfig
+from medssl.train.device import choose_device, choose_dtype
 from medssl.volumes import CropLoader, DataOptions, Store
 
-MIN_COVERAGE = 0.5
-"""Least share of a network that a further round must find in the run it goes on from."""
+MIN_COVERAGE = 0.9
+"""Least share of a network, its head aside, that a further round must find in the run it goes on from."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ def make_plan(
         _refuse_nothing(plugins)
     origin = find_checkpoint(checked.from_) if checked.from_ is not None else None
     spec = _network(checked, origin).checked()
+    choose_dtype(checked.train.precision, choose_device(checked.train.device))
     store = Store(checked.data.store)
     _check_channels(spec, store, checked.data)
     _check_preparation(store, origin)
@@ -151,6 +155,19 @@ def _load_origin(objective: Objective, spec: NetworkSpec, origin: Checkpoint) ->
             f"only {matched.coverage:.1%} of {spec} (its head aside) is in {origin.path}; a further round needs {MIN_COVERAGE:.0%}. "
             "Name the same network as in that run, or leave `network:` out."
         )
+    first = [name for name in matched.new if name not in heads]
+    if first:
+        warnings.warn(
+            f"this round goes on from {matched.coverage:.1%} of the network in {origin.path}; these begin anew: {', '.join(first[:5])}"
+            f"{' and others' if len(first) > 5 else ''}.",
+            stacklevel=2,
+        )
+
+
+def store_fingerprint(store: Store) -> str:
+    """What a resumed run must find again: every volume with its shape, and how all were resampled and are prepared."""
+    volumes = list(zip(store.column("volume"), store.shapes().tolist(), strict=True))
+    return checksum_of(json.dumps([volumes, store.manifest.model_dump(mode="json")], sort_keys=True).encode())
 
 
 def given_parts(
@@ -162,6 +179,7 @@ def given_parts(
     batch: int | None,
     views: Any,
     seed: int | None,
+    origin: str | Path | None,
     train: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The keys of a configuration that were given as arguments of `pretrain`."""
@@ -177,6 +195,8 @@ def given_parts(
         given["views"] = views if isinstance(views, ViewOptions) else dict(views)
     if seed is not None:
         given["seed"] = seed
+    if origin is not None:
+        given["from"] = str(origin)
     if train:
         given["train"] = dict(train)
     return given

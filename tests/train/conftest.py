@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+import medssl
 from medssl.volumes import make_store
 
 
@@ -26,9 +27,19 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "store"
 
 
+@pytest.fixture(scope="session")
+def unbroken(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of `config` that nothing disturbed; read it only."""
+    return medssl.pretrain(config=six_steps(store), out=tmp_path_factory.mktemp("unbroken") / "run").folder
+
+
 @pytest.fixture
 def config(store: Path) -> dict[str, Any]:
     """Six steps of two terms, a checkpoint every other step."""
+    return six_steps(store)
+
+
+def six_steps(store: Path) -> dict[str, Any]:
     return {
         "network": {"name": "SegResNet", "spatial_dims": 3, "in_channels": 1, "options": {"init_filters": 8}},
         "data": {"store": str(store), "size": [16, 16, 16], "batch": 2},

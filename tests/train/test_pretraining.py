@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from medssl.config import BaseOptions, with_overrides
 from medssl.contracts import Crops, DenseHead, Draw, PretextBatch, PretextTask
 from medssl.errors import ConfigError, MedsslError, PluginError, TrainingError, TransferError
 from medssl.plugins import Plugins
-from medssl.train import find_checkpoint
+from medssl.testing.fixtures import make_info
+from medssl.train import device, find_checkpoint
 from medssl.train.run_folder import read_rows
 
 Config = dict[str, Any]
@@ -73,37 +75,70 @@ def test_the_run_folder_holds_what_others_rely_on(config: Config, tmp_path: Path
     plain.load_state_dict(load_file(newest / "network.safetensors"))
 
 
-def test_the_resolved_configuration_runs_again_to_the_same_numbers(config: Config, tmp_path: Path) -> None:
-    first = medssl.pretrain(config=config, out=tmp_path / "a").folder
-    again = medssl.pretrain(config=first / "config.yaml", out=tmp_path / "b").folder
+def test_the_resolved_configuration_runs_again_to_the_same_numbers(unbroken: Path, tmp_path: Path) -> None:
+    first, again = unbroken, medssl.pretrain(config=unbroken / "config.yaml", out=tmp_path / "again").folder
     assert (first / "config.yaml").read_text() == (again / "config.yaml").read_text()
     assert (first / "metrics.jsonl").read_bytes() == (again / "metrics.jsonl").read_bytes()
     assert yaml.safe_load((first / "config.yaml").read_text())["tasks"][0]["block"] == 8
 
 
+SMALL = {"size": [16, 16, 16], "batch": 2, "steps": 1, "picture_every": 0}
+SPEC = medssl.NetworkSpec("SegResNet", options={"init_filters": 8})
+
+
+@pytest.fixture(scope="module")
+def usual_loss(store: Path, tmp_path_factory: pytest.TempPathFactory) -> float:
+    """The first loss of the network and task below, named as in a configuration."""
+    out = tmp_path_factory.mktemp("usual") / "run"
+    return float(medssl.pretrain(SPEC, store, tasks="inpainting", out=out, **SMALL).state.metrics["inpainting"])
+
+
 @pytest.mark.parametrize(
     "network",
     [
-        medssl.NetworkSpec("SegResNet", options={"init_filters": 8}),
-        partial(SegResNet, spatial_dims=3, in_channels=1, init_filters=8),
+        partial(SegResNet, spatial_dims=3, in_channels=1),
+        "SegResNet",
+        {"name": "SegResNet", "options": {"init_filters": 8}},
         {"_target_": "monai.networks.nets.SegResNet", "options": {"init_filters": 8}},
         lambda out_channels: SegResNet(3, init_filters=8, in_channels=1, out_channels=out_channels),
     ],
-    ids=["spec", "partial", "import path", "callable"],
+    ids=["partial", "name", "mapping", "import path", "callable"],
 )
-def test_forms_of_a_network_learn_alike(network: Any, store: Path, tmp_path: Path) -> None:
-    run = medssl.pretrain(network, store, tasks="inpainting", size=[16, 16, 16], batch=2, steps=1, out=tmp_path / "run")
-    assert run.state.metrics["inpainting"] > 0
+def test_all_forms_of_a_network_learn_alike(network: Any, usual_loss: float, store: Path, tmp_path: Path) -> None:
+    run = medssl.pretrain(network, store, tasks="inpainting", out=tmp_path / "run", **SMALL)
+    assert run.state.metrics["inpainting"] == usual_loss
+
+
+@pytest.mark.parametrize(
+    ("tasks", "weight"),
+    [
+        (["inpainting"], 1.0),
+        ([{"name": "inpainting", "weight": 0.5}], 0.5),
+        ([Plugins.load().task("inpainting")], 1.0),
+        ([(Plugins.load().task("inpainting"), 0.25)], 0.25),
+    ],
+    ids=["name", "mapping", "class", "class and weight"],
+)
+def test_all_forms_of_a_task_learn_alike(tasks: Any, weight: float, usual_loss: float, store: Path, tmp_path: Path) -> None:
+    run = medssl.pretrain(SPEC, store, tasks=tasks, out=tmp_path / "run", **SMALL)
+    assert run.state.metrics == pytest.approx({"inpainting": usual_loss, "loss": weight * usual_loss})
+
+
+def test_a_configuration_may_name_its_tasks_alone(config: Config, tmp_path: Path) -> None:
+    named = with_overrides({**config, "tasks": ["inpainting"]}, ["train.steps=1"])
+    assert "inpainting" in medssl.pretrain(config=named, out=tmp_path / "run").state.metrics
+
+
+@pytest.mark.parametrize("task", [Copy, Copy(Copy.Options(), make_info())], ids=["class", "object"])
+def test_tasks_can_be_ones_that_no_plugin_brings(task: Any, store: Path, tmp_path: Path) -> None:
+    run = medssl.pretrain(SPEC, store, tasks=[task], out=tmp_path / "run", **SMALL)
+    assert set(run.state.metrics) == {"copy", "loss"}
 
 
 def test_a_live_network_is_refused_with_the_reason(store: Path, tmp_path: Path) -> None:
     with pytest.raises(MedsslError, match="twice"):
-        medssl.pretrain(SegResNet(), store, tasks="inpainting", size=[16, 16, 16], out=tmp_path / "run")
-
-
-def test_tasks_can_be_classes(store: Path, tmp_path: Path) -> None:
-    run = medssl.pretrain(medssl.NetworkSpec("SegResNet"), store, tasks=[Copy], size=[16, 16, 16], steps=1, out=tmp_path / "run")
-    assert set(run.state.metrics) == {"copy", "loss"}
+        medssl.pretrain(SegResNet(), store, tasks="inpainting", out=tmp_path / "run", **SMALL)
+    assert not (tmp_path / "run").exists()
 
 
 def test_slices_of_volumes_train_a_2d_network(config: Config, tmp_path: Path) -> None:
@@ -117,9 +152,13 @@ def test_slices_of_volumes_train_a_2d_network(config: Config, tmp_path: Path) ->
         ("network.in_channels=2", "in_channels"),
         ("network.spatial_dims=2", "data.size"),
         ("network.name=SegResNett", "Did you mean 'SegResNet'"),
+        ("network.options.init_filterz=8", "Did you mean 'init_filters'"),
         ("data.store=nowhere", "medssl store"),
         ("data.size=[48, 48, 48]", "larger than every volume"),
         ("data.size=[15, 16, 16]", "16"),
+        ("data.size=[4, 4, 4]", "size|sides"),
+        ("tasks.0.ratioo=0.5", "Did you mean 'ratio'"),
+        ("train.stepz=3", "Did you mean 'steps'"),
         ("train.precision=bf15", "train.precision"),
         ("train.device=cuda:7", "cuda:7"),
     ],
@@ -127,7 +166,29 @@ def test_slices_of_volumes_train_a_2d_network(config: Config, tmp_path: Path) ->
 def test_what_cannot_work_is_refused_before_a_folder_is_made(override: str, message: str, config: Config, tmp_path: Path) -> None:
     with pytest.raises(MedsslError, match=message):
         medssl.pretrain(config=with_overrides(config, [override]), out=tmp_path / "run")
-    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert not (tmp_path / "run").exists()
+
+
+def test_bf16_is_refused_where_it_is_not_native(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "native_bf16", lambda _: False)
+    with pytest.raises(ConfigError, match="precision: auto"):
+        medssl.pretrain(config=with_overrides(config, ["train.precision=bf16", "train.device=cpu"]), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+class Blurred(Copy):
+    """Copy, with a picture that cannot be drawn."""
+
+    name = "blurred"
+
+    def picture(self, prediction: Tensor, batch: PretextBatch) -> dict[str, Tensor]:
+        raise ValueError("out of ink")
+
+
+def test_a_task_whose_picture_fails_is_refused_before_the_first_step(store: Path, tmp_path: Path) -> None:
+    with pytest.raises(PluginError, match=r"picture of task 'blurred'.*out of ink"):
+        medssl.pretrain(SPEC, store, tasks=[Blurred], out=tmp_path / "run", **{**SMALL, "picture_every": 1})
+    assert not (tmp_path / "run").exists()
 
 
 def test_without_terms_or_plugins_the_error_says_what_to_do(config: Config, tmp_path: Path) -> None:
@@ -190,17 +251,82 @@ def test_any_handler_attaches_and_plugins_bring_theirs(config: Config, tmp_path:
     assert seen == [1, 2]
 
 
-def test_a_further_round_starts_from_the_last(config: Config, tmp_path: Path) -> None:
-    first = medssl.pretrain(config=config, out=tmp_path / "first").folder
-    frozen = ["train.learning_rate=1e-12", "train.steps=1"]
-    second = {key: value for key, value in with_overrides(config, frozen).items() if key != "network"}
-    run = medssl.pretrain(config={**second, "from": str(first), "seed": 9}, out=tmp_path / "second").folder
-    before, after = network_of(first), network_of(run)
+class Failing:
+    """A handler that fails where it is told to."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    def attach(self, engine: Any) -> None:
+        if self.where == "attaching":
+            raise ValueError("no server")
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.completed)
+
+    def completed(self, engine: Any) -> None:
+        raise ValueError("no server")
+
+
+@pytest.mark.parametrize("where", ["medssl_handlers", "attaching", "handler Failing"])
+def test_a_plugin_whose_handler_fails_is_named(where: str, config: Config, tmp_path: Path) -> None:
+    class Plugin:
+        @hookimpl
+        def medssl_handlers(self, run: Any) -> list[Any]:
+            if where == "medssl_handlers":
+                raise ValueError("no server")
+            return [Failing(where)]
+
+    with pytest.raises(PluginError, match=rf"plugin 'mine' .*{where}.*no server"):
+        medssl.pretrain(config=config, out=tmp_path / "run", plugins=Plugins.load({"mine": Plugin()}))
+
+
+@pytest.fixture(scope="module")
+def first_round(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six steps of inpainting."""
+    out = tmp_path_factory.mktemp("first") / "run"
+    return medssl.pretrain(SPEC, store, tasks="inpainting", out=out, **{**SMALL, "steps": 6, "learning_rate": 0.01}).folder
+
+
+def test_a_further_round_starts_from_the_last(first_round: Path, store: Path, tmp_path: Path) -> None:
+    still = {**SMALL, "learning_rate": 1e-12}
+    run = medssl.pretrain(data=store, tasks="inpainting", from_=first_round, seed=9, out=tmp_path / "second", **still).folder
+    before, after = network_of(first_round), network_of(run)
     body = [name for name in before if not name.startswith("conv_final.2")]
     assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in body)
+    fresh = SPEC.build(seed=9).state_dict()
+    assert not all(torch.allclose(fresh[name], after[name], atol=1e-6) for name in body)
     (round_one,) = find_checkpoint(run).state["lineage"]
-    assert round_one["kind"] == "pretrain"
-    assert round_one["step"] == 6
-    other = {**second, "network": {"name": "BasicUNet", "options": {"features": [8, 8, 8, 8, 8, 8]}}, "from": str(first)}
-    with pytest.raises((TransferError, MedsslError)):
-        medssl.pretrain(config=other, out=tmp_path / "third")
+    assert (round_one["kind"], round_one["step"]) == ("pretrain", 6)
+    assert round_one["network"] == find_checkpoint(first_round).state["files"]["network.safetensors"]
+    third = medssl.pretrain(data=store, tasks="inpainting", from_=run, out=tmp_path / "third", **still).folder
+    assert [earlier["step"] for earlier in find_checkpoint(third).state["lineage"]] == [6, 1]
+
+
+def test_a_further_round_says_which_part_begins_anew(first_round: Path, store: Path, tmp_path: Path) -> None:
+    longer = {"name": "SegResNet", "options": {"init_filters": 8, "blocks_up": [1, 1, 2]}}
+    with pytest.warns(UserWarning, match=r"9\d\.\d% of the network.*begin anew: up_layers\.2\.1"):
+        medssl.pretrain(longer, store, tasks="inpainting", from_=first_round, out=tmp_path / "run", **SMALL)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        {"name": "UNet", "options": {"channels": [8, 16], "strides": [2]}},
+        {"name": "SegResNet", "options": {"init_filters": 16}},
+        {"name": "SegResNet", "options": {"init_filters": 8, "blocks_down": [1, 2, 2, 6]}},
+    ],
+    ids=["another family", "wider", "deeper"],
+)
+def test_a_further_round_of_another_network_is_refused(network: Any, first_round: Path, store: Path, tmp_path: Path) -> None:
+    with pytest.raises(TransferError, match=r"leave `network:` out"):
+        medssl.pretrain(network, store, tasks="inpainting", from_=first_round, out=tmp_path / "run", **SMALL)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_further_round_on_images_prepared_otherwise_is_refused(first_round: Path, store: Path, tmp_path: Path) -> None:
+    shutil.copytree(store, tmp_path / "other")
+    manifest = json.loads((tmp_path / "other/store.json").read_text())
+    manifest["preparation"]["other"]["kind"] = "window"
+    (tmp_path / "other/store.json").write_text(json.dumps(manifest))
+    with pytest.raises(ConfigError, match="same preparation"):
+        medssl.pretrain(data=tmp_path / "other", tasks="inpainting", from_=first_round, out=tmp_path / "run", **SMALL)
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,91 @@
+"""SIGINT and SIGTERM: the step is finished, a checkpoint is written, the exit code is the usual one, and the run goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ignite.engine import Events
+
+import medssl
+from medssl.cli import main
+from medssl.config import with_overrides
+from medssl.train import Stopped
+from medssl.train.checkpoint import list_checkpoints
+from medssl.train.run_folder import read_rows
+
+Config = dict[str, Any]
+
+
+class Send:
+    """A handler that sends this process a signal at an event."""
+
+    def __init__(self, number: int, event: Any) -> None:
+        self.number, self.event = number, event
+
+    def attach(self, engine: Any) -> None:
+        engine.add_event_handler(self.event, lambda: os.kill(os.getpid(), self.number))
+
+
+def written(config: Config, folder: Path) -> Path:
+    file = folder / "pretrain.yaml"
+    file.write_text(yaml.safe_dump(config))
+    return file
+
+
+def result(run: Path) -> dict[str, bytes]:
+    newest = list_checkpoints(run)[-1]
+    return {"metrics": (run / "metrics.jsonl").read_bytes(), **{file.name: file.read_bytes() for file in newest.iterdir()}}
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_the_command_ends_with_the_usual_code_and_says_how_to_go_on(number: int, code: int, config: Config, tmp_path: Path) -> None:
+    long = with_overrides(config, ["train.steps=100000", "train.checkpoint_every=50000"])
+    command = [sys.executable, "-m", "medssl", "pretrain", str(written(long, tmp_path)), "--out", str(tmp_path / "run")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "run" / "metrics.jsonl").is_file() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(number)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == code, said
+    assert "--resume" in said
+    assert "Traceback" not in said
+    (only,) = list_checkpoints(tmp_path / "run")
+    assert int(only.name.removeprefix("step-")) == len(read_rows(tmp_path / "run" / "metrics.jsonl"))
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(config: Config, unbroken: Path, tmp_path: Path) -> None:
+    with pytest.raises(Stopped, match=r"stopped at step 3, a checkpoint is written; .* --resume") as stopped:
+        medssl.pretrain(config=config, out=tmp_path / "run", handlers=[Send(signal.SIGTERM, Events.ITERATION_COMPLETED(once=3))])
+    assert stopped.value.code == 143
+    assert list_checkpoints(tmp_path / "run")[-1].name == "step-00000003"
+    with pytest.raises(SystemExit) as ended:
+        main(["pretrain", str(written(config, tmp_path)), "--out", str(tmp_path / "run"), "--resume"])
+    assert not ended.value.code
+    assert result(tmp_path / "run") == result(unbroken)
+
+
+def test_a_run_stopped_before_its_first_step_starts_when_resumed(config: Config, tmp_path: Path) -> None:
+    short = with_overrides(config, ["train.steps=2"])
+    with pytest.raises(Stopped, match=r"stopped at step 0; .* --resume"):
+        medssl.pretrain(config=short, out=tmp_path / "run", handlers=[Send(signal.SIGINT, Events.STARTED)])
+    assert not list_checkpoints(tmp_path / "run")
+    assert medssl.pretrain(config=short, out=tmp_path / "run", resume=True).state.step == 2
+
+
+def test_a_second_ctrl_c_ends_at_once(config: Config, tmp_path: Path) -> None:
+    twice = [Send(signal.SIGINT, Events.ITERATION_STARTED(once=2)), Send(signal.SIGINT, Events.ITERATION_STARTED(once=2))]
+    with pytest.raises(Stopped, match="second SIGINT") as stopped:
+        medssl.pretrain(config=config, out=tmp_path / "run", handlers=twice)
+    assert stopped.value.code == 130
+    assert not list_checkpoints(tmp_path / "run")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 from medssl.archive.index import Index
 from medssl.archive.nifti import write_nifti
 from medssl.archive.tables import write_private
-from medssl.errors import MedsslError, UsageError
+from medssl.errors import ArchiveError, MedsslError, UsageError
+
+
+class UnreadableVolume(UserWarning):
+    """A volume of the index whose voxels cannot be read was left out."""
 
 
 def write_volumes(index: Index, folder: str | Path, where: str | None = None) -> list[Path]:
     """Write each volume (those for which `where` holds) as `VOLUME.nii.gz` beside `VOLUME.json`; returns the NIfTI files.
 
     Grid and values are the index's: RAS+ mm affine, rescaled, int16 or float32, no further scaling.
-    Raises `UsageError` for a wrong condition, `ArchiveError` where a volume cannot be read.
+    A volume that cannot be read is left out with an `UnreadableVolume` warning. Raises `UsageError` for a wrong condition.
     """
     out = Path(folder)
     if out.exists() and not out.is_dir():
@@ -33,7 +38,12 @@ def _written(index: Index, out: Path, where: str | None) -> list[Path]:
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     written: list[Path] = []
     for record in records:
-        file = write_nifti(index.read(record.volume), out / f"{record.volume}.nii.gz")
+        try:
+            volume = index.read(record.volume)
+        except ArchiveError as error:
+            warnings.warn(f"{error} It is left out.", UnreadableVolume, stacklevel=3)
+            continue
+        file = write_nifti(volume, out / f"{record.volume}.nii.gz")
         file.chmod(0o600)
         write_private(out / f"{record.volume}.json", json.dumps(record.document(), indent=1).encode())
         written.append(file)

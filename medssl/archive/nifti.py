@@ -88,7 +88,7 @@ def read_stream(stream: BinaryIO) -> Nifti:
     except (OSError, ValueError, EOFError) as error:
         raise NiftiProblem(Reason.TRUNCATED) from error
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise NiftiProblem(Reason.NIFTI_VALUES, "it holds NaN or infinite values")
+        raise NiftiProblem(Reason.NIFTI_NOT_FINITE)
     return Nifti(narrow(values), header.affine)
 
 

@@ -53,6 +53,7 @@ class Reason(StrEnum):
     NIFTI_ORIENTATION = "NIfTI without a usable affine"
     NIFTI_DIMENSIONS = "NIfTI that is not one 3D volume is not read yet"
     NIFTI_VALUES = "NIfTI whose values are complex, colour or of unknown type"
+    NIFTI_NOT_FINITE = "NIfTI with NaN or infinite values"
 
 
 _NOT_IMAGES = frozenset(

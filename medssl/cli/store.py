@@ -9,6 +9,9 @@ import typer
 
 from medssl.cli.output import print_json, print_table, progress_bar, say
 
+MANY = 20
+"""Volumes left out that are listed one by one."""
+
 
 def store(
     sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="An index folder, a folder of DICOM, or a folder of NIfTI.")],
@@ -28,6 +31,10 @@ def store(
     if as_json:
         print_json(summary.document())
         return
-    if summary.rejected:
-        print_table("Left out", ("reason", "volumes"), sorted(summary.rejected.items()))
+    if summary.left_out:
+        shown = sorted(summary.left_out.items())[:MANY]
+        more = len(summary.left_out) - len(shown)
+        print_table(f"Left out{f' (and {more} more, see --json)' if more else ''}", ("volume", "reason"), shown)
+    if summary.unread:
+        print_table("Files that are no volume", ("reason", "files"), sorted(summary.unread.items()))
     say(f"{summary.volumes} volumes in {out} ({summary.added} new). Next: medssl pretrain CONFIG --out RUN data.store={out}")

@@ -168,7 +168,8 @@ def _store_one(item: Incoming, folder: Path, manifest: Manifest, codec: Codec) -
         array, affine = item.load()
         reason = fault(array, affine)
     except (MedsslError, OSError, ValueError, EOFError, MemoryError, zlib.error) as error:
-        reason = _without_paths(f"cannot be read: {type(error).__name__}: {error}")
+        said = str(error) if isinstance(error, MedsslError) else f"{type(error).__name__}: {error}"
+        reason = _without_paths(f"cannot be read: {said.partition('cannot be read: ')[2] or said}")
     row: dict[str, Any] = dict.fromkeys(SCHEMA.names)
     row |= {
         "volume": item.volume,

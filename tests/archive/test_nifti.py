@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medssl.archive import Index, Nifti, Reason, canonical, read_nifti, write_nifti
+from medssl.archive import Index, Nifti, Reason, build_index, canonical, read_nifti, write_nifti, write_volumes
+from medssl.archive.export import UnreadableVolume
 from medssl.archive.nifti_names import is_label, patient_of, session_of
 from medssl.errors import DataError, MissingInput
 from medssl.testing.dicom import made_affine, made_volume
@@ -172,3 +173,14 @@ def test_disagreeing_qform_is_a_warning(archive: Path, indexed: Indexed) -> None
     nibabel.save(image, archive / "a.nii")
     (record,) = indexed(archive).volumes()
     assert np.allclose(record.affine, made_affine(), atol=1e-5) and "disagree" in record.warnings[0]
+
+
+def test_an_unreadable_volume_is_left_out_of_the_export(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    good = np.arange(8**3, dtype=np.int16).reshape(8, 8, 8)
+    nibabel.save(nibabel.Nifti1Image(good, np.eye(4)), tmp_path / "images/good.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(np.where(good > 3, np.nan, 1.0), np.eye(4)), tmp_path / "images/nan.nii.gz")
+    build_index([tmp_path / "images"], tmp_path / "index")
+    with pytest.warns(UnreadableVolume, match="NaN"):
+        (written,) = write_volumes(Index(tmp_path / "index"), tmp_path / "nifti")
+    assert np.array_equal(np.asarray(nibabel.load(written).dataobj), good)

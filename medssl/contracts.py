@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from medssl.config import BaseOptions
+from medssl.errors import ConfigError
 
 if TYPE_CHECKING:
     from typing import Self
@@ -34,23 +35,29 @@ class Crops:
     channels: tuple[str, ...]
     """C names, such as "T1" or "CT[-160,240]"."""
     index: Tensor
-    """(B,) int64: the sample's place in the global batch of its step. With seed, step and term it fixes all randomness."""
+    """(B,) int64, always on the CPU: the sample's place in the global batch of its step. With seed, step and term it fixes all
+    randomness."""
     sample: Tensor
     """(B,) int64: which volume, stable over runs and machines."""
     patient: Tensor
     """(B,) int64 pseudonym."""
     group: Tensor
     """(B,) int64: crops of one volume in this batch share it."""
-    corner: Tensor
-    """(B, D) int64 voxels: the crop's first corner in its volume."""
-    spacing: Tensor
-    """(B, D) float32 mm."""
-    volume_size: Tensor
-    """(B, D) int64 voxels."""
+    affine: Tensor
+    """(B, 3, D + 1) float32: voxel of the crop -> mm in its volume, along the volume's own axes (those nearest to RAS+), 0 at the
+    centre of the volume's first voxel. A slice of a volume knows its z; of a truly 2D image the third row is 0."""
+    extent: Tensor
+    """(B, 3) float32 mm: the volume's sides, voxels times spacing; the third of a 2D image is 0."""
+    rescale: Tensor
+    """(B, C, 2) float32: true value (HU in CT) = image * rescale[..., 0] + rescale[..., 1]; what was clipped stays clipped."""
     inside: Tensor
     """(B,) float32: share of the crop that is body."""
     axis: Literal["slice", "time"] | None = None
     """What the channels count, when they are slices of a slab or frames."""
+    body: Tensor | None = None
+    """(B, 1, *size) bool: where the body is, as the raw values tell; padding is not body. Only where it was asked for."""
+    labels: Tensor | None = None
+    """(B, 1, *size) int64 classes of labelled crops; -1 where nothing is known."""
 
     def __len__(self) -> int:
         return int(self.images.shape[0])
@@ -65,16 +72,56 @@ class Crops:
         """2 or 3."""
         return self.images.dim() - 2
 
+    @property
+    def spacing(self) -> Tensor:
+        """(B, D) float32 mm from one voxel to the next along each axis of the crop."""
+        return self.affine[..., :-1].square().sum(dim=1).sqrt()
+
     def with_images(self, images: Tensor) -> Crops:
-        """The same crops showing other images of the same size (a view)."""
+        """The same crops showing other images of the same size."""
         return replace(self, images=images)
 
-    def to(self, device: torch.device | str) -> Crops:
-        """The same crops with every tensor on `device`."""
-        moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
-        }
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Crops:
+        """The same crops with every tensor but `index` on `device`: reading that one must never wait for the device.
+
+        With `non_blocking` copies from pinned memory may still be under way: hold these crops until they have ended, as
+        `medssl.volumes.on_device` does.
+        """
+        moved = {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in _tensors(self).items() if name != "index"}
         return replace(self, **moved)
+
+    @staticmethod
+    def join(parts: Sequence[Crops]) -> Crops:
+        """One batch of all `parts`, which show the same channels at one size; crops without labels beside labelled ones get -1.
+
+        Groups of different parts stay apart. Raises `ConfigError` for parts that do not fit together.
+        """
+        first = parts[0]
+        for part in parts[1:]:
+            for what in ("channels", "size", "axis"):
+                if getattr(part, what) != getattr(first, what):
+                    raise ConfigError(
+                        f"crops with {what} {getattr(first, what)} and {getattr(part, what)} cannot be one batch. "
+                        "Give both sources the same channels, in the same order, and the same size."
+                    )
+        if any(part.labels is not None for part in parts):
+            parts = [replace(part, labels=_unknown(part) if part.labels is None else part.labels) for part in parts]
+        if len({part.body is None for part in parts}) > 1:
+            raise ConfigError("only some of the crops say where the body is. Ask for it from both loaders (body=True), or from none.")
+        groups = [first.group]
+        for part in parts[1:]:
+            groups.append(part.group - part.group.min() + groups[-1].max() + 1)
+        tensors = [_tensors(part) for part in parts]
+        joined: dict[str, Any] = {name: torch.cat([part[name] for part in tensors]) for name in tensors[0]}
+        return replace(first, **{**joined, "group": torch.cat(groups)})
+
+
+def _tensors(crops: Crops) -> dict[str, Any]:
+    return {name: value for name, value in vars(crops).items() if isinstance(value, Tensor)}
+
+
+def _unknown(crops: Crops) -> Tensor:
+    return torch.full((len(crops), 1, *crops.size), -1, dtype=torch.int64, device=crops.images.device)
 
 
 class Draw:

@@ -233,9 +233,12 @@ def _unknown_network(spatial_dims: int, channels: int) -> NetworkInfo:
 
 
 def _one_crop(tensor: Tensor, image: Any) -> Crops:
-    dims, size = tensor.dim() - 1, torch.tensor(tensor.shape[1:])
+    dims = tensor.dim() - 1
     spacing = torch.as_tensor(image.pixdim[:dims], dtype=torch.float32) if isinstance(image, MetaTensor) else torch.ones(dims)
     zero = torch.zeros(1, dtype=torch.int64)
+    affine, extent = torch.zeros(1, 3, dims + 1), torch.zeros(1, 3)
+    affine[0, :dims, :dims] = torch.diag(spacing)
+    extent[0, :dims] = spacing * torch.tensor(tensor.shape[1:])
     return Crops(
         images=tensor[None],
         channels=tuple(f"channel {number}" for number in range(tensor.shape[0])),
@@ -243,9 +246,9 @@ def _one_crop(tensor: Tensor, image: Any) -> Crops:
         sample=zero,
         patient=zero,
         group=zero,
-        corner=torch.zeros(1, dims, dtype=torch.int64),
-        spacing=spacing[None],
-        volume_size=size[None],
+        affine=affine,
+        extent=extent,
+        rescale=torch.tensor([1.0, 0.0]).expand(1, tensor.shape[0], 2).clone(),
         inside=torch.ones(1),
     )
 

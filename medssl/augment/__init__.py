@@ -2,13 +2,14 @@
 
 from medssl.augment.intensity import add_noise, blur, contrast, gamma, spread
 from medssl.augment.monai_transforms import is_affine
-from medssl.augment.spatial import identity, invert, is_identity, resample, shown_by
-from medssl.augment.views import ViewOptions, draw_affine, make_view
+from medssl.augment.spatial import compose, identity, invert, is_identity, resample, resample_nearest, shown_by
+from medssl.augment.views import ViewOptions, draw_affine, make_view, viewed
 
 __all__ = [
     "ViewOptions",
     "add_noise",
     "blur",
+    "compose",
     "contrast",
     "draw_affine",
     "gamma",
@@ -18,6 +19,8 @@ __all__ = [
     "is_identity",
     "make_view",
     "resample",
+    "resample_nearest",
     "shown_by",
     "spread",
+    "viewed",
 ]

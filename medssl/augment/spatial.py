@@ -36,6 +36,12 @@ def invert(affine: Tensor) -> Tensor:
     return torch.cat([matrix, -matrix @ affine[..., -1:]], dim=-1)
 
 
+def compose(outer: Tensor, inner: Tensor) -> Tensor:
+    """(B, N, D + 1): first `inner` (B, D, D + 1), then `outer` (B, N, D + 1)."""
+    matrix = outer[..., :-1] @ inner
+    return torch.cat([matrix[..., :-1], matrix[..., -1:] + outer[..., -1:]], dim=-1)
+
+
 def about_centre(matrix: Tensor, size: Sequence[int]) -> Tensor:
     """(B, D, D + 1) affine that applies `matrix` (B, D, D) about the centre of a grid of `size`."""
     centre = torch.tensor([(side - 1) / 2 for side in size], device=matrix.device, dtype=matrix.dtype)
@@ -65,6 +71,20 @@ def resample(images: Tensor, affine: Tensor) -> Tensor:
     rows = affine.detach().double().tolist()
     views = [_one(images[b : b + 1], affine[b : b + 1], rows[b]) for b in range(images.shape[0])]
     return torch.cat(views)
+
+
+def resample_nearest(values: Tensor, affine: Tensor, outside: int | float | bool) -> Tensor:
+    """(B, C, *size) views of `values` (B, C, *size; labels, masks) by nearest voxel; `outside` where the view leaves the crop."""
+    size = values.shape[2:]
+    place = torch.zeros((), dtype=torch.int64, device=values.device)
+    inside = torch.ones((), dtype=torch.bool, device=values.device)
+    for coordinate, side in zip(_coordinates(affine, size), size, strict=True):
+        nearest = torch.floor(coordinate + 0.5).long()
+        inside = inside & (nearest >= 0) & (nearest < side)
+        place = place * side + nearest.clamp_(0, side - 1)
+    flat = place.flatten(1).unsqueeze(1).expand(-1, values.shape[1], -1)
+    taken = values.flatten(2).gather(2, flat).view(values.shape)
+    return torch.where(inside.unsqueeze(1), taken, torch.full_like(taken, outside))
 
 
 def shown_by(affine: Tensor, size: Sequence[int]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Annotated, Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from medssl.augment import intensity, spatial
 from medssl.augment.monai_transforms import apply_transforms, build_transforms
 from medssl.config import BaseOptions
-from medssl.contracts import Draw
+from medssl.contracts import Crops, Draw
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -58,6 +59,21 @@ def make_view(images: Tensor, options: ViewOptions, draw: Draw, spacing: Tensor 
         return apply_transforms(build_transforms(options.transforms), images, draw)
     affine = draw_affine(images.shape[2:], options, draw.fork("affine"), spacing)
     return _intensities(spatial.resample(images, affine), options, draw.fork("intensity")), affine
+
+
+def viewed(crops: Crops, images: Tensor, affine: Tensor) -> Crops:
+    """`crops` as a view shows them: `images`, with `affine` (B, D, D + 1; voxel of the view -> voxel of the crop) applied to all else.
+
+    Labels and body are taken by nearest voxel; outside the crop nothing is known (-1) and nothing is body.
+    """
+    labels, body = crops.labels, crops.body
+    return replace(
+        crops,
+        images=images,
+        affine=spatial.compose(crops.affine, affine),
+        labels=None if labels is None else spatial.resample_nearest(labels, affine, -1),
+        body=None if body is None else spatial.resample_nearest(body, affine, False),
+    )
 
 
 def draw_affine(size: torch.Size | tuple[int, ...], options: ViewOptions, draw: Draw, spacing: Tensor | None = None) -> Tensor:

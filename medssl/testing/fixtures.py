@@ -14,12 +14,16 @@ from medssl.contracts import Crops, Draw, NetworkInfo, Views
 def make_crops(batch: int = 3, size: Sequence[int] = (32, 32, 32), channels: int = 1, seed: int = 0) -> Crops:
     """`batch` different crops of `size`: smooth blobs and noise, mean about 0, spread about 1, all inside the body.
 
+    True values are 100 * image + 40. Voxels are 1 mm wide and each volume is twice as long as its crop.
     Sample b is the same whatever the batch is, so a batch can be compared with its own beginning.
     """
     dims = len(size)
     images = torch.stack([_image(size, channels, seed * 1000 + number) for number in range(batch)])
     number = torch.arange(batch)
-    volume = torch.tensor([2 * side for side in size])
+    corner = (number[:, None] * torch.ones(dims, dtype=torch.int64)) % torch.tensor(size)
+    affine = torch.eye(3, dims + 1).repeat(batch, 1, 1)
+    affine[:, :dims, -1] = corner.float()
+    affine[:, dims:, -1] = 0
     return Crops(
         images=images,
         channels=tuple(f"channel {channel}" for channel in range(channels)),
@@ -27,9 +31,9 @@ def make_crops(batch: int = 3, size: Sequence[int] = (32, 32, 32), channels: int
         sample=number + 100,
         patient=number + 1000,
         group=number,
-        corner=(number[:, None] * torch.ones(dims, dtype=torch.int64)) % torch.tensor(size),
-        spacing=torch.ones(batch, dims),
-        volume_size=volume.expand(batch, dims).clone(),
+        affine=affine,
+        extent=torch.tensor([*(2.0 * side for side in size), 0.0][:3]).expand(batch, 3).clone(),
+        rescale=torch.tensor([100.0, 40.0]).expand(batch, channels, 2).clone(),
         inside=torch.ones(batch),
     )
 

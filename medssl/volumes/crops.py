@@ -77,6 +77,15 @@ class Place:
     size: tuple[int, ...]
     """Sides in voxels, as many as the volume has axes."""
 
+    def affine(self, volume: StoredVolume, dims: int) -> NDArray[np.float32]:
+        """(3, dims + 1): voxel of the crop, by its first `dims` axes, -> mm along the volume's axes from its first voxel's centre."""
+        matrix = np.zeros((3, dims + 1), np.float32)
+        for axis, (side, corner) in enumerate(zip(volume.spacing, self.corner, strict=True)):
+            matrix[axis, -1] = side * corner
+            if axis < dims:
+                matrix[axis, axis] = side
+        return matrix
+
 
 @dataclass(frozen=True)
 class Crop:
@@ -87,6 +96,8 @@ class Crop:
     place: Place
     volume: StoredVolume
     inside: float
+    affine: NDArray[np.float32]
+    """(3, D + 1) voxel of the crop -> mm in the volume."""
 
 
 class CropPlan:
@@ -166,10 +177,23 @@ def _usable(store: Store, size: tuple[int, ...], options: CropOptions) -> list[i
     return [int(number) for number in np.flatnonzero(fits)] if leave_out else list(range(len(store)))
 
 
-def read_crop(store: Store, place: Place, out: NDArray[np.float32], scratch: dict[Any, NDArray[Any]] | None = None) -> float:
+def extent(volume: StoredVolume) -> tuple[float, float, float]:
+    """mm: the sides of a volume; the third of a 2D image is 0."""
+    sides = [side * spacing for side, spacing in zip(volume.shape, volume.spacing, strict=True)]
+    return sides[0], sides[1], sides[2] if len(sides) == 3 else 0.0
+
+
+def read_crop(
+    store: Store,
+    place: Place,
+    out: NDArray[np.float32],
+    scratch: dict[Any, NDArray[Any]] | None = None,
+    body: NDArray[np.bool_] | None = None,
+) -> float:
     """Fill `out` (C, *size) with the prepared box, padding included; the share of it that is body comes back.
 
-    `scratch` keeps the buffer of raw values from one call of a thread to its next.
+    `body` (*size), where given, becomes the mask of the body. `scratch` keeps the buffer of raw values from one call of a thread to
+    its next.
     """
     volume = store.volume(place.number)
     line = store.preparation.line(volume.statistics, volume.modality)
@@ -183,10 +207,13 @@ def read_crop(store: Store, place: Place, out: NDArray[np.float32], scratch: dic
     else:
         out[...] = line.value(volume.statistics.minimum)
         line.into(raw, out[(slice(None), *(slice(a, b) for a, b in zip(lo, hi, strict=True)))])
+    if body is not None:
+        body[...] = False
+        np.greater(raw[0], volume.statistics.threshold, out=body[tuple(slice(a, b) for a, b in zip(lo, hi, strict=True))])
     every = tuple(slice(None, None, FRACTION if side >= 2 * FRACTION else 1) for side in kept)
     sparse = raw[0][every]
-    body = float(np.count_nonzero(sparse > volume.statistics.threshold) / sparse.size)
-    return body * math.prod(kept) / math.prod(place.size)
+    share = float(np.count_nonzero(sparse > volume.statistics.threshold) / sparse.size)
+    return share * math.prod(kept) / math.prod(place.size)
 
 
 def _buffer(shape: tuple[int, ...], dtype: np.dtype[Any], scratch: dict[Any, NDArray[Any]] | None) -> NDArray[Any]:
@@ -204,4 +231,5 @@ def crop_at(store: Store, options: CropOptions, seed: int, step: int, index: int
     place = CropPlan(store, options).place(seed, step, index)
     full = np.empty((len(store.channels), *place.size), np.float32)
     inside = read_crop(store, place, full)
-    return Crop(full.reshape(full.shape[0], *options.size), place, store.volume(place.number), inside)
+    volume = store.volume(place.number)
+    return Crop(full.reshape(full.shape[0], *options.size), place, volume, inside, place.affine(volume, len(options.size)))

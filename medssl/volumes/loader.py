@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from medssl.contracts import Crops
-from medssl.volumes.crops import CropPlan, DataOptions, Place, read_crop
+from medssl.volumes.crops import CropPlan, DataOptions, Place, extent, read_crop
 from medssl.volumes.prefetch import Pending, Prefetch
 from medssl.volumes.store import Store
 
@@ -66,12 +66,18 @@ class CropLoader:
         first_step: int = 0,
         rank: int = 0,
         world: int = 1,
+        *,
+        body: bool = False,
     ) -> None:
-        """Raises `ConfigError` where no volume holds the crop, and whatever `Store` raises."""
+        """With `body` the crops say where the body is.
+
+        Raises `ConfigError` where no volume holds the crop, and whatever `Store` raises.
+        """
         self.store = store if isinstance(store, Store) else Store(store)
         self.plan = CropPlan(self.store, options)
         self.options, self.seed = options, seed
         self.channels = self.store.channels
+        self._body = body
         self._accumulate, self._first, self._rank, self._world = accumulate, first_step, rank, world
         self._pool = BufferPool((options.batch, len(self.channels), *self.plan.size))
         self._local = threading.local()
@@ -111,14 +117,15 @@ class CropLoader:
         buffer = self._pool.take()
         places: list[Place | None] = [None] * len(index)
         inside = np.zeros(len(index), np.float32)
+        body = np.empty((len(index), *self.plan.size), np.bool_) if self._body else None
 
         def fill(slot: int) -> None:
             place = self.plan.place(self.seed, step, index[slot])
-            inside[slot] = read_crop(self.store, place, buffer[slot], self._scratch())
+            inside[slot] = read_crop(self.store, place, buffer[slot], self._scratch(), None if body is None else body[slot])
             places[slot] = place
 
         parts = [executor.submit(fill, slot) for slot in range(len(index))]
-        return parts, lambda: (step, micro, self._crops(buffer, places, inside, index))
+        return parts, lambda: (step, micro, self._crops(buffer, places, inside, body, index))
 
     def _scratch(self) -> dict[Any, NDArray[Any]]:
         scratch: dict[Any, NDArray[Any]] | None = getattr(self._local, "scratch", None)
@@ -126,19 +133,27 @@ class CropLoader:
             scratch = self._local.scratch = {}
         return scratch
 
-    def _crops(self, buffer: NDArray[np.float32], places: list[Place | None], inside: NDArray[np.float32], index: range) -> Crops:
-        dims = len(self.options.size)
+    def _crops(
+        self,
+        buffer: NDArray[np.float32],
+        places: list[Place | None],
+        inside: NDArray[np.float32],
+        body: NDArray[np.bool_] | None,
+        index: range,
+    ) -> Crops:
+        size, prepare = self.options.size, self.store.preparation.line
         found = [place for place in places if place is not None]
         volumes = [self.store.volume(place.number) for place in found]
         return Crops(
-            images=torch.from_numpy(buffer).reshape(*buffer.shape[:2], *self.options.size),
+            images=torch.from_numpy(buffer).reshape(*buffer.shape[:2], *size),
             channels=self.channels,
             index=torch.arange(index.start, index.stop),
             sample=torch.tensor([volume.sample for volume in volumes]),
             patient=torch.tensor([volume.patient for volume in volumes]),
             group=torch.tensor([place.number for place in found]),
-            corner=torch.tensor([place.corner[:dims] for place in found]),
-            spacing=torch.tensor([volume.spacing[:dims] for volume in volumes], dtype=torch.float32),
-            volume_size=torch.tensor([volume.shape[:dims] for volume in volumes]),
+            affine=torch.from_numpy(np.stack([p.affine(v, len(size)) for p, v in zip(found, volumes, strict=True)])),
+            extent=torch.tensor([extent(volume) for volume in volumes]),
+            rescale=torch.tensor([[prepare(v.statistics, v.modality).back] * buffer.shape[1] for v in volumes], dtype=torch.float32),
             inside=torch.from_numpy(inside),
+            body=None if body is None else torch.from_numpy(body).reshape(len(found), 1, *size),
         )

@@ -120,6 +120,11 @@ class Line:
         """One prepared value."""
         return float(np.clip(raw, self.low, self.high)) * self.scale + self.shift
 
+    @property
+    def back(self) -> tuple[float, float]:
+        """(scale, shift) of the line from prepared to raw values; what was clipped stays clipped."""
+        return 1.0 / self.scale, -self.shift / self.scale
+
 
 class Preparation(BaseOptions):
     """A rule for each modality; what has none follows `other`."""

@@ -68,13 +68,15 @@ def test_a_batch_says_where_it_comes_from(store_folder: Path) -> None:
         volume = names[int(crops.sample[slot])]
         assert volume.sample == stable_id(volume.volume)
         assert int(crops.patient[slot]) == stable_id(volume.patient_name)
-        assert crops.volume_size[slot].tolist() == list(volume.shape)
+        assert crops.extent[slot].tolist() == [side * mm for side, mm in zip(volume.shape, volume.spacing, strict=True)]
         assert crops.spacing[slot].tolist() == list(volume.spacing)
     assert crops.group[0] == crops.group[1] != crops.group[2]
-    assert {crops.corner.dtype, crops.sample.dtype, crops.group.dtype} == {torch.int64}
+    assert {crops.index.dtype, crops.sample.dtype, crops.group.dtype} == {torch.int64}
+    assert crops.body is crops.labels is None
     flat = batches(store_folder, 1, size=(12, 10))[0][2]
     assert flat.images.shape == (4, 1, 12, 10)
-    assert flat.corner.shape == flat.spacing.shape == flat.volume_size.shape == (4, 2)
+    assert flat.spacing.shape == (4, 2)
+    assert flat.affine.shape == (4, 3, 3)
 
 
 def test_a_held_batch_is_never_overwritten(store_folder: Path) -> None:

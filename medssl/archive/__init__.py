@@ -3,6 +3,7 @@
 from medssl.archive.build import build_index
 from medssl.archive.export import write_volumes
 from medssl.archive.index import Index
+from medssl.archive.narrowing import narrow
 from medssl.archive.nifti import Nifti, canonical, read_nifti, write_nifti
 from medssl.archive.outcomes import Reason
 from medssl.archive.records import IndexSummary, Volume, VolumeRecord
@@ -23,6 +24,7 @@ __all__ = [
     "build_index",
     "canonical",
     "find_source",
+    "narrow",
     "read_nifti",
     "write_nifti",
     "write_volumes",

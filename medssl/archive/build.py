@@ -22,12 +22,12 @@ from medssl.archive.pseudonyms import Pseudonyms
 from medssl.archive.records import IndexSummary, VolumeRecord
 from medssl.archive.scan import Progress, scan, shards_of
 from medssl.archive.series import Left, Stack, split_volumes
-from medssl.archive.source import ArchiveSource
 from medssl.archive.sources import FolderSource, source_class
 from medssl.archive.summary import records_table, summarize
 from medssl.archive.tables import write_table
 from medssl.errors import ArchiveError, MedsslError, UsageError
 from medssl.files import write_atomically
+from medssl.source import ArchiveSource
 
 Chosen = tuple[type[ArchiveSource], str]
 """A source's class and the location to make it with."""

@@ -14,8 +14,9 @@ import pluggy
 if TYPE_CHECKING:
     from torch import nn
 
-    from medssl.archive import ArchiveSource
     from medssl.contracts import ConsistencyLoss, PretextTask
+    from medssl.run import Run
+    from medssl.source import ArchiveSource
 
 hookspec = pluggy.HookspecMarker("medssl")
 hookimpl = pluggy.HookimplMarker("medssl")
@@ -42,5 +43,5 @@ def medssl_encoder_end(network: nn.Module) -> str | None:
 
 
 @hookspec
-def medssl_handlers(run: Any) -> Iterable[Any]:  # type: ignore[empty-body]
-    """ignite or MONAI handlers to attach to a run; `run` is a `medssl.train.Run` (folder, config, objective, state)."""
+def medssl_handlers(run: Run) -> Iterable[Any]:  # type: ignore[empty-body]
+    """ignite or MONAI handlers to attach to a run; `run` has its folder, config, objective and state."""

@@ -23,9 +23,9 @@ from medssl.config import did_you_mean
 from medssl.errors import MedsslError, PluginError
 
 if TYPE_CHECKING:
-    from medssl.archive import ArchiveSource
     from medssl.contracts import ConsistencyLoss, PretextTask
-    from medssl.train.run import Run
+    from medssl.run import Run
+    from medssl.source import ArchiveSource
 
 Offered = TypeVar("Offered")
 

@@ -3,19 +3,24 @@
 from medssl.archive.build import build_index
 from medssl.archive.export import write_volumes
 from medssl.archive.index import Index
+from medssl.archive.narrowing import narrow
 from medssl.archive.nifti import Nifti, canonical, read_nifti, write_nifti
 from medssl.archive.outcomes import Reason
 from medssl.archive.records import IndexSummary, Volume, VolumeRecord
-from medssl.archive.source import ArchiveSource
 from medssl.archive.sources import FolderSource, TarSource, ZipSource, find_source
+from medssl.source import ArchiveSource, FrameSource, HeaderSource, Stat, StatSource
 
 __all__ = [
     "ArchiveSource",
     "FolderSource",
+    "FrameSource",
+    "HeaderSource",
     "Index",
     "IndexSummary",
     "Nifti",
     "Reason",
+    "Stat",
+    "StatSource",
     "TarSource",
     "Volume",
     "VolumeRecord",
@@ -23,6 +28,7 @@ __all__ = [
     "build_index",
     "canonical",
     "find_source",
+    "narrow",
     "read_nifti",
     "write_nifti",
     "write_volumes",

@@ -22,11 +22,12 @@ from medssl.archive.pseudonyms import Pseudonyms
 from medssl.archive.records import IndexSummary, VolumeRecord
 from medssl.archive.scan import Progress, scan, shards_of
 from medssl.archive.series import Left, Stack, split_volumes
-from medssl.archive.source import ArchiveSource
 from medssl.archive.sources import FolderSource, source_class
 from medssl.archive.summary import records_table, summarize
-from medssl.archive.tables import write_private, write_table
+from medssl.archive.tables import write_table
 from medssl.errors import ArchiveError, MedsslError, UsageError
+from medssl.files import write_atomically
+from medssl.source import ArchiveSource
 
 Chosen = tuple[type[ArchiveSource], str]
 """A source's class and the location to make it with."""
@@ -71,7 +72,7 @@ def _built(chosen: Sequence[Chosen], folder: Path, workers: int, progress: Progr
         write_table(rows, public / "instances.parquet")
         write_table(records_table(records), public / "volumes.parquet")
         write_table(_private_table(final, rows), private / "instances.parquet")
-        write_private(private / "sources.json", json.dumps([place for _, place in chosen]).encode())
+        write_atomically(private / "sources.json", json.dumps([place for _, place in chosen]).encode(), private=True)
     return summarize(rows, records)
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from medssl.archive.index import Index
 from medssl.archive.nifti import write_nifti
-from medssl.archive.tables import write_private
 from medssl.errors import ArchiveError, MedsslError, UsageError
+from medssl.files import write_atomically
 
 
 class UnreadableVolume(UserWarning):
@@ -45,6 +45,6 @@ def _written(index: Index, out: Path, where: str | None) -> list[Path]:
             continue
         file = write_nifti(volume, out / f"{record.volume}.nii.gz")
         file.chmod(0o600)
-        write_private(out / f"{record.volume}.json", json.dumps(record.document(), indent=1).encode())
+        write_atomically(out / f"{record.volume}.json", json.dumps(record.document(), indent=1).encode(), private=True)
         written.append(file)
     return written

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
-from medssl.archive.tables import write_private
 from medssl.errors import ArchiveError, MissingInput, UsageError
+from medssl.files import write_atomically
 
 FORMAT = "medssl index"
 VERSION = 1
@@ -89,7 +89,7 @@ class IndexFolder:
 
     def _write_mark(self, tables: str | None) -> None:
         mark = {"format": FORMAT, "version": VERSION, "tables": tables}
-        write_private(self.root / _MARK, json.dumps(mark, indent=1).encode())
+        write_atomically(self.root / _MARK, json.dumps(mark, indent=1).encode(), private=True)
 
     @contextmanager
     def building(self) -> Iterator[tuple[Path, Path]]:

@@ -16,15 +16,16 @@ from numpy.typing import NDArray
 
 from medssl.archive.folder import IndexFolder
 from medssl.archive.instance import SCHEMA, Instance, from_table
+from medssl.archive.narrowing import narrow
 from medssl.archive.nifti import NiftiProblem, read_stream
 from medssl.archive.pixels import PixelProblem, rescaled, stored_values, whole_range
 from medssl.archive.query import select_volumes
-from medssl.archive.records import IndexSummary, Volume, VolumeRecord, narrow
-from medssl.archive.source import ArchiveSource
+from medssl.archive.records import IndexSummary, Volume, VolumeRecord
 from medssl.archive.sources import find_source
 from medssl.archive.summary import count_reasons, records_from, summarize
 from medssl.archive.tables import read_table
 from medssl.errors import ArchiveError, UsageError
+from medssl.source import ArchiveSource
 
 
 class Index:

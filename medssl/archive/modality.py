@@ -8,7 +8,7 @@ from pathlib import PurePath
 from typing import Any
 
 from medssl.archive.nifti_names import stem
-from medssl.archive.source import ArchiveSource
+from medssl.source import ArchiveSource
 
 UNKNOWN = "unknown"
 _SIDE_FILE_LIMIT = 1 << 24

@@ -13,8 +13,8 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
+from medssl.archive.narrowing import narrow
 from medssl.archive.outcomes import Reason
-from medssl.archive.records import narrow
 from medssl.errors import DataError, MissingInput
 
 if TYPE_CHECKING:

@@ -89,18 +89,3 @@ class IndexSummary:
             "volumes": [record.document() for record in self.volumes],
             "rejected": dict(self.rejected),
         }
-
-
-def narrow(array: NDArray[Any]) -> NDArray[Any]:
-    """The same values as int16 where all are whole and in its range, else as float32."""
-    if array.dtype == np.int16 or array.size == 0:
-        return array.astype(np.int16, copy=False)
-    low, high = array.min(), array.max()
-    limits = np.iinfo(np.int16)
-    if low >= limits.min and high <= limits.max and (array.dtype.kind in "iub" or _whole(array)):
-        return array.astype(np.int16)
-    return array.astype(np.float32, copy=False)
-
-
-def _whole(array: NDArray[Any]) -> bool:
-    return all(bool(np.array_equal(slab, np.rint(slab))) for slab in np.atleast_1d(array))

@@ -25,8 +25,8 @@ from medssl.archive.instance import Instance, from_table, to_table
 from medssl.archive.modality import UNKNOWN, modality_of
 from medssl.archive.nifti import NiftiProblem, is_nifti, read_nifti_header
 from medssl.archive.outcomes import Reason
-from medssl.archive.source import ArchiveSource
 from medssl.archive.tables import read_table, write_table
+from medssl.source import ArchiveSource
 
 SHARD = 256
 """Files a task reads: enough to make the task's own cost small, few enough to spread over the workers."""

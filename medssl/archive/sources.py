@@ -12,9 +12,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, ClassVar
 
-from medssl.archive.source import ArchiveSource
 from medssl.errors import ArchiveError, MissingInput, PluginError
 from medssl.hookspecs import hookimpl
+from medssl.source import ArchiveSource
 
 if TYPE_CHECKING:
     from medssl.plugins import Plugins

@@ -8,19 +8,18 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from medssl.run import Run, RunState
+
 if TYPE_CHECKING:
     from medssl.train.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, newest_good, save_checkpoint
     from medssl.train.config import PretrainConfig, TrainOptions, pretrain_schema
     from medssl.train.pretraining import Pretrainer, pretrain
-    from medssl.train.run import Run, RunState
     from medssl.train.stopping import Stopped
 
 _WHERE = {
     "Checkpoint": "checkpoint",
     "PretrainConfig": "config",
     "Pretrainer": "pretraining",
-    "Run": "run",
-    "RunState": "run",
     "Stopped": "stopping",
     "TrainOptions": "config",
     "find_checkpoint": "checkpoint",

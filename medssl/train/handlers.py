@@ -13,9 +13,9 @@ from typing import Any
 from ignite.engine import Events
 
 from medssl.plugins import Plugins, blame
+from medssl.run import Run
 from medssl.train.loop import Skip, StepEngine
 from medssl.train.progress import ProgressDisplay
-from medssl.train.run import Run
 from medssl.train.run_folder import METRICS, SKIPPED, TIMINGS, Rows
 from medssl.train.stopping import StopRequest
 

@@ -21,8 +21,8 @@ from monai.engines import Trainer
 from torch import Tensor, nn
 
 from medssl.errors import TrainingError
+from medssl.run import RunState
 from medssl.train.optim import clip_gradients, set_learning_rate
-from medssl.train.run import RunState
 
 logging.getLogger("medssl.train").addHandler(logging.NullHandler())
 

@@ -17,6 +17,7 @@ from medssl.errors import CheckpointError, ConfigError, UsageError
 from medssl.learn import Objective
 from medssl.networks.difference import head_tensors
 from medssl.plugins import Plugins
+from medssl.run import Run, RunState
 from medssl.train.checkpoint import Checkpoint, newest_good, save_checkpoint
 from medssl.train.config import PretrainConfig, TrainOptions
 from medssl.train.device import choose_device, choose_dtype
@@ -25,7 +26,6 @@ from medssl.train.loop import Skip, StepEngine, StepSettings, grouped, run_steps
 from medssl.train.optim import learning_rate_at, load_optimizer, make_optimizer, optimizer_tensors, parameter_groups
 from medssl.train.pictures import write_sheet
 from medssl.train.progress import ProgressDisplay
-from medssl.train.run import Run, RunState
 from medssl.train.run_folder import PICTURES, begin_run, check_room, check_same_run, continue_run, holds_run, locked, refuse_other_run
 from medssl.train.setup import Plan, given_parts, make_plan, store_fingerprint
 from medssl.train.stopping import Stopped, StopRequest, stop_on_signals

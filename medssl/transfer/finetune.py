@@ -23,13 +23,13 @@ from medssl.errors import CheckpointError, UsageError
 from medssl.networks import as_spec
 from medssl.networks.difference import head_tensors
 from medssl.plugins import Plugins
+from medssl.run import RunState
 from medssl.train.checkpoint import Checkpoint, newest_good, save_checkpoint
 from medssl.train.device import choose_device, choose_dtype
 from medssl.train.handlers import CheckpointWriter, Clock, Recorder
 from medssl.train.loop import Skip, StepEngine, StepSettings, run_steps
 from medssl.train.optim import learning_rate_at, load_optimizer, make_optimizer, optimizer_tensors, parameter_groups
 from medssl.train.progress import ProgressDisplay
-from medssl.train.run import RunState
 from medssl.train.run_folder import begin_run, continue_run, holds_run, locked
 from medssl.train.stopping import Stopped, StopRequest, stop_on_signals
 from medssl.transfer.objective import LabelledBatch, SegmentationLoss

@@ -16,10 +16,9 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage, EnhancedMRImageStorage
 
-from medssl.archive import Index, Nifti, Reason, build_index, find_source, write_nifti, write_volumes
+from medssl.archive import ArchiveSource, Index, Nifti, Reason, build_index, find_source, write_nifti, write_volumes
 from medssl.archive.outcomes import ending
 from medssl.archive.scan import Shard, scan
-from medssl.archive.source import ArchiveSource
 from medssl.archive.sources import FolderSource
 from medssl.errors import ArchiveError, MissingInput, PluginError, UsageError
 from medssl.plugins import Plugins
@@ -396,5 +395,5 @@ def test_a_plugin_source_is_used(tmp_path: Path, archive: Path) -> None:
     source = find_source(archive)
     (archive / "b").write_bytes(b"2")
     (archive / "a").write_bytes(b"1")
-    assert [(key, open_it().read()) for key, open_it in source.instances()] == [("a", b"1"), ("b", b"2")]
+    assert {key: source.open(key).read() for key in source.keys()} == {"a": b"1", "b": b"2"}
     assert find_source(f"folder:{archive}").location == str(archive)

@@ -17,12 +17,12 @@ from ignite.engine import Events
 from torch import Tensor, nn
 
 from medssl.errors import ConfigError, TrainingError
+from medssl.run import RunState
 from medssl.train.device import choose_device, choose_dtype, native_bf16
 from medssl.train.handlers import CheckpointWriter, Clock, Recorder
 from medssl.train.loop import Skip, StepEngine, StepSettings, grouped, run_steps
 from medssl.train.optim import make_optimizer, parameter_groups
 from medssl.train.progress import ProgressDisplay
-from medssl.train.run import RunState
 from medssl.train.run_folder import read_rows
 from medssl.train.stopping import Stopped, StopRequest, stop_on_signals
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pydantic import BaseModel
-from torch import nn
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from torch import nn
 
 
 @dataclass

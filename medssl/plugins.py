@@ -119,6 +119,10 @@ class Plugins:
                 stacklevel=3,
             )
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Plugins:
+        """What is installed is shared by everything that was built with it."""
+        return self
+
     @property
     def hook(self) -> Any:
         """pluggy's relay: `plugins.hook.medssl_encoder_end(network=...)`."""

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
         swap_head,
         unique_tensors,
     )
+    from medssl.networks.layout import encoder_end, encoder_layout
     from medssl.networks.sizes import check_crop, crop_problem, network_info
     from medssl.networks.spec import NetworkSpec, as_spec
     from medssl.networks.transferable import Matched, load_matching
-    from medssl.networks.trunk import Encoder, Trunk, encoder_end
+    from medssl.networks.trunk import Encoder, Trunk
 
 _WHERE = {
     "NetworkSpec": "spec",
@@ -38,7 +39,8 @@ _WHERE = {
     "unique_tensors": "difference",
     "Encoder": "trunk",
     "Trunk": "trunk",
-    "encoder_end": "trunk",
+    "encoder_end": "layout",
+    "encoder_layout": "layout",
     "check_crop": "sizes",
     "crop_problem": "sizes",
     "network_info": "sizes",
@@ -56,6 +58,7 @@ __all__ = [
     "crop_problem",
     "dense_head",
     "encoder_end",
+    "encoder_layout",
     "head_module",
     "head_modules",
     "head_tensors",

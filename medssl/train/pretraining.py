@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
@@ -15,6 +16,7 @@ from torch import Tensor
 from medssl.contracts import Crops
 from medssl.errors import CheckpointError, ConfigError, UsageError
 from medssl.learn import Objective
+from medssl.networks import NetworkSpec
 from medssl.networks.difference import head_tensors
 from medssl.plugins import Plugins
 from medssl.run import Run, RunState
@@ -44,6 +46,7 @@ FREE = frozenset(
 )
 """Keys that may differ when a run is resumed: they change no number."""
 NETWORK = "network."
+logger = logging.getLogger("medssl.train")
 
 
 class Pretrainer(StepEngine):
@@ -63,25 +66,19 @@ class Pretrainer(StepEngine):
         handlers: Sequence[Any] | None = None,
     ) -> None:
         device = choose_device(options.device)
-        self.objective = objective.to(device)
+        objective.to(device)
         state = state or RunState(options.steps)
         groups = parameter_groups(objective, options.weight_decay)
-
-        def losses(crops: Crops, step: int) -> Mapping[str, Tensor]:
-            terms: Mapping[str, Tensor] = objective(crops, step, step / options.steps)
-            return terms
 
         def rate(step: int) -> float:
             return learning_rate_at(step, options.steps, options.learning_rate, options.warmup, options.schedule)
 
         super().__init__(
-            losses,
             objective,
             make_optimizer(groups, options.optimizer, options.learning_rate, options.momentum),
             _on_device(grouped(batches, options.accumulate), device),
             state,
             StepSettings(device, rate, choose_dtype(options.precision, device), options.clip, seed, options.max_skipped),
-            commit=objective.commit,
             on_skip=on_skip,
             handlers=handlers,
         )
@@ -130,7 +127,8 @@ def pretrain(
     objective, looked_at = plan.objective(), plan.first_crops()
     check_room(out, _checkpoint_bytes(objective) * (plan.config.train.keep + 1))
     with seeded(plan.config.seed, 0, 0, torch.device("cpu")):
-        objective.freeze_unreached(looked_at)
+        frozen = objective.freeze_unreached(looked_at)
+        logger.info("not trained, since no term reaches them: %s", ", ".join(frozen) or "none")
         trivial = objective.trivial(looked_at, 0)
         if plan.config.train.picture_every:
             objective.pictures(looked_at, 0)  # a task whose picture fails should say so now, not hours later
@@ -240,7 +238,7 @@ def _saver(plan: Plan, run: Run, objective: Objective, engine: Pretrainer, recor
             "objective": {name: tensor for name, tensor in everything.items() if not name.startswith(NETWORK)},
             "optimizer": optimizer_tensors(engine.optimizer, objective),
         }
-        save_checkpoint(run.folder, step, tensors, checkpoint_state(plan, run), keep=plan.config.train.keep)
+        save_checkpoint(run.folder, step, tensors, checkpoint_state(plan, run, objective.spec), keep=plan.config.train.keep)
 
     return save
 
@@ -262,14 +260,14 @@ def _checkpoint_bytes(objective: Objective) -> int:
     return int(sum(sizes) + 2 * sum(parameter.nbytes for parameter in objective.parameters()))
 
 
-def checkpoint_state(plan: Plan, run: Run) -> dict[str, Any]:
+def checkpoint_state(plan: Plan, run: Run, spec: NetworkSpec) -> dict[str, Any]:
     """What a pretraining checkpoint says beside its tensors: all that transfer, a further round and resuming need."""
     origin = plan.origin
     lineage = list(origin.state.get("lineage") or []) if origin is not None else []
     if origin is not None:
         network = origin.state.get("files", {}).get("network.safetensors")
         lineage.append({"kind": origin.state.get("kind"), "step": origin.step, "network": network})
-    spec, config = plan.spec.pretraining(), plan.config
+    config = plan.config
     return {
         "kind": "pretrain",
         "network": spec.model_dump(mode="json", by_alias=True, exclude_none=True),

@@ -48,10 +48,10 @@ class Plan:
     def objective(self) -> Objective:
         """Network, heads and terms with their first weights, a function of the seed and of `from:`."""
         config = self.config
-        built = build_objective(self.spec, self.tasks, self.losses, config.views, config.seed, self.plugins)
+        built = build_objective(self.spec, self.tasks, self.losses, config.views, config.seed, self.plugins, config.data.size)
         built.check_crop(config.data.size, config.data.batch)
         if self.origin is not None:
-            _load_origin(built, self.spec, self.origin)
+            _load_origin(built, self.origin)
         return built
 
     def first_crops(self) -> Crops:
@@ -119,7 +119,9 @@ def _network(config: PretrainConfig, origin: Checkpoint | None) -> NetworkSpec:
         return as_spec(config.network)
     if origin is None or "network" not in origin.state:
         raise TransferError(f"{config.from_} does not say what network it holds. Name it under `network:`.")
-    return as_spec(check(NetworkSpec, origin.state["network"], f"network in {origin.path}"))
+    spec = as_spec(check(NetworkSpec, origin.state["network"], f"network in {origin.path}"))
+    # A task of that run may have changed what the network takes; this round's tasks say anew what they make of the images.
+    return spec.model_copy(update={"in_channels": origin.state.get("channels", spec.in_channels)})
 
 
 def _check_channels(spec: NetworkSpec, store: Store, data: DataOptions) -> None:
@@ -145,8 +147,9 @@ def _check_preparation(store: Store, origin: Checkpoint | None) -> None:
         )
 
 
-def _load_origin(objective: Objective, spec: NetworkSpec, origin: Checkpoint) -> None:
-    heads = {*head_tensors(spec.pretraining()), *origin.state.get("head", ())}
+def _load_origin(objective: Objective, origin: Checkpoint) -> None:
+    spec = objective.spec
+    heads = {*head_tensors(spec), *origin.state.get("head", ())}
     matched = load_matching(objective.network, origin.tensors.get("network", {}), heads)
     if objective.teacher is not None:
         objective.teacher.network.load_state_dict(objective.network.state_dict())

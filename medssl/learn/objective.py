@@ -221,9 +221,8 @@ class Objective(nn.Module):
         readings = [self._read(view) for view in asked.views]
         _drop_reached(unreached, [tensor for reading in readings for tensor in reading.tensors()])
         for progress in PROGRESS_TRIED:
-            if any(not name.startswith("network.") for name in unreached):
-                losses = self.run(asked.crops, 0, progress)
-                _drop_reached(unreached, [losses["loss"]])
+            if progress == 0 or any(not name.startswith("network.") for name in unreached):
+                _drop_reached(unreached, [self.run(asked.crops, 0, progress)["loss"]])
         for parameter in unreached.values():
             parameter.requires_grad_(False)
         with torch.no_grad():

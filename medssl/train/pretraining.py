@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
@@ -31,6 +31,7 @@ from medssl.train.progress import ProgressDisplay
 from medssl.train.run_folder import PICTURES, begin_run, check_room, check_same_run, continue_run, holds_run, locked, refuse_other_run
 from medssl.train.setup import Plan, given_parts, make_plan, store_fingerprint
 from medssl.train.stopping import Stopped, StopRequest, stop_on_signals
+from medssl.volumes import on_device
 
 FREE = frozenset(
     {
@@ -76,7 +77,7 @@ class Pretrainer(StepEngine):
         super().__init__(
             objective,
             make_optimizer(groups, options.optimizer, options.learning_rate, options.momentum),
-            _on_device(grouped(batches, options.accumulate), device),
+            on_device(grouped(batches, options.accumulate), device),
             state,
             StepSettings(device, rate, choose_dtype(options.precision, device), options.clip, seed, options.max_skipped),
             on_skip=on_skip,
@@ -195,11 +196,6 @@ def _train(
             stopped = Stopped(request.signal, f"stopped at step {state.step}{written}; go on with the same command and --resume")
             display.say(str(stopped))
             raise stopped
-
-
-def _on_device(groups: Iterable[list[Crops]], device: torch.device) -> Iterator[list[Crops]]:
-    for group in groups:
-        yield [crops.to(device) for crops in group]
 
 
 def _samples(skip: Skip) -> list[int]:

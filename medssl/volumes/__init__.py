@@ -12,7 +12,7 @@ from medssl.volumes.labelled import (
     prepare_volume,
     restore_labels,
 )
-from medssl.volumes.loader import CropLoader
+from medssl.volumes.loader import CropLoader, on_device
 from medssl.volumes.preparation import IntensityRule, Preparation, Statistics, statistics
 from medssl.volumes.sources import make_store
 from medssl.volumes.store import Store, StoredVolume, stable_id
@@ -41,6 +41,7 @@ __all__ = [
     "load_labels",
     "make_store",
     "modality_of",
+    "on_device",
     "prepare_volume",
     "restore_labels",
     "stable_id",

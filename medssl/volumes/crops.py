@@ -1,7 +1,7 @@
-"""Which box is cut out of which volume: a pure function of (seed, step, global sample index).
+"""Which box is cut out of which volume: a pure function of (seed, global number of the sample).
 
-So any number of reader threads, ranks or restarts gives the same crops. Within one step no volume comes twice before all have
-come once.
+The global number counts all samples of a run: step times the global batch plus the place in it. So any number of reader threads,
+ranks, micro batches or restarts gives the same crops, and every volume comes once before any comes again.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +18,7 @@ from pydantic import Field, field_validator, model_validator
 from medssl.config import BaseOptions
 from medssl.contracts import Draw
 from medssl.errors import ConfigError
+from medssl.volumes.order import shuffled
 from medssl.volumes.store import Store, StoredVolume
 
 FRACTION = 4
@@ -37,7 +37,7 @@ class CropOptions(BaseOptions):
     small: Literal["pad", "leave out"] = "pad"
     """What becomes of volumes that are smaller than the crop: padded with their darkest value, or left out."""
     balance: Literal["volume", "patient", "modality"] = "volume"
-    """What is drawn evenly: each volume alike, each patient alike whatever the number of volumes, or each modality."""
+    """What comes equally often: each volume, each patient whatever the number of volumes, or each modality."""
 
     @field_validator("size")
     @classmethod
@@ -108,26 +108,21 @@ class CropPlan:
         self.store, self.options = store, options
         self.size = _full_size(store, options.size)
         self.numbers = _usable(store, self.size, options)
-        self._groups = self._grouped(options.balance)
+        self._groups = None if options.balance == "volume" else _grouped(store.column(options.balance), self.numbers)
 
-    def _grouped(self, balance: str) -> list[list[int]]:
-        if balance == "volume":
-            return [[number] for number in self.numbers]
-        column = self.store.column(balance)
-        groups: dict[str, list[int]] = {}
-        for number in self.numbers:
-            groups.setdefault(column[number], []).append(number)
-        return [groups[key] for key in sorted(groups)]
+    def place(self, seed: int, sample: int) -> Place:
+        """The box of the sample with that global number."""
+        number = self._number(seed, sample // self.options.crops_per_volume)
+        return Place(number, self._corner(number, Draw(seed, 0, [sample], "corner")), self.size)
 
-    def place(self, seed: int, step: int, index: int) -> Place:
-        """The box of the sample `index` of the global batch of `step`."""
-        position = index // self.options.crops_per_volume
-        turn, slot = divmod(position, len(self._groups))
-        group = self._groups[_order(seed, step, turn, len(self._groups))[slot]]
-        number = group[0]
-        if len(group) > 1:
-            number = group[int(Draw(seed, step, [position], "volume").integers(0, len(group))[0])]
-        return Place(number, self._corner(number, Draw(seed, step, [index], "corner")), self.size)
+    def _number(self, seed: int, position: int) -> int:
+        """Each volume once an epoch; with groups each group once a turn, and of each its volumes once an epoch of its own."""
+        if self._groups is None:
+            return int(self.numbers[shuffled(position, len(self.numbers), f"{seed}/volumes")])
+        turn = position // len(self._groups)
+        chosen = shuffled(position, len(self._groups), f"{seed}/groups")
+        group = self._groups[chosen]
+        return int(group[shuffled(turn, len(group), f"{seed}/group {chosen}")])
 
     def _corner(self, number: int, draw: Draw) -> tuple[int, ...]:
         volume = self.store.volume(number)
@@ -146,10 +141,11 @@ class CropPlan:
         return tuple(corner)
 
 
-@lru_cache(maxsize=16)
-def _order(seed: int, step: int, turn: int, count: int) -> NDArray[np.int64]:
-    order: NDArray[np.int64] = Draw(seed, step, [turn], "order").permutation(count)[0].numpy()
-    return order
+def _grouped(column: Sequence[Any], numbers: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """The numbers of each value of a column, in the order of the values."""
+    _, of_each = np.unique(np.asarray(column)[numbers], return_inverse=True)
+    order = np.argsort(of_each, kind="stable")
+    return np.split(numbers[order], np.flatnonzero(np.diff(of_each[order])) + 1)
 
 
 def _full_size(store: Store, size: Sequence[int]) -> tuple[int, ...]:
@@ -161,7 +157,7 @@ def _full_size(store: Store, size: Sequence[int]) -> tuple[int, ...]:
     raise ConfigError(f"data.size {list(size)} has {len(size)} sides, the store {store.folder} holds {dims}D images. Give {dims} sides.")
 
 
-def _usable(store: Store, size: tuple[int, ...], options: CropOptions) -> list[int]:
+def _usable(store: Store, size: tuple[int, ...], options: CropOptions) -> NDArray[np.int64]:
     shapes = store.shapes()
     largest = shapes.max(axis=0)
     fits = (shapes >= np.asarray(size)).all(axis=1)
@@ -174,7 +170,7 @@ def _usable(store: Store, size: tuple[int, ...], options: CropOptions) -> list[i
             f"data.size {list(options.size)} is larger than every volume of {store.folder}: the longest sides are {shown} voxels, "
             f"the median ones {usual}. Use data.size={[min(a, b) for a, b in zip(options.size, usual, strict=True)]} or less{pad}."
         )
-    return [int(number) for number in np.flatnonzero(fits)] if leave_out else list(range(len(store)))
+    return np.flatnonzero(fits) if leave_out else np.arange(len(store))
 
 
 def extent(volume: StoredVolume) -> tuple[float, float, float]:
@@ -226,9 +222,9 @@ def _buffer(shape: tuple[int, ...], dtype: np.dtype[Any], scratch: dict[Any, NDA
     return flat[:count].reshape(shape)
 
 
-def crop_at(store: Store, options: CropOptions, seed: int, step: int, index: int) -> Crop:
-    """The crop of sample `index` in the global batch of `step`: what the loader delivers there."""
-    place = CropPlan(store, options).place(seed, step, index)
+def crop_at(store: Store, options: CropOptions, seed: int, sample: int) -> Crop:
+    """The crop of the sample with that global number: what the loader delivers there."""
+    place = CropPlan(store, options).place(seed, sample)
     full = np.empty((len(store.channels), *place.size), np.float32)
     inside = read_crop(store, place, full)
     volume = store.volume(place.number)

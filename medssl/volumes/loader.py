@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from types import TracebackType
 from typing import Any
@@ -51,10 +52,33 @@ class BufferPool:
         return np.empty(self._shape, np.float32)
 
 
-class CropLoader:
-    """Iterates forever over (step, micro, `Crops`); what a batch holds depends on seed, step and global sample index alone.
+def on_device(groups: Iterable[Sequence[Crops]], device: torch.device) -> Iterator[list[Crops]]:
+    """The same groups of crops on `device`.
 
-    A step has `accumulate` micro batches on each of `world` processes; the global index of a sample counts through them all.
+    A copy from pinned memory to a GPU is still under way when the call that began it returns, and the loader's buffer would be
+    filled anew as soon as nothing refers to it: the crops on the CPU are held until the device has passed their copies.
+    """
+    held: deque[tuple[torch.cuda.Event, Sequence[Crops]]] = deque()
+    try:
+        for group in groups:
+            moved = [crops.to(device, non_blocking=True) for crops in group]
+            if device.type == "cuda":
+                copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                copied.record(torch.cuda.current_stream(device))
+                held.append((copied, group))
+                while held and held[0][0].query():  # type: ignore[no-untyped-call]
+                    held.popleft()
+            yield moved
+    finally:
+        for copied, _ in held:
+            copied.synchronize()
+
+
+class CropLoader:
+    """Iterates forever over (step, micro, `Crops`); what a batch holds depends on the seed and its samples' global numbers alone.
+
+    A step has `accumulate` micro batches on each of `world` processes; the index of a sample counts through them all, and its global
+    number through all steps. So every volume comes once an epoch however the samples are divided.
     """
 
     def __init__(
@@ -114,13 +138,14 @@ class CropLoader:
         step = self._first + steps
         first = (micro * self._world + self._rank) * self.options.batch
         index = range(first, first + self.options.batch)
+        before = step * self.options.batch * self._world * self._accumulate
         buffer = self._pool.take()
         places: list[Place | None] = [None] * len(index)
         inside = np.zeros(len(index), np.float32)
         body = np.empty((len(index), *self.plan.size), np.bool_) if self._body else None
 
         def fill(slot: int) -> None:
-            place = self.plan.place(self.seed, step, index[slot])
+            place = self.plan.place(self.seed, before + index[slot])
             inside[slot] = read_crop(self.store, place, buffer[slot], self._scratch(), None if body is None else body[slot])
             places[slot] = place
 

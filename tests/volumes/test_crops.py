@@ -1,4 +1,4 @@
-"""Crops: inside the volume, equal to slicing it, and a function of (seed, step, index) alone."""
+"""Crops: inside the volume, equal to slicing it, and a function of (seed, global sample number) alone."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ SIZES = st.one_of(st.tuples(st.integers(1, 52), st.integers(1, 36), st.integers(
 
 
 @settings(max_examples=80, deadline=None)
-@given(size=SIZES, seed=st.integers(0, 2**31), step=st.integers(0, 10**6), index=st.integers(0, 500), foreground=st.floats(0, 1))
+@given(size=SIZES, seed=st.integers(0, 2**31), sample=st.integers(0, 2**40), foreground=st.floats(0, 1))
 def test_a_crop_equals_slicing_the_prepared_volume(
-    store_folder: Path, size: tuple[int, ...], seed: int, step: int, index: int, foreground: float
+    store_folder: Path, size: tuple[int, ...], seed: int, sample: int, foreground: float
 ) -> None:
     store = Store(store_folder)
     options = CropOptions(size=size, foreground=foreground)
-    crop = crop_at(store, options, seed, step, index)
-    again = crop_at(Store(store_folder, native=False), options, seed, step, index)
+    crop = crop_at(store, options, seed, sample)
+    again = crop_at(Store(store_folder, native=False), options, seed, sample)
     assert crop.place == again.place
     assert crop.image.tobytes() == again.image.tobytes()
     assert crop.image.shape == (1, *size)
@@ -44,42 +44,47 @@ def test_a_crop_equals_slicing_the_prepared_volume(
 
 def test_foreground_crops_touch_the_body_and_others_go_everywhere(store_folder: Path) -> None:
     store = Store(store_folder)
-    aware = [crop_at(store, CropOptions(size=(6, 6, 6), foreground=1), 0, step, 0) for step in range(150)]
+    aware = [crop_at(store, CropOptions(size=(6, 6, 6), foreground=1), 0, step) for step in range(150)]
     for crop in aware:
         points = crop.volume.points - np.asarray(crop.place.corner)
         assert ((points >= 0) & (points < 6)).all(axis=1).any()
-    blind = [crop_at(store, CropOptions(size=(6, 6, 6), foreground=0), 0, step, 0) for step in range(150)]
+    blind = [crop_at(store, CropOptions(size=(6, 6, 6), foreground=0), 0, step) for step in range(150)]
     assert np.mean([crop.inside for crop in aware]) > 0.5 > 2 * np.mean([crop.inside for crop in blind])
     corners = np.asarray([crop.place.corner for crop in blind])
     assert (corners.min(axis=0) <= 1).all()
     assert (corners.max(axis=0) >= (30, 28, 22)).all()
 
 
-def test_no_volume_comes_twice_before_all_have_come(store_folder: Path) -> None:
+def test_neighbouring_crops_come_from_one_volume(store_folder: Path) -> None:
     plan = CropPlan(Store(store_folder), CropOptions(size=(8, 8, 8), crops_per_volume=2))
-    numbers = [plan.place(7, 3, index).number for index in range(20)]
+    numbers = [plan.place(7, 30 + index).number for index in range(20)]
     assert numbers[::2] == numbers[1::2]
     assert sorted(numbers[:10:2]) == sorted(numbers[10::2]) == [0, 1, 2, 3, 4]
-    places = {plan.place(7, 3, index) for index in range(20)}
+    places = {plan.place(7, index) for index in range(20)}
     assert len(places) > 15
 
 
-def test_patients_can_be_drawn_evenly(store_folder: Path) -> None:
+@pytest.mark.parametrize(("balance", "groups"), [("patient", 3), ("modality", 1)])
+def test_each_group_comes_once_a_turn_and_all_its_volumes_alike(store_folder: Path, balance: str, groups: int) -> None:
+    """Of five volumes two patients have two each and one has one."""
     store = Store(store_folder)
-    plan = CropPlan(store, CropOptions(size=(8, 8, 8), balance="patient"))
-    counts = Counter(store.volume(plan.place(0, step, 0).number).patient_name for step in range(300))
-    assert max(counts.values()) < 1.4 * min(counts.values())
-    assert len(counts) == 3
-    assert len({plan.place(0, step, 0).number for step in range(100)}) == 5
+    plan = CropPlan(store, CropOptions.model_validate({"size": (8, 8, 8), "balance": balance}))
+    volumes = [store.volume(plan.place(0, number).number) for number in range(60)]
+    names = [volume.patient_name if balance == "patient" else volume.modality for volume in volumes]
+    assert all(len(set(names[turn : turn + groups])) == groups for turn in range(0, 60, groups))
+    counts = Counter(volume.volume for volume in volumes)
+    assert len(counts) == 5
+    for name in set(names):
+        assert len({counts[volume.volume] for volume, other in zip(volumes, names, strict=True) if other == name}) == 1
 
 
 def test_small_volumes_are_padded_or_left_out(store_folder: Path) -> None:
     store = Store(store_folder)
     size = (50, 30, 20)
-    assert CropPlan(store, CropOptions(size=size, small="leave out")).numbers == [4]
+    assert CropPlan(store, CropOptions(size=size, small="leave out")).numbers.tolist() == [4]
     padded = CropPlan(store, CropOptions(size=size))
-    assert padded.numbers == [0, 1, 2, 3, 4]
-    corners = {padded.place(0, step, 0) for step in range(40)}
+    assert padded.numbers.tolist() == [0, 1, 2, 3, 4]
+    corners = {padded.place(0, step) for step in range(40)}
     assert any(place.corner[0] == -5 for place in corners if place.number == 0)
 
 
@@ -103,7 +108,7 @@ def test_options_that_cannot_be(store_folder: Path) -> None:
 
 def test_2d_crops_are_axial_slices(store_folder: Path) -> None:
     store = Store(store_folder)
-    crop = crop_at(store, CropOptions(size=(16, 12)), 0, 5, 1)
+    crop = crop_at(store, CropOptions(size=(16, 12)), 0, 5)
     whole = store.preparation.apply(store.read_whole(crop.place.number), crop.volume.statistics, "MR")
     x, y, z = crop.place.corner
     assert np.array_equal(crop.image, whole[:, x : x + 16, y : y + 12, z])
@@ -113,5 +118,5 @@ def test_order_of_ingest_does_not_matter(tmp_path: Path, incoming: Callable[...,
     write_store(incoming()[::-1], tmp_path / "s", workers=1)
     options = CropOptions(size=(8, 8, 8))
     for step in range(5):
-        one, other = crop_at(Store(tmp_path / "s"), options, 1, step, 0), crop_at(Store(store_folder), options, 1, step, 0)
+        one, other = crop_at(Store(tmp_path / "s"), options, 1, step), crop_at(Store(store_folder), options, 1, step)
         assert np.array_equal(one.image, other.image)

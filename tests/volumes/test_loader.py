@@ -6,6 +6,7 @@ import gc
 import shutil
 import threading
 import time
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import torch
 
 from medssl.contracts import Crops
 from medssl.errors import MedsslError, StoreError
-from medssl.volumes import CropLoader, DataOptions, Store, crop_at, stable_id
+from medssl.volumes import CropLoader, DataOptions, Store, crop_at, on_device, stable_id
 from medssl.volumes.frames import Damaged
 from medssl.volumes.prefetch import Prefetch
 
@@ -49,7 +50,7 @@ def test_ranks_and_accumulation_count_one_global_index(store_folder: Path) -> No
         assert [(step, part) for step, part, _ in found] == [(0, 0), (0, 1), (1, 0), (1, 1)]
         crops = found[micro][2]
         for slot, number in enumerate(crops.index.tolist()):
-            expected = crop_at(Store(store_folder), options(store_folder), 11, 0, number)
+            expected = crop_at(Store(store_folder), options(store_folder), 11, number)
             assert np.array_equal(crops.images[slot].numpy(), expected.image)
         return crops.index
 
@@ -95,6 +96,60 @@ def test_buffers_are_reused(store_folder: Path) -> None:
         gc.collect()
         assert loader.buffers <= 5
         assert loader.waited > 0
+
+
+class SlowGpu:
+    """Copies whose end is told by `done`, as events of a GPU would."""
+
+    type = "cuda"
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.copies: list[dict[str, bool]] = []
+        gpu = self
+
+        class Event:
+            def record(self, stream: object) -> None:
+                self.copy = {"done": False, "waited": False}
+                gpu.copies.append(self.copy)
+
+            def query(self) -> bool:
+                return self.copy["done"]
+
+            def synchronize(self) -> None:
+                self.copy["waited"] = True
+
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: device)
+        monkeypatch.setattr(Crops, "to", lambda crops, device, non_blocking: replace(crops, images=crops.images.clone()))
+
+
+def test_a_buffer_is_not_filled_anew_while_a_gpu_copies_it(store_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = SlowGpu(monkeypatch)
+    with CropLoader(Store(store_folder), options(store_folder, threads=1, ahead=1), 3) as loader:
+        moved = on_device(([crops] for _, _, crops in loader), gpu)  # type: ignore[arg-type]
+        for _ in range(20):
+            next(moved)
+        gc.collect()
+        stuck = loader.buffers
+        assert stuck >= 20
+        for copy in gpu.copies:
+            copy["done"] = True
+        for _ in range(12):
+            next(moved)
+            gpu.copies[-1]["done"] = True
+        gc.collect()
+        assert loader.buffers <= stuck + 2
+        gpu.copies[-1]["done"] = False
+        moved.close()
+        assert gpu.copies[-1]["waited"]
+
+
+def test_on_a_cpu_nothing_is_held(store_folder: Path) -> None:
+    with CropLoader(Store(store_folder), options(store_folder, ahead=1), 3) as loader:
+        for _ in islice(on_device(([crops] for _, _, crops in loader), torch.device("cpu")), 30):
+            pass
+        gc.collect()
+        assert loader.buffers <= 5
 
 
 def test_deleted_volumes_end_in_one_clear_error(tmp_path: Path, store_folder: Path) -> None:

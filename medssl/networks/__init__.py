@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         swap_head,
         unique_tensors,
     )
+    from medssl.networks.probe import dense_output, main_output
     from medssl.networks.sizes import check_crop, crop_problem, network_info
     from medssl.networks.spec import NetworkSpec, as_spec
     from medssl.networks.transferable import Matched, load_matching
@@ -36,6 +37,8 @@ _WHERE = {
     "stem_tensors": "difference",
     "swap_head": "difference",
     "unique_tensors": "difference",
+    "dense_output": "probe",
+    "main_output": "probe",
     "Encoder": "trunk",
     "Trunk": "trunk",
     "encoder_end": "trunk",
@@ -55,11 +58,13 @@ __all__ = [
     "check_crop",
     "crop_problem",
     "dense_head",
+    "dense_output",
     "encoder_end",
     "head_module",
     "head_modules",
     "head_tensors",
     "load_matching",
+    "main_output",
     "network_info",
     "stem_modules",
     "stem_tensors",

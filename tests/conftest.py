@@ -17,6 +17,14 @@ def shared_data() -> Path:
     return SHARED
 
 
+@pytest.fixture(params=[True, False], ids=["bf16 units", "no bf16 units"])
+def bf16_units(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """The test runs twice: on a processor that says that it has units for bf16, and on one that says that it has none."""
+    has = bool(request.param)
+    monkeypatch.setattr("medssl.train.device.native_bf16", lambda _: has)
+    return has
+
+
 def pytest_runtest_setup() -> None:
     from pytest_socket import socket_allow_hosts
 

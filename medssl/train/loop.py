@@ -170,5 +170,5 @@ def run_steps(engine: StepEngine) -> None:
     except torch.OutOfMemoryError as error:
         raise TrainingError(
             f"the device ran out of memory at step {engine.state.iteration}. Lower data.batch (and raise train.accumulate to keep the "
-            "same number of samples a step), lower data.size, or use precision: bf16."
+            "same number of samples a step), lower data.size, or use train.precision: bf16 where the device has units for it."
         ) from error

@@ -218,11 +218,22 @@ def test_training_works_outside_the_main_thread() -> None:
     assert done == [2]
 
 
-def test_precision_follows_the_device() -> None:
+def test_precision_follows_the_device(bf16_units: bool) -> None:
     assert choose_dtype("fp32", CPU) is None
-    assert choose_dtype("auto", CPU) == (torch.bfloat16 if native_bf16(CPU) else None)
-    if not native_bf16(CPU):
+    assert choose_dtype("auto", CPU) is None
+    assert choose_dtype("auto", torch.device("cuda:0")) is (torch.bfloat16 if bf16_units else None)
+    if bf16_units:
+        assert choose_dtype("bf16", CPU) is torch.bfloat16
+    else:
         with pytest.raises(ConfigError, match="precision: auto"):
             choose_dtype("bf16", CPU)
+
+
+def test_the_processor_says_whether_it_has_bf16_units() -> None:
+    assert native_bf16(CPU) in (True, False)
+    assert not native_bf16(torch.device("mps"))
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
     with pytest.raises(ConfigError, match="not on this machine"):
         choose_device("cuda:77")

@@ -1,7 +1,8 @@
-"""Which device a run uses and in which precision: bf16 only where it is native."""
+"""Which device a run uses, in which precision, and on how many CPUs."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -54,3 +55,18 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype | None:
             "Use precision: auto, which takes bf16 only on GPUs that have it."
         )
     return torch.bfloat16 if native else None
+
+
+def available_cpus() -> int:
+    """CPUs that this process may use: those of its affinity mask (`taskset`, a SLURM job), else all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def fit_threads() -> None:
+    """Lower torch's threads to the CPUs that this process may use; a number that the user set (`OMP_NUM_THREADS`) stays.
+
+    torch looks at the affinity once, when it is loaded; a process may have been bound to fewer CPUs since. Threads that share
+    a CPU wait for each other in every operation.
+    """
+    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > available_cpus():
+        torch.set_num_threads(available_cpus())

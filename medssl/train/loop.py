@@ -21,6 +21,7 @@ from monai.engines import Trainer
 from torch import Tensor, nn
 
 from medssl.errors import TrainingError
+from medssl.train.device import fit_threads
 from medssl.train.optim import clip_gradients, set_learning_rate
 from medssl.train.run import RunState
 
@@ -163,6 +164,7 @@ def grouped(loader: Iterable[tuple[int, int, Any]], accumulate: int) -> Iterator
 
 def run_steps(engine: StepEngine) -> None:
     """Run the engine from where its state stands to its last step, or until a handler ends it."""
+    fit_threads()
     if engine.run_state.step >= engine.run_state.steps:
         return
     try:

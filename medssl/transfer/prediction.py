@@ -19,7 +19,7 @@ from medssl.config import check
 from medssl.errors import CheckpointError, DataError, MissingInput, UsageError
 from medssl.networks import NetworkSpec
 from medssl.train.checkpoint import Checkpoint, find_checkpoint
-from medssl.train.device import choose_device, choose_dtype
+from medssl.train.device import choose_device, choose_dtype, fit_threads
 from medssl.transfer.evaluate import SUFFIXES, case_name, nifti_files
 from medssl.transfer.images import ImageForm, load_image, prepare_image
 from medssl.transfer.segment import Windows
@@ -95,6 +95,7 @@ def load_segmenter(run_dir: str | Path, device: str = "auto", precision: str = "
         raise CheckpointError(
             f"{checkpoint.path} is no fine-tuning: its network has no trained head. Run medssl finetune --pretrained {run_dir} first."
         )
+    fit_threads()
     state, place = checkpoint.state, choose_device(device)
     spec = check(NetworkSpec, state["network"], f"network in {checkpoint.path}")
     network = spec.build(seed=0)

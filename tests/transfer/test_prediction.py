@@ -109,6 +109,18 @@ def test_prediction_is_fp32_unless_told_otherwise(tuned: FineTuned, bf16_units: 
             load_segmenter(tuned.folder, precision="bf16")
 
 
+def test_prediction_has_no_more_threads_than_cpus(tuned: FineTuned, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.setattr("medssl.train.device.available_cpus", lambda: 1)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    try:
+        torch.set_num_threads(3)
+        load_segmenter(tuned.folder)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_the_command_takes_a_precision(tuned: FineTuned, cases: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["predict", str(tuned.folder), str(cases / "images/case0.nii.gz"), "--out", str(tmp_path / "maps")]
     with pytest.raises(SystemExit) as ended:

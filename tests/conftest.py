@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from medssl.cli.threads import wait_asleep
+
+wait_asleep()  # before any test loads torch: beside other jobs the tests are several times faster
+
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

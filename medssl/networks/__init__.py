@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         unique_tensors,
     )
     from medssl.networks.layout import encoder_end, encoder_layout
+    from medssl.networks.probe import dense_output, main_output
     from medssl.networks.sizes import check_crop, crop_problem, network_info
     from medssl.networks.spec import NetworkSpec, as_spec
     from medssl.networks.transferable import Matched, load_matching
@@ -37,6 +38,8 @@ _WHERE = {
     "stem_tensors": "difference",
     "swap_head": "difference",
     "unique_tensors": "difference",
+    "dense_output": "probe",
+    "main_output": "probe",
     "Encoder": "trunk",
     "Trunk": "trunk",
     "encoder_end": "layout",
@@ -57,12 +60,14 @@ __all__ = [
     "check_crop",
     "crop_problem",
     "dense_head",
+    "dense_output",
     "encoder_end",
     "encoder_layout",
     "head_module",
     "head_modules",
     "head_tensors",
     "load_matching",
+    "main_output",
     "network_info",
     "stem_modules",
     "stem_tensors",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
@@ -11,10 +11,9 @@ from medssl.config import BaseOptions
 from medssl.learn.terms import TermOptions, term_schemas
 from medssl.networks import NetworkSpec
 from medssl.plugins import Plugins
+from medssl.train.device import Precision
 from medssl.train.optim import OptimizerName, Schedule
 from medssl.volumes import DataOptions
-
-Precision = Literal["auto", "fp32", "bf16"]
 
 
 class TrainOptions(BaseOptions):
@@ -39,7 +38,7 @@ class TrainOptions(BaseOptions):
     accumulate: int = Field(1, ge=1, le=1024)
     """Batches whose gradients are added up before one step."""
     precision: Precision = "auto"
-    """auto: bf16 where the device has units for it, else fp32."""
+    """auto: bf16 on GPUs that have units for it, fp32 on every CPU; bf16 on a CPU with such units by choice."""
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
     """auto: the first GPU, else the CPU."""
     checkpoint_every: int = Field(500, ge=1)

@@ -25,9 +25,11 @@ from medssl.errors import TrainingError
 from medssl.learn import Objective
 from medssl.learn.joining import rank, summed, world
 from medssl.run import RunState
+from medssl.train.device import fit_threads
 from medssl.train.optim import clip_gradients, set_learning_rate
 
 logging.getLogger("medssl.train").addHandler(logging.NullHandler())
+
 
 @dataclass(frozen=True)
 class StepSettings:
@@ -163,6 +165,7 @@ def grouped(loader: Iterable[tuple[int, int, Any]], accumulate: int) -> Iterator
 
 def run_steps(engine: StepEngine) -> None:
     """Run the engine from where its state stands to its last step, or until a handler ends it."""
+    fit_threads()
     if engine.run_state.step >= engine.run_state.steps:
         return
     try:
@@ -170,5 +173,5 @@ def run_steps(engine: StepEngine) -> None:
     except torch.OutOfMemoryError as error:
         raise TrainingError(
             f"the device ran out of memory at step {engine.state.iteration}. Lower data.batch (and raise train.accumulate to keep the "
-            "same number of samples a step), lower data.size, or use precision: bf16."
+            "same number of samples a step), lower data.size, or use train.precision: bf16 where the device has units for it."
         ) from error

@@ -219,7 +219,7 @@ def _attach_validation(plan: Plan, run: FineTuned, engine: StepEngine) -> None:
     if not plan.validation:
         return
     options, device = plan.config.train, engine.settings.device
-    windows = Windows(plan.config.data.size, plan.config.overlap, engine.settings.dtype)
+    windows = Windows(plan.config.data.size, plan.config.overlap, choose_dtype(options.validate_precision, device))
     evaluator = make_evaluator(run.network, CaseBatches(plan.validation, plan.form), windows, plan.classes, device)
     Validate(evaluator, options.validate_every, options.steps, run.best, _saver(plan, run, None, "best", 1)).attach(engine)
 

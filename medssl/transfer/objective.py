@@ -9,8 +9,8 @@ from monai.losses import DiceCELoss
 from torch import Tensor, nn
 
 from medssl.contracts import Draw
+from medssl.networks import dense_output
 from medssl.transfer.options import AugmentOptions
-from medssl.transfer.segment import full_output
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class SegmentationLoss(nn.Module):
         """`{"loss": ()}` of one batch; what is random depends on (seed, step, place in the batch) alone."""
         draw = Draw(self.seed, step, range(len(batch.images)), "augment", batch.images.device)
         images, labels = augment(batch.images, batch.labels, self.options, draw)
-        logits = full_output(self.network(images), images)
+        logits = dense_output(self.network(images), images.shape[2:])
         return {"loss": self.dice_ce(logits.float(), labels)}
 
 

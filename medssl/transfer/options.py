@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from medssl.config import BaseOptions
 from medssl.networks import NetworkSpec
 from medssl.plugins import Plugins
-from medssl.train.config import Precision
+from medssl.train.device import Precision
 from medssl.train.optim import OptimizerName, Schedule
 from medssl.volumes import LabelledOptions, Preparation
 
@@ -50,11 +50,13 @@ class FinetuneTrainOptions(BaseOptions):
     clip: float | None = Field(1.0, gt=0)
     """Longest gradient that is taken as it is; null: no clipping."""
     precision: Precision = "auto"
-    """auto: bf16 where the device has units for it, else fp32."""
+    """auto: bf16 on GPUs that have units for it, fp32 on every CPU; bf16 on a CPU with such units by choice."""
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
     """auto: the first GPU, else the CPU."""
     validate_every: int = Field(100, ge=1)
     """Steps between two evaluations on the validation cases; one more follows the last step."""
+    validate_precision: Precision = "fp32"
+    """Precision of these evaluations; fp32 gives the label maps of `medssl predict`."""
     checkpoint_every: int = Field(100, ge=1)
     """Steps between two checkpoints; one more is written at the end and on a signal."""
     keep: int = Field(1, ge=1)

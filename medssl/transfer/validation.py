@@ -50,7 +50,7 @@ class CaseBatches:
             }
 
 
-class ClassDice:
+class RecordDice:
     """A handler of the evaluator: `engine.state.metrics` gets `dice`, the mean, and `dice/1`, `dice/2`, ... of the classes.
 
     The label map is brought back to the image's own grid first, so the numbers are those of `medssl predict` and `evaluate`.
@@ -88,7 +88,7 @@ def make_evaluator(network: nn.Module, batches: CaseBatches, windows: Windows, c
     """A `monai.engines.SupervisedEvaluator` over the validation cases whose `state.metrics` are Dice; any handler attaches."""
     evaluator = SupervisedEvaluator(device, batches, network, epoch_length=len(batches), inferer=windows, decollate=False)
     evaluator.logger = logging.getLogger("medssl.transfer")
-    ClassDice(classes).attach(evaluator)
+    RecordDice(classes).attach(evaluator)
     return evaluator
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from medssl.errors import ConfigError, TrainingError
 from medssl.run import RunState
-from medssl.train.device import choose_device, choose_dtype, native_bf16
+from medssl.train.device import available_cpus, choose_device, choose_dtype, fit_threads, native_bf16
 from medssl.train.handlers import CheckpointWriter, Clock, Recorder
 from medssl.train.loop import Skip, StepEngine, StepSettings, grouped, run_steps
 from medssl.train.optim import make_optimizer, parameter_groups
@@ -243,11 +243,52 @@ def test_training_works_outside_the_main_thread() -> None:
     assert done == [2]
 
 
-def test_precision_follows_the_device() -> None:
+def test_precision_follows_the_device(bf16_units: bool) -> None:
     assert choose_dtype("fp32", CPU) is None
-    assert choose_dtype("auto", CPU) == (torch.bfloat16 if native_bf16(CPU) else None)
-    if not native_bf16(CPU):
+    assert choose_dtype("auto", CPU) is None
+    assert choose_dtype("auto", torch.device("cuda:0")) is (torch.bfloat16 if bf16_units else None)
+    if bf16_units:
+        assert choose_dtype("bf16", CPU) is torch.bfloat16
+    else:
         with pytest.raises(ConfigError, match="precision: auto"):
             choose_dtype("bf16", CPU)
+
+
+def test_the_processor_says_whether_it_has_bf16_units() -> None:
+    assert native_bf16(CPU) in (True, False)
+    assert not native_bf16(torch.device("mps"))
+
+
+@pytest.mark.parametrize(("given", "threads"), [(None, 1), ("3", 3)], ids=["by affinity", "by the user"])
+def test_training_has_no_more_threads_than_cpus(given: str | None, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.setattr("medssl.train.device.available_cpus", lambda: 1)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    try:
+        torch.set_num_threads(3)
+        run_steps(engine(net(), 2))
+        assert torch.get_num_threads() == threads
+        torch.set_num_threads(1)
+        monkeypatch.setattr("medssl.train.device.available_cpus", lambda: 8)
+        fit_threads()
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process to CPUs")
+def test_available_cpus_are_those_of_the_affinity() -> None:
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        assert available_cpus() == 1
+    finally:
+        os.sched_setaffinity(0, before)
+    assert available_cpus() == len(before)
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
     with pytest.raises(ConfigError, match="not on this machine"):
         choose_device("cuda:77")

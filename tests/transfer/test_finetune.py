@@ -23,6 +23,7 @@ from medssl.train.checkpoint import load_checkpoint, newest_good
 from medssl.train.stopping import Stopped
 from medssl.transfer import evaluate, predict
 from medssl.transfer.finetune import FineTuned, fine_tune
+from medssl.transfer.segment import Windows
 from medssl.volumes import Preparation
 
 Config = Callable[..., dict[str, Any]]
@@ -93,6 +94,24 @@ def test_labelled_and_overrides_reach_the_configuration(tmp_path: Path, finetune
     assert (run.config.train.steps, run.config.data.labelled, run.config.seed) == (1, 1, 5)
     assert run.config.network is not None
     assert run.config.network.options["channels"] == [4, 8]
+
+
+@pytest.mark.parametrize(("asked", "found"), [({}, None), ({"validate_precision": "bf16"}, torch.bfloat16)])
+def test_validation_is_fp32_unless_told_otherwise(
+    asked: dict[str, str], found: torch.dtype | None, tmp_path: Path, finetune_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medssl.train.device.native_bf16", lambda _: True)
+    seen: list[torch.dtype | None] = []
+
+    def answer(windows: Windows, inputs: torch.Tensor, network: torch.nn.Module) -> torch.Tensor:
+        seen.append(windows.dtype)
+        return torch.zeros((1, 3, *inputs.shape[2:]))
+
+    monkeypatch.setattr(Windows, "__call__", answer)
+    config = finetune_config(2)
+    config["train"] |= {"precision": "bf16", "device": "cpu", **asked}
+    fine_tune(config=config, out=tmp_path / "run")
+    assert seen and set(seen) == {found}
 
 
 class StopAt:

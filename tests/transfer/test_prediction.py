@@ -10,14 +10,16 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
 from medssl.archive import Index, build_index
-from medssl.errors import ArchiveError, CheckpointError, DataError, MissingInput, UsageError
+from medssl.cli import main
+from medssl.errors import ArchiveError, CheckpointError, ConfigError, DataError, MissingInput, UsageError
 from medssl.testing.dicom import write_series
 from medssl.train.checkpoint import newest_good, save_checkpoint
 from medssl.transfer.finetune import FineTuned, fine_tune
-from medssl.transfer.prediction import predict
+from medssl.transfer.prediction import load_segmenter, predict
 
 MakeCase = Callable[..., Path]
 
@@ -73,6 +75,7 @@ def test_resampled_input_comes_back_on_its_own_grid(tmp_path: Path, finetune_con
     np.testing.assert_allclose(nib.load(path).affine, nib.load(fine).affine)
 
 
+@pytest.mark.usefixtures("bf16_units")
 def test_dicom_gives_the_same_voxels_as_nifti(tuned: FineTuned, cases: Path, tmp_path: Path) -> None:
     image = nib.load(cases / "images/case2.nii.gz")
     write_series(tmp_path / "dicom", np.asarray(image.dataobj), image.affine, modality="MR")
@@ -95,6 +98,39 @@ def test_dicom_of_another_modality_is_refused(tuned: FineTuned, cases: Path, tmp
     write_series(tmp_path / "dicom", np.asarray(image.dataobj), image.affine, modality="CT")
     with pytest.raises(DataError, match="is CT, the network was fine-tuned on MR"):
         predict(tuned.folder, [tmp_path / "dicom"], tmp_path / "maps")
+
+
+def test_prediction_is_fp32_unless_told_otherwise(tuned: FineTuned, bf16_units: bool) -> None:
+    assert load_segmenter(tuned.folder).windows.dtype is None
+    if bf16_units:
+        assert load_segmenter(tuned.folder, precision="bf16").windows.dtype is torch.bfloat16
+    else:
+        with pytest.raises(ConfigError, match="precision: auto"):
+            load_segmenter(tuned.folder, precision="bf16")
+
+
+def test_prediction_has_no_more_threads_than_cpus(tuned: FineTuned, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.setattr("medssl.train.device.available_cpus", lambda: 1)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    try:
+        torch.set_num_threads(3)
+        load_segmenter(tuned.folder)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_command_takes_a_precision(tuned: FineTuned, cases: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["predict", str(tuned.folder), str(cases / "images/case0.nii.gz"), "--out", str(tmp_path / "maps")]
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--precision", "fp16"])
+    assert ended.value.code == 2
+    assert "precision: 'fp16' is none of auto, fp32, bf16" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--precision", "auto"])
+    assert not ended.value.code
+    assert (tmp_path / "maps/case0.nii.gz").is_file()
 
 
 def test_last_checkpoint_can_be_named(tuned: FineTuned, cases: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from medssl.contracts import Crops
 from medssl.errors import CheckpointError, ConfigError, UsageError
-from medssl.learn import Objective
+from medssl.learn import Objective, freeze_unreached, pictures, trivial
 from medssl.networks import NetworkSpec
 from medssl.networks.difference import head_tensors
 from medssl.plugins import Plugins
@@ -128,15 +128,15 @@ def pretrain(
     objective, looked_at = plan.objective(), plan.first_crops()
     check_room(out, _checkpoint_bytes(objective) * (plan.config.train.keep + 1))
     with seeded(plan.config.seed, 0, 0, torch.device("cpu")):
-        frozen = objective.freeze_unreached(looked_at)
+        frozen = freeze_unreached(objective, looked_at)
         logger.info("not trained, since no term reaches them: %s", ", ".join(frozen) or "none")
-        trivial = objective.trivial(looked_at, 0)
+        to_beat = trivial(objective, looked_at, 0)
         if plan.config.train.picture_every:
-            objective.pictures(looked_at, 0)  # a task whose picture fails should say so now, not hours later
+            pictures(objective, looked_at, 0)  # a task whose picture fails should say so now, not hours later
     with locked(out) as folder, stop_on_signals() as request:
         resumed = _open_folder(folder, plan, resume)
         run = Run(folder, plan.config, objective, RunState(plan.config.train.steps))
-        _train(plan, run, objective, looked_at, trivial, resumed, request, handlers)
+        _train(plan, run, objective, looked_at, to_beat, resumed, request, handlers)
     return run
 
 
@@ -162,7 +162,7 @@ def _train(
     run: Run,
     objective: Objective,
     looked_at: Crops,
-    trivial: Mapping[str, float],
+    to_beat: Mapping[str, float],
     resumed: Checkpoint | None,
     request: StopRequest,
     handlers: Sequence[Any],
@@ -181,7 +181,7 @@ def _train(
         engine = Pretrainer(objective, crops, options, state, plan.config.seed, on_skip)
         if resumed is not None:
             load_optimizer(engine.optimizer, objective, resumed.tensors["optimizer"])
-        _say_trivial(trivial, display)
+        _say_trivial(to_beat, display)
         clock.attach(engine)
         recorder.attach(engine)
         if options.picture_every:
@@ -202,8 +202,8 @@ def _samples(skip: Skip) -> list[int]:
     return [int(sample) for crops in skip.batches for sample in crops.sample]
 
 
-def _say_trivial(trivial: Mapping[str, float], display: ProgressDisplay) -> None:
-    found = ", ".join(f"{name} {loss:.4g}" for name, loss in trivial.items())
+def _say_trivial(to_beat: Mapping[str, float], display: ProgressDisplay) -> None:
+    found = ", ".join(f"{name} {loss:.4g}" for name, loss in to_beat.items())
     if found:
         display.say(f"to beat, the loss of the answer that needs no learning: {found}")
 
@@ -216,7 +216,7 @@ def _attach_pictures(engine: Pretrainer, objective: Objective, crops: Crops, fol
         if step % every and step != engine.run_state.steps:
             return
         shown: dict[str, dict[str, Tensor]] = {}
-        for name, images in objective.pictures(crops, 0).items():
+        for name, images in pictures(objective, crops, 0).items():
             task, _, what = name.partition("/")
             shown.setdefault(task, {})[what] = images
         for task, columns in shown.items():

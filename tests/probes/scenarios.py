@@ -94,7 +94,7 @@ SCENARIOS = {
         ],
         channels=2,
     ),
-    "air": Scenario([{"name": "relative-position", "gap": 0, "jitter": 0}, "body-position"], air=[1, 2, 3]),
+    "air": Scenario([{"name": "relative-position", "gap": 0, "jitter": 0}], air=[1, 2, 3]),
     "pretext invariance": Scenario(["halves"], ["pretext-invariance"]),
     "two levels": Scenario(["hierarchy"], ["agreement"]),
     "an annealed term": Scenario(["ramp"]),

@@ -27,7 +27,7 @@ from medssl.contracts import Crops
 from medssl.learn import build_objective
 from medssl.networks import as_spec
 from medssl.testing import make_crops
-from medssl.train import Pretrainer, RunState, TrainOptions
+from medssl.train import RunState, TrainOptions, make_engine
 from medssl.train.loop import StepEngine, StepSettings, run_steps
 from medssl.train.optim import learning_rate_at
 from medssl.volumes import make_store
@@ -89,7 +89,9 @@ def engine_rows(repeat: int) -> list[Row]:
     peer = "a plain torch loop on ready tensors"
     return [
         Row("a step of the engine on ready tensors, CPU", each["engine"], each["plain"], peer, "ms", 1.03),
-        Row("a step of Pretrainer, questions made and loss taken by the task, CPU", each["objective"], each["plain"], peer, "ms", 1.03),
+        Row(
+            "a step of medssl's engine, questions made and loss taken by the task, CPU", each["objective"], each["plain"], peer, "ms", 1.03
+        ),
     ]
 
 
@@ -158,7 +160,7 @@ def _objective_steps(config: Mapping[str, Any], crops: list[Crops], rate: float)
     objective = build_objective(config["network"], config["tasks"])
     objective.freeze_unreached(crops[0])
     options = TrainOptions(steps=BLOCK_STEPS, learning_rate=rate, device="cpu", precision="fp32")
-    engine = Pretrainer(objective, _triples(crops), options)
+    engine = make_engine(objective, _triples(crops), options)
     return lambda: run_steps(engine)
 
 

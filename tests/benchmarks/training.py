@@ -123,7 +123,7 @@ def _question(images: Tensor, seed: int, task: Mapping[str, Any]) -> Question:
 
 def _loss(network: nn.Module, question: Question) -> Tensor:
     inputs, target, hidden = question
-    error = (network(inputs) - target).square() * hidden
+    error: Tensor = (network(inputs) - target).square() * hidden
     return (error.flatten(1).sum(1) / hidden.flatten(1).sum(1)).mean()
 
 
@@ -137,7 +137,7 @@ def _plain_steps(network: nn.Module, questions: list[Question], rate: float) -> 
                 group["lr"] = learning_rate_at(step, BLOCK_STEPS, rate, 0.05, "cosine")
             optimizer.zero_grad(set_to_none=True)
             loss = _loss(network, question)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             loss.item()

@@ -247,6 +247,28 @@ def test_an_index_does_not_depend_on_the_order_of_keys(
     assert tables(tmp_path / "index") == one
 
 
+class Counted(Reversed):
+    """Notes every time that it is made, in any process."""
+
+    name = "counted"
+    schemes: ClassVar[tuple[str, ...]] = ("counted",)
+
+    def __init__(self, location: str) -> None:
+        super().__init__(location.removeprefix("counted:"))
+        with Path(self.location).with_name("made").open("a") as log:
+            log.write("x")
+
+
+def test_a_worker_makes_a_source_once_and_not_for_each_shard(tmp_path: Path, archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medssl.archive.scan.SHARD", 2)
+    write_series(archive, made_volume((4, 4, 40)), made_affine())
+    for workers in (1, 2):
+        build_index([f"counted:{archive}"], tmp_path / "index", workers=workers, plugins=known(Counted))
+        made = tmp_path / "made"
+        assert len(made.read_text()) <= (1 if workers == 1 else 1 + workers)
+        made.unlink()
+
+
 class Remote(ArchiveSource):
     """Headers without pixels, as a PACS has them; every file that is opened is noted in `opened`."""
 

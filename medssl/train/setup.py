@@ -111,11 +111,12 @@ def make_plan(
     store = Store(checked.data.store)
     _check_channels(spec, store, checked.data)
     _check_preparation(store, origin)
-    documents = {"tasks": _documents(tasks), "consistency": _documents(losses)}
-    return Plan(checked.model_copy(update={"network": spec, **documents}), spec, store, tasks, losses, origin, plugins)
+    resolved = {"network": spec, "tasks": documents(tasks), "consistency": documents(losses)}
+    return Plan(checked.model_copy(update=resolved), spec, store, tasks, losses, origin, plugins)
 
 
-def _documents(terms: Sequence[Term[Any]]) -> tuple[TermOptions, ...]:
+def documents(terms: Sequence[Term[Any]]) -> tuple[TermOptions, ...]:
+    """The terms with every option filled in, as the run's `config.yaml` has them."""
     return tuple(check(TermOptions, term.document()) for term in terms)
 
 

@@ -62,7 +62,7 @@ def test_every_plugin_of_this_repository_is_looked_at() -> None:
         "from medssl.augment.intensity import add_noise",
         "from medssl.contracts import _private",
         "from medssl.contracts import *",
-        "if TYPE_CHECKING:\n    from medssl.run import Run",
+        "if TYPE_CHECKING:\n    from medssl.train.training import Training",
         "def late():\n    from medssl.train import loop",
         "import medssl\nmedssl.plugins.Plugins",
     ],

@@ -8,7 +8,7 @@ resumed run equals one that was never stopped.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -27,23 +27,23 @@ from medssl.run import RunState
 from medssl.train.checkpoint import Checkpoint, newest_good, save_checkpoint
 from medssl.train.device import choose_device, choose_dtype
 from medssl.train.handlers import CheckpointWriter, Clock, Recorder
-from medssl.train.loop import Skip, StepEngine, StepSettings, run_steps
+from medssl.train.loop import Skip, StepEngine, StepSettings, grouped, run_steps
 from medssl.train.optim import learning_rate_at, load_optimizer, make_optimizer, optimizer_tensors, parameter_groups
 from medssl.train.progress import ProgressDisplay
-from medssl.train.run_folder import begin_run, continue_run, holds_run, locked
+from medssl.train.run_folder import LABELLED, begin_run, continue_run, holds_run, locked
 from medssl.train.stopping import Stopped, StopRequest, stop_on_signals
-from medssl.transfer.objective import LabelledBatch, SegmentationLoss
+from medssl.transfer.objective import SegmentationLoss
 from medssl.transfer.options import FinetuneConfig
 from medssl.transfer.segment import Windows
 from medssl.transfer.start import Plan, first_weights, make_plan
 from medssl.transfer.validation import Best, CaseBatches, Validate, make_evaluator
-from medssl.volumes import LabelledCrops, LabelledOptions
+from medssl.volumes import CropLoader, LabelledOptions, on_device
 
 if TYPE_CHECKING:
     from medssl.transfer.load import LoadReport
 
 REPORT = "load_report.json"
-FREE = frozenset({"train.keep", "train.checkpoint_every", "train.device", "data.threads"})
+FREE = frozenset({"train.keep", "train.checkpoint_every", "train.device", "data.threads", "data.ahead"})
 """Keys that may differ when a run is resumed: they change no number."""
 
 
@@ -97,8 +97,9 @@ def fine_tune(
     if out is None:
         raise UsageError("fine_tune needs out, the folder of the run.")
     given = _parts(network, data, pretrained, labelled, seed, train)
-    plan = make_plan(_configuration(config, given, overrides))
+    checked = _configuration(config, given, overrides)
     with locked(out) as folder, stop_on_signals() as request:
+        plan = make_plan(checked, folder / LABELLED)
         run, resumed = _open_run(plan, folder, resume)
         _train(plan, run, resumed, request, handlers, plugins)
     return run
@@ -174,7 +175,7 @@ def _train(
     options = plan.config.train
     run.objective.to(choose_device(options.device))
     with ExitStack() as stack:
-        crops = stack.enter_context(_crops(plan, run.state.step))
+        crops = stack.enter_context(CropLoader(plan.store, plan.config.data, plan.config.seed, first_step=run.state.step))
         display = stack.enter_context(ProgressDisplay("fine-tuning", options.steps, run.state.step))
         clock = Clock(plan.config.data.batch)
         recorder = Recorder(run.folder, 1, clock, display)
@@ -197,7 +198,7 @@ def _train(
     _take_best(run)
 
 
-def _engine(plan: Plan, run: FineTuned, resumed: Checkpoint | None, crops: LabelledCrops, recorder: Recorder) -> StepEngine:
+def _engine(plan: Plan, run: FineTuned, resumed: Checkpoint | None, crops: CropLoader, recorder: Recorder) -> StepEngine:
     options, device = plan.config.train, choose_device(plan.config.train.device)
     groups = parameter_groups(run.objective, options.weight_decay)
     optimizer = make_optimizer(groups, options.optimizer, options.learning_rate, options.momentum)
@@ -208,11 +209,12 @@ def _engine(plan: Plan, run: FineTuned, resumed: Checkpoint | None, crops: Label
         return learning_rate_at(step, options.steps, options.learning_rate, options.warmup, options.schedule)
 
     def on_skip(skip: Skip) -> None:
-        recorder.skip(skip, [name for batch in skip.batches for name in batch.cases])
+        recorder.skip(skip, [int(sample) for crops in skip.batches for sample in crops.sample])
 
     dtype = choose_dtype(options.precision, device)
     settings = StepSettings(device, rate, dtype, options.clip, plan.config.seed, options.max_skipped)
-    return StepEngine(run.objective, run.objective, optimizer, _batches(crops, device), run.state, settings, on_skip=on_skip)
+    batches = on_device(grouped(crops, 1), device)
+    return StepEngine(run.objective, run.objective, optimizer, batches, run.state, settings, on_skip=on_skip)
 
 
 def _attach_validation(plan: Plan, run: FineTuned, engine: StepEngine) -> None:
@@ -222,17 +224,6 @@ def _attach_validation(plan: Plan, run: FineTuned, engine: StepEngine) -> None:
     windows = Windows(plan.config.data.size, plan.config.overlap, engine.settings.dtype)
     evaluator = make_evaluator(run.network, CaseBatches(plan.validation, plan.form), windows, plan.classes, device)
     Validate(evaluator, options.validate_every, options.steps, run.best, _saver(plan, run, None, "best", 1)).attach(engine)
-
-
-def _crops(plan: Plan, first_step: int) -> LabelledCrops:
-    config = plan.config
-    outputs = plan.spec.out_channels
-    return LabelledCrops(plan.training, config.data, plan.form.preparation, config.seed, out_channels=outputs, first_step=first_step)
-
-
-def _batches(crops: LabelledCrops, device: torch.device) -> Iterator[list[LabelledBatch]]:
-    for _, images, labels, names in crops:
-        yield [LabelledBatch(images, labels, names).to(device)]
 
 
 def _plugin_handlers(plugins: Plugins | None, run: FineTuned) -> list[Any]:

@@ -2,31 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from monai.losses import DiceCELoss
 from torch import Tensor, nn
 
-from medssl.contracts import Draw
+from medssl.contracts import Crops, Draw
 from medssl.transfer.options import AugmentOptions
 from medssl.transfer.segment import full_output
-
-
-@dataclass(frozen=True)
-class LabelledBatch:
-    """Crops with their labels."""
-
-    images: Tensor
-    """(B, C, *size) float32, prepared intensities."""
-    labels: Tensor
-    """(B, 1, *size) int64 classes."""
-    cases: tuple[str, ...]
-    """B names."""
-
-    def to(self, device: torch.device) -> LabelledBatch:
-        """The same batch on `device`."""
-        return LabelledBatch(self.images.to(device, non_blocking=True), self.labels.to(device, non_blocking=True), self.cases)
 
 
 class SegmentationLoss(nn.Module):
@@ -42,10 +24,11 @@ class SegmentationLoss(nn.Module):
         self.options, self.seed = options, seed
         self.dice_ce = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=True)
 
-    def forward(self, batch: LabelledBatch, step: int) -> dict[str, Tensor]:
-        """`{"loss": ()}` of one batch; what is random depends on (seed, step, place in the batch) alone."""
-        draw = Draw(self.seed, step, range(len(batch.images)), "augment", batch.images.device)
-        images, labels = augment(batch.images, batch.labels, self.options, draw)
+    def forward(self, crops: Crops, step: int) -> dict[str, Tensor]:
+        """`{"loss": ()}` of labelled crops; what is random depends on (seed, step, place in the batch) alone."""
+        assert crops.labels is not None
+        draw = Draw(self.seed, step, crops.index, "augment", crops.images.device)
+        images, labels = augment(crops.images, crops.labels, self.options, draw)
         logits = full_output(self.network(images), images)
         return {"loss": self.dice_ce(logits.float(), labels)}
 

@@ -41,7 +41,7 @@ class CaseBatches:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for case in self.cases:
-            prepared = load_image(case.image, self.form)
+            prepared = load_image(case.images, self.form)
             yield {
                 CommonKeys.IMAGE: torch.from_numpy(np.ascontiguousarray(prepared.array))[None],
                 CommonKeys.LABEL: torch.empty(0),

@@ -46,23 +46,30 @@ class Flips:
     """Whether the new axis 0, 1, 2 runs backwards."""
 
     def apply(self, array: Array) -> Array:
-        """(X, Y, Z) of the input -> (X, Y, Z) of RAS+; a view."""
-        turned = array.transpose(self.order)
-        return turned[tuple(slice(None, None, -1 if flip else 1) for flip in self.flipped)]
+        """(..., X, Y, Z) of the input -> (..., X, Y, Z) of RAS+; a view."""
+        return self._reversed(_transposed(array, self.order))
 
     def undo(self, array: Array) -> Array:
         """The exact inverse of `apply`; a view."""
-        turned = array[tuple(slice(None, None, -1 if flip else 1) for flip in self.flipped)]
-        return turned.transpose(tuple(int(axis) for axis in np.argsort(self.order)))
+        return _transposed(self._reversed(array), np.argsort(self.order).tolist())
+
+    def _reversed(self, array: Array) -> Array:
+        x, y, z = (slice(None, None, -1 if flip else 1) for flip in self.flipped)
+        return array[..., x, y, z]
 
     def affine(self, affine: Array, shape: Sequence[int]) -> Array:
-        """The affine of the turned array, for an input of `shape`."""
+        """The affine of the turned array, for an input of three sides `shape`."""
         step = np.zeros((4, 4))
         step[3, 3] = 1
         for new, (old, flip) in enumerate(zip(self.order, self.flipped, strict=True)):
             step[old, new] = -1 if flip else 1
             step[old, 3] = shape[old] - 1 if flip else 0
         return np.asarray(affine, float) @ step
+
+
+def _transposed(array: Array, order: Sequence[int]) -> Array:
+    lead = array.ndim - 3
+    return array.transpose((*range(lead), *(lead + axis for axis in order)))
 
 
 def to_ras(affine: Array) -> Flips:
@@ -87,7 +94,7 @@ def positions(size: int, old: float, new: float) -> NDArray[np.float64]:
 
 
 def resample(array: Array, affine: Array, spacing: Sequence[float]) -> tuple[Array, Array]:
-    """(X, Y, Z) values and affine on the grid with `spacing` mm.
+    """(..., X, Y, Z) values and affine on the grid with `spacing` mm.
 
     Linear; where it shrinks, the triangle is as wide as a new voxel, so that fine structure is averaged and does not alias.
     Whole numbers that span 200 or more stay whole numbers (int16), others become float32.
@@ -95,6 +102,9 @@ def resample(array: Array, affine: Array, spacing: Sequence[float]) -> tuple[Arr
     old = spacing_of(affine)
     if np.allclose(old, spacing, rtol=1e-4):
         return array, np.asarray(affine, float)
+    if array.ndim > 3:
+        parts = [resample(part, affine, spacing) for part in array]
+        return np.stack([part for part, _ in parts]), parts[0][1]
     whole = np.issubdtype(array.dtype, np.integer) and float(array.max()) - float(array.min()) >= WHOLE_RANGE
     result = array.astype(np.float32)
     for axis in sorted(range(3), key=lambda axis: old[axis] / spacing[axis]):

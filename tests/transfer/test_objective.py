@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from medssl.contracts import Draw
-from medssl.transfer.objective import LabelledBatch, SegmentationLoss, augment
+from medssl.testing import make_crops
+from medssl.transfer.objective import SegmentationLoss, augment
 from medssl.transfer.options import AugmentOptions
 
 
@@ -58,6 +61,6 @@ def test_perfect_logits_cost_nothing_and_uniform_ones_do() -> None:
         def forward(self, inputs: torch.Tensor) -> torch.Tensor:
             return torch.cat([inputs <= 0.5, inputs > 0.5], 1) * self.gain
 
-    batch = LabelledBatch(images, labels, ("a",) * 6)
+    batch = replace(make_crops(6, (5, 5, 5)), images=images, labels=labels)
     assert SegmentationLoss(Oracle(100.0), options, 0)(batch, 0)["loss"] < 1e-3
     assert SegmentationLoss(Oracle(0.0), options, 0)(batch, 0)["loss"] > 0.5

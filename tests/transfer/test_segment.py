@@ -38,6 +38,12 @@ def test_small_volumes_are_padded_with_their_darkest_value() -> None:
     torch.testing.assert_close(logits, inputs.min().expand_as(inputs))
 
 
+def test_each_channel_is_padded_with_its_own_darkest_value() -> None:
+    inputs = torch.stack([torch.rand(3, 9, 3) + 5, torch.rand(3, 9, 3) - 7])[None]
+    logits = Windows((8, 8, 8))(inputs, Edge())
+    torch.testing.assert_close(logits, inputs.amin((2, 3, 4), keepdim=True).expand_as(inputs))
+
+
 def test_first_of_several_answers_is_taken() -> None:
     inputs = torch.zeros(2, 1, 4, 4, 4)
     logits = torch.randn(2, 3, 4, 4, 4)

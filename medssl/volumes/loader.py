@@ -105,13 +105,9 @@ class CropLoader:
         rank: int = 0,
         world: int = 1,
         *,
-        first_index: int = 0,
         body: bool = False,
     ) -> None:
         """With `body` the crops say where the body is; labels they have where the store has.
-
-        `first_index` is the index of the step's first sample: crops that are joined to those of another loader begin where these end,
-        so that each has random numbers of its own.
 
         Raises `ConfigError` where no volume holds the crop, and whatever `Store` raises.
         """
@@ -119,7 +115,7 @@ class CropLoader:
         self.plan = CropPlan(self.store, options)
         self.options, self.seed = options, seed
         self.channels = self.store.channels
-        self._accumulate, self._first, self._rank, self._world, self._first_index = accumulate, first_step, rank, world, first_index
+        self._accumulate, self._first, self._rank, self._world = accumulate, first_step, rank, world
         self._images = BufferPool((options.batch, len(self.channels), *self.plan.size), torch.float32)
         self._labels = BufferPool((options.batch, *self.plan.size), torch.int64) if self.store.labelled else None
         self._body = BufferPool((options.batch, *self.plan.size), torch.bool) if body else None
@@ -189,7 +185,7 @@ class CropLoader:
         return Crops(
             images=torch.from_numpy(filling.images).reshape(*filling.images.shape[:2], *size),
             channels=self.channels,
-            index=torch.arange(filling.index.start, filling.index.stop) + self._first_index,
+            index=torch.arange(filling.index.start, filling.index.stop),
             sample=torch.tensor([volume.sample for volume in volumes]),
             patient=torch.tensor([volume.patient for volume in volumes]),
             group=torch.tensor([place.number for place in places]),

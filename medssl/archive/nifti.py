@@ -216,16 +216,6 @@ def _warnings(header: Any, unit: float, affine: NDArray[np.float64], shape: tupl
     return (f"sform and qform disagree by up to {apart:.2f} mm; the sform is used",) if not apart <= 0.1 else ()
 
 
-def canonical(array: NDArray[Any], affine: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """The same voxels with axes as near to RAS+ as flips and permutations bring them: (array view, affine)."""
-    from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
-
-    check_affine(affine)
-    orientation = io_orientation(affine)
-    turned: NDArray[Any] = apply_orientation(array, orientation)
-    return turned, np.asarray(affine @ inv_ornt_aff(orientation, array.shape[:3]), np.float64)
-
-
 def write_nifti(volume: HasGrid, path: str | Path) -> Path:
     """Write `volume.array` (X, Y, Z) with `volume.affine` (RAS+ mm); complete or not at all. Returns the path.
 

@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from medssl.archive.geometry import voxel_spacing
 from medssl.config import did_you_mean
 from medssl.errors import ConfigError, DataError
 from medssl.volumes.crops import LoadOptions
 from medssl.volumes.datalists import Listed, folders, from_dataset, read_json
-from medssl.volumes.grid import spacing_of
 from medssl.volumes.preparation import Channel
 
 
@@ -237,7 +237,7 @@ def check_grid(case: Case) -> None:
     others = [("image", path) for path in case.images[1:]] + ([("label", case.label)] if case.label is not None else [])
     for what, path in others:
         other_shape, other_affine = header(path)
-        near = np.allclose(affine, other_affine, rtol=0, atol=1e-2 * max(1e-3, min(spacing_of(affine))))
+        near = np.allclose(affine, other_affine, rtol=0, atol=1e-2 * max(1e-3, min(voxel_spacing(affine))))
         if shape[:3] != other_shape or not near:
             raise DataError(
                 f"case '{case.name}': the {what}'s grid differs from the image's: image {case.images[0]} {_grid(shape[:3], affine)}; "
@@ -246,7 +246,7 @@ def check_grid(case: Case) -> None:
 
 
 def _grid(shape: tuple[int, ...], affine: NDArray[np.float64]) -> str:
-    spacing = "x".join(f"{side:.4g}" for side in spacing_of(affine))
+    spacing = "x".join(f"{side:.4g}" for side in voxel_spacing(affine))
     origin = ", ".join(f"{x:.4g}" for x in affine[:3, 3])
     axes = "".join(["LR", "PA", "IS"][int(np.argmax(np.abs(c[:3])))][int(c[int(np.argmax(np.abs(c[:3])))] > 0)] for c in affine.T[:3])
     return f"has shape {list(shape)}, spacing {spacing} mm, axes {axes}, origin ({origin})"

@@ -25,9 +25,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from medssl.archive import narrow
+from medssl.archive.geometry import to_ras, voxel_spacing
 from medssl.errors import DataError, MedsslError, StoreError, UsageError
 from medssl.volumes.frames import Codec, encode
-from medssl.volumes.grid import as_spacing, resample, resample_labels, spacing_of, to_ras
+from medssl.volumes.grid import as_spacing, resample, resample_labels
 from medssl.volumes.preparation import Channel, Preparation, statistics
 from medssl.volumes.store import (
     MANIFEST,
@@ -247,7 +248,7 @@ def placed(
         _refuse(f"its label has shape {list(labels.shape)} and the image {list(values.shape[1:])}")
     flips = to_ras(affine)
     turned, turned_affine = flips.apply(values), flips.affine(affine, values.shape[1:])
-    before = spacing_of(turned_affine)
+    before = voxel_spacing(turned_affine)
     labels = None if labels is None else flips.apply(labels)
     if spacing is not None and not np.allclose(before, spacing, rtol=1e-4):
         turned, turned_affine = resample(narrow(turned), turned_affine, spacing)
@@ -271,7 +272,7 @@ def _facts(item: Incoming, channels: Sequence[Channel], values: NDArray[Any], af
         "modalities": [channel.modality for channel in channels],
         "arrays": [channel.array for channel in channels],
         "shape": list(values.shape[1:]),
-        "spacing": list(spacing_of(affine)),
+        "spacing": list(voxel_spacing(affine)),
         "affine": np.asarray(affine, float).reshape(-1).tolist(),
         "statistics": [number for one in numbers for number in astuple(one)],
         "box": [*box[0], *box[1]],

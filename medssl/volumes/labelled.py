@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medssl.archive import read_nifti, read_nifti_channels
+from medssl.archive.geometry import Flips, to_ras, voxel_spacing
 from medssl.errors import DataError
 from medssl.volumes.cases import Case
-from medssl.volumes.grid import Flips, as_spacing, restore_nearest, spacing_of, to_ras
+from medssl.volumes.grid import as_spacing, restore_nearest
 from medssl.volumes.ingest import Incoming, Progress, Unusable, placed, write_store
 from medssl.volumes.preparation import Channel, Preparation, statistics
 from medssl.volumes.store import Store
@@ -65,8 +67,6 @@ def _fingerprint(case: Case) -> str:
 
 def _read_images(paths: Sequence[Path]) -> tuple[NDArray[Any], NDArray[np.float64]]:
     """(A, X, Y, Z) values and affine of the images of a case."""
-    from medssl.archive import read_nifti_channels
-
     images = [read_nifti_channels(path) for path in paths]
     shapes = {image.array.shape[1:] for image in images}
     if len(shapes) > 1:
@@ -90,7 +90,7 @@ class Prepared:
     @property
     def spacing(self) -> tuple[float, ...]:
         """mm along the axes of `array`."""
-        return spacing_of(self.affine)
+        return voxel_spacing(self.affine)
 
 
 def prepare_volume(
@@ -135,7 +135,7 @@ def restore_labels(labels: NDArray[Any], prepared: Prepared) -> NDArray[Any]:
         raise ValueError(f"labels of shape {labels.shape} are not on the prepared grid {prepared.array.shape[1:]}")
     flips = prepared.flips
     turned_shape = [prepared.original_shape[axis] for axis in flips.order]
-    turned_spacing = spacing_of(flips.affine(prepared.original_affine, prepared.original_shape))
+    turned_spacing = voxel_spacing(flips.affine(prepared.original_affine, prepared.original_shape))
     if list(labels.shape) != turned_shape or not np.allclose(turned_spacing, prepared.spacing, rtol=1e-4):
         labels = restore_nearest(labels, turned_shape, turned_spacing, prepared.spacing)
     return np.ascontiguousarray(flips.undo(labels))
@@ -160,8 +160,6 @@ def _case_labels(path: Path) -> NDArray[Any]:
 
 
 def _read_labels(path: str | Path, out_channels: int | None = None) -> NDArray[Any]:
-    from medssl.archive import read_nifti
-
     array = read_nifti(path).array
     if array.dtype != np.int16:
         raise Unusable(f"holds values that are no whole numbers, such as {_odd(array):g}. Labels are 0, 1, 2 and so on.")

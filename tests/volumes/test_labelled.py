@@ -17,6 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from medssl.archive.geometry import voxel_spacing
 from medssl.contracts import Crops
 from medssl.errors import ConfigError, DataError, MissingInput
 from medssl.volumes import (
@@ -85,7 +86,7 @@ def test_labels_come_back_exactly(
     order: tuple[int, ...], signs: tuple[int, ...], spacing: tuple[float, ...], shape: tuple[int, ...], fineness: float | None
 ) -> None:
     """On the native grid, and on any that is finer everywhere, nearest neighbour there and back is the identity."""
-    from medssl.volumes.grid import resample_labels, spacing_of
+    from medssl.volumes.grid import resample_labels
 
     stream = np.random.default_rng(0)
     labels = stream.integers(0, 5, shape).astype(np.uint8)
@@ -94,7 +95,7 @@ def test_labels_come_back_exactly(
     prepared = prepare_volume(stream.normal(size=shape).astype(np.float32), affine, Preparation(), target)
     turned = prepared.flips.apply(labels)
     if target is not None:
-        turned = resample_labels(turned, spacing_of(prepared.flips.affine(affine, shape)), prepared.spacing)
+        turned = resample_labels(turned, voxel_spacing(prepared.flips.affine(affine, shape)), prepared.spacing)
     assert turned.shape == prepared.array.shape[1:]
     restored = restore_labels(turned, prepared)
     assert restored.dtype == labels.dtype

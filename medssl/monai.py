@@ -30,8 +30,7 @@ from medssl.errors import ConfigError, DataError
 from medssl.plugins import Plugins, blame
 from medssl.train.checkpoint import find_checkpoint
 from medssl.transfer import load_pretrained
-from medssl.transfer.images import as_spacing
-from medssl.volumes import Preparation, statistics
+from medssl.volumes import Preparation, as_spacing, statistics
 
 __all__ = [
     "PrepareImageD",
@@ -169,9 +168,9 @@ class PrepareImaged(MapTransform):  # type: ignore[misc]
         prepared = np.stack([self.preparation.apply(channel, statistics(channel), self.modality) for channel in array])
         return convert_to_dst_type(prepared, image, dtype=np.float32)[0]
 
-    def _check_spacing(self, image: MetaTensor, pretrained: float | tuple[float, float, float], key: str) -> None:
+    def _check_spacing(self, image: MetaTensor, pretrained: tuple[float, float, float], key: str) -> None:
         spacing = tuple(float(side) for side in image.pixdim[: image.dim() - 1])
-        wanted = pretrained if isinstance(pretrained, tuple) else (pretrained,) * len(spacing)
+        wanted = pretrained[: len(spacing)]
         if not np.allclose(spacing, wanted, rtol=1e-2):
             raise DataError(
                 f"'{key}' has a spacing of {spacing} mm, the network was pretrained at {wanted}. "

@@ -218,8 +218,9 @@ def _read_state(file: Path) -> dict[str, Any]:
     if document["version"] > VERSION:
         raise CheckpointError(f"{file} has format version {document['version']}, this medssl reads up to {VERSION}. Update medssl.")
     if document["version"] < VERSION:
+        writer = document.get("versions", {}).get("medssl", "unknown")
         raise CheckpointError(
-            f"{file} has format version {document['version']}, of an earlier medssl ({document.get('versions', {}).get('medssl', 'unknown')}): "
+            f"{file} has format version {document['version']}, of an earlier medssl ({writer}): "
             "it does not say all that this one needs to know of channels, preparation and terms, so it is not read in part. "
             "Train again with this medssl, or go on with the earlier one."
         )

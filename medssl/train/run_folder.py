@@ -28,6 +28,8 @@ METRICS = "metrics.jsonl"
 TIMINGS = "timings.jsonl"
 SKIPPED = "skipped.jsonl"
 PICTURES = "pictures"
+LABELLED = "labelled"
+"""The store of the labelled cases; it may be there before the run begins."""
 _LOCK = ".lock"
 _OWN = (CONFIG, METRICS, "checkpoints")
 _LOGS = (".log", ".out", ".err")
@@ -99,7 +101,7 @@ def refuse_other_run(folder: str | Path) -> None:
             "Go on with it by --resume, or give another --out."
         )
     shown = (name.name for name in path.iterdir() if not name.name.startswith(".")) if path.is_dir() else ()
-    foreign = sorted(name for name in shown if not name.endswith(_LOGS))
+    foreign = sorted(name for name in shown if not name.endswith(_LOGS) and name != LABELLED)
     if foreign:
         raise TrainingError(f"{path} holds files that belong to no run ({', '.join(foreign[:5])}). Give a new or an empty folder as --out.")
 

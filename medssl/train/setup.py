@@ -27,7 +27,7 @@ from medssl.train.checkpoint import Checkpoint, checksum_of, find_checkpoint
 from medssl.train.config import PretrainConfig, read_config
 from medssl.train.device import choose_device, choose_dtype
 from medssl.train.training import Training
-from medssl.volumes import CropLoader, DataOptions, Store
+from medssl.volumes import CropLoader, DataOptions, Preparation, Store
 
 MIN_COVERAGE = 0.9
 """Least share of a network, its head aside, that a further round must find in the run it goes on from."""
@@ -152,11 +152,13 @@ def _check_channels(spec: NetworkSpec, store: Store, data: DataOptions) -> None:
 
 
 def _check_preparation(store: Store, origin: Checkpoint | None) -> None:
-    theirs = origin.state.get("preparation") if origin is not None else None
-    ours = store.preparation.model_dump(mode="json")
-    if origin is not None and theirs is not None and theirs != ours:
+    if origin is None or origin.state.get("preparation") is None:
+        return
+    theirs = check(Preparation, origin.state["preparation"], f"preparation in {origin.path}")
+    if theirs != store.preparation:
+        ours, other = (one.model_dump(mode="json") for one in (store.preparation, theirs))
         raise ConfigError(
-            f"the store prepares images by {ours}, {origin.path} was trained on images prepared by {theirs}: the network would see "
+            f"the store prepares images by {ours}, {origin.path} was trained on images prepared by {other}: the network would see "
             "other images than it learned on. Make the store with the same preparation."
         )
 

@@ -139,7 +139,9 @@ def _ready(config: FinetuneConfig, plugins: Plugins, out: Path) -> Training:
     )
 
 
-def _objective(plan: Plan, tasks: Sequence[Term[Any]], losses: Sequence[Term[Any]], plugins: Plugins) -> tuple[Objective, LoadReport | None]:
+def _objective(
+    plan: Plan, tasks: Sequence[Term[Any]], losses: Sequence[Term[Any]], plugins: Plugins
+) -> tuple[Objective, LoadReport | None]:
     config, found = plan.config, list[Any]()
     options = Segmentation.Options(augment=config.augment, batch_dice=config.batch_dice)
     segmentation: Term[Any] = Term("tasks", Segmentation.name, Segmentation, options, 1.0)

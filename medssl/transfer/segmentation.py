@@ -89,7 +89,8 @@ class Segmentation(PretextTask):
         if self.options.batch_dice:
             sums = gather(sums.sum(dim=1)[None]).sum(dim=0)
         common, ours, theirs = sums
-        return 1 - ((2 * common + SMOOTH) / (ours + theirs + SMOOTH)).mean(dim=-1)
+        overlap: Tensor = (2 * common + SMOOTH) / (ours + theirs + SMOOTH)
+        return 1 - overlap.mean(dim=-1)
 
     def picture(self, prediction: Tensor, batch: PretextBatch) -> dict[str, Tensor]:
         """The crop, the classes that were answered, and the labels."""

@@ -14,7 +14,7 @@ from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 from medssl.errors import ConfigError, DataError, MissingInput
 from medssl.monai import PrepareImageD, PrepareImaged, PrepareImageDict
 from medssl.train.checkpoint import save_checkpoint
-from medssl.volumes import IntensityRule, Preparation, load_case
+from medssl.volumes import Channel, IntensityRule, Preparation, load_case
 
 PREPARATION = Preparation(modalities={"CT": IntensityRule(kind="window", low=-100, high=300)})
 
@@ -33,7 +33,7 @@ def test_same_values_as_fine_tuning_and_prediction(checkpoint: Path, tmp_path: P
     result = pipeline({"image": tmp_path / "a.nii.gz"})["image"]
     assert isinstance(result, MetaTensor)
     assert result.dtype == torch.float32
-    expected = load_case(tmp_path / "a.nii.gz", PREPARATION, None, modality).array
+    expected = load_case(tmp_path / "a.nii.gz", PREPARATION, None, [Channel(modality, modality)]).array
     np.testing.assert_allclose(result.numpy(), expected, atol=1e-5)
     torch.testing.assert_close(result.affine, torch.diag(torch.tensor([1.0, 1.0, 2.0, 1.0], dtype=torch.float64)))
 

@@ -5,11 +5,15 @@ BIN := $(VENV)/bin
 PLUGINS := $(sort $(wildcard plugins/medssl-*))
 PROJECTS := $(wildcard pyproject.toml plugins/*/pyproject.toml)
 
+# Threads that wait for each other sleep: beside other jobs tests and demo are several times faster.
+OMP_WAIT_POLICY ?= passive
+export OMP_WAIT_POLICY
+
 .DEFAULT_GOAL := help
 
 .PHONY: help
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: install
 install: $(VENV)/installed ## create .venv with the core, every plugin and the test tools
@@ -39,6 +43,10 @@ test: lint ## lint and every test that is not marked slow
 .PHONY: test-all
 test-all: lint ## lint and every test
 	$(BIN)/python -m pytest -m ''
+
+.PHONY: bench-training
+bench-training: install ## training beside busy jobs and alone, the engine beside a plain loop; wants a quiet machine
+	PYTHONPATH=tests $(BIN)/python -m benchmarks.training
 
 .PHONY: format
 format: install ## let ruff format and mend what it can

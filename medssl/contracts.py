@@ -2,15 +2,17 @@
 
 A plugin author needs this page, `medssl.config.BaseOptions` and one hook of `medssl.hookspecs`. There is no I/O here.
 
-Shapes: B samples in the batch, C channels, D spatial dimensions (2 or 3), V views, E width of an embedding, F channels of
-a feature map. `*size` are the D sides of a crop in voxels, in the order of the store's axes (x, y, z of RAS+).
+Shapes: B samples in the batch, C channels, D spatial dimensions (2 or 3), P parts of a sample, V views, E width of an embedding,
+F channels of a feature map, N tokens. `*size` are the D sides of a crop in voxels, in the order of the store's axes (x, y, z of RAS+).
+
+A *term* of a run is one pretext task or consistency loss under its name, or under the name that `as:` gives it.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -23,7 +25,12 @@ from medssl.errors import ConfigError
 if TYPE_CHECKING:
     from typing import Self
 
-Needs = Literal["answers", "embeddings", "feature_maps", "teacher"]
+Needs = Literal["answers", "embeddings", "task_embeddings", "feature_maps", "teacher", "body"]
+"""What a consistency loss may ask for."""
+TaskNeeds = Literal["teacher", "teacher_answer", "body"]
+"""What a pretext task may ask for."""
+Compares = Literal["nothing", "group", "batch"]
+"""Whose crops a sample's loss may depend on beside its own: none, those of its volume in this batch, or the whole batch."""
 
 
 @dataclass(frozen=True)
@@ -131,9 +138,20 @@ class Draw:
     Numbers are made on the CPU and moved to `device`, so a run draws the same on every device.
     """
 
-    def __init__(self, seed: int, step: int, index: Tensor | Sequence[int], term: str, device: torch.device | str = "cpu") -> None:
+    progress: float
+    """0 .. 1: where in the run this is drawn, for annealing."""
+
+    def __init__(
+        self,
+        seed: int,
+        step: int,
+        index: Tensor | Sequence[int],
+        term: str,
+        device: torch.device | str = "cpu",
+        progress: float = 0.0,
+    ) -> None:
         indices = index.tolist() if isinstance(index, Tensor) else list(index)
-        self.device = torch.device(device)
+        self.device, self.progress = torch.device(device), progress
         self._keys = [f"{seed}/{step}/{i}/{term}" for i in indices]
         self._streams = [torch.Generator().manual_seed(_hash63(key)) for key in self._keys]
 
@@ -143,7 +161,7 @@ class Draw:
     def fork(self, term: str) -> Draw:
         """Fresh streams for a part of the work, unaffected by what was drawn here before or is drawn later."""
         child = Draw.__new__(Draw)
-        child.device = self.device
+        child.device, child.progress = self.device, self.progress
         child._keys = [f"{key}/{term}" for key in self._keys]
         child._streams = [torch.Generator().manual_seed(_hash63(key)) for key in child._keys]
         return child
@@ -173,6 +191,28 @@ def _hash63(key: str) -> int:
 
 
 @dataclass(frozen=True)
+class EncoderLayout:
+    """Where a network's encoder is, by the dotted names of its submodules; what `medssl_encoder_end` may give instead of one name."""
+
+    end: str
+    """The submodule whose output is the encoder's end: (B, E, *grid), or tokens (B, N, E) with or without a class token first."""
+    levels: tuple[str, ...] = ()
+    """Submodules whose outputs are the encoder's intermediate maps, from fine to coarse; a head reads them as "level 0", "level 1", ..."""
+    tokens: str | None = None
+    """The submodule that gives the embedded patches (B, N, E), positions added, before any class token: here tokens are left out."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """One intermediate map of the encoder."""
+
+    width: int
+    """Its channels."""
+    strides: tuple[int, ...]
+    """(D,) voxels of the crop for each of its voxels."""
+
+
+@dataclass(frozen=True)
 class NetworkInfo:
     """What a task or a loss may know of the network it is trained with."""
 
@@ -180,13 +220,29 @@ class NetworkInfo:
     channels: int
     """Channels of the images (before any task adds its own)."""
     embedding_width: int
-    """E: channels at the encoder's end, pooled to one vector a crop."""
+    """E: channels at the encoder's end, pooled to one vector a crop; 0 where it is not known where the encoder ends."""
     feature_width: int
     """F: channels of the dense feature map, which is what the network's own head reads. 0 for networks without a dense output."""
     strides: tuple[int, ...]
-    """(D,) voxels of the crop for each voxel at the encoder's end."""
-    tokens: bool = False
-    """True where the encoder works on tokens and can leave some out."""
+    """(D,) voxels of the crop for each voxel at the encoder's end; () where it is not known where the encoder ends."""
+    feature_strides: tuple[int, ...] = ()
+    """(D,) voxels of the crop for each voxel of the feature map; () without one."""
+    levels: tuple[Level, ...] = ()
+    """The encoder's intermediate maps, from fine to coarse, where they are known."""
+    token_grid: tuple[int, ...] = ()
+    """(D,) tokens along each side of the crop, for encoders that can leave tokens out; () for all others."""
+    class_token: bool = False
+    """Whether such an encoder has a class token."""
+    crop: tuple[int, ...] | None = None
+    """(D,) sides of the crops of this run in voxels; None where they are not known beforehand."""
+
+    @property
+    def tokens(self) -> int:
+        """N: tokens of a crop; 0 for encoders that cannot leave any out."""
+        count = 1 if self.token_grid else 0
+        for side in self.token_grid:
+            count *= side
+        return count
 
 
 @dataclass(frozen=True)
@@ -210,13 +266,44 @@ class PooledHead:
 
 @dataclass(frozen=True)
 class ModuleHead:
-    """The task's own module on what it names: the encoder's end (B, E, *grid) or the dense feature map (B, F, *grid)."""
+    """The task's own module on one or several of the network's features, in the order in which `reads` names them.
+
+    Features: "encoder_end" (B, E, *grid), "feature_map" (B, F, *grid), "level 0" and on (B, width, *grid), "tokens" (B, N, E) at the
+    encoder's end without the class token, "class_token" (B, E). Where `PretextBatch.visible` leaves tokens out, only the last two
+    exist, and the tokens are (B, V, E), in the order of `visible`. With P parts a sample every B here is B * P.
+    """
 
     module: nn.Module
-    reads: Literal["encoder_end", "feature_map"]
+    """`module(*features)`, or `module(*features, batch)` where it sees the batch."""
+    reads: str | tuple[str, ...]
+    parts: int = 1
+    sees_batch: bool = False
+    """Whether the module is also given the `PretextBatch` (a decoder that needs to know which tokens were visible)."""
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """What it reads, as a tuple."""
+        return (self.reads,) if isinstance(self.reads, str) else self.reads
 
 
-Head = DenseHead | PooledHead | ModuleHead
+@dataclass(frozen=True)
+class NetworkHead:
+    """The network's own output (B, K, *size), by its own head: what a downstream task is trained on."""
+
+
+Head = DenseHead | PooledHead | ModuleHead | NetworkHead
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What the teacher makes of a task's uncorrupted input (`PretextTask.clean`); nothing here has a gradient."""
+
+    features: Mapping[str, Tensor] = field(default_factory=dict)
+    """By the names of `PretextTask.teacher_reads`."""
+    answer: Tensor | None = None
+    """Its head's answer, where the task needs "teacher_answer"."""
+    modules: Mapping[str, nn.Module] = field(default_factory=dict)
+    """The teacher's copies of the modules named in `teacher_follows`."""
 
 
 @dataclass(frozen=True)
@@ -229,23 +316,40 @@ class PretextBatch:
     """What the head should answer."""
     weight: Tensor | None = None
     """Where it counts, on the grid of the target (broadcast over channels)."""
+    answerable: Tensor | None = None
+    """(B,) bool: which samples can be answered at all; the loss is the mean over these. None: every one."""
     visible: Tensor | None = None
-    """(B, tokens) bool: encoders with tokens see these alone; other encoders refuse."""
+    """(B * parts, V) int64, numbers of tokens: encoders with tokens see these V alone, in that order; other encoders refuse."""
     restore: Callable[[Tensor], Tensor] | None = None
     """Takes a dense prediction back to the grid of the crops, for tasks that move voxels (rotation, tiles)."""
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+    """Whatever else loss and pictures need, by name; B rows each. It travels with target and weight in MONAI pipelines too."""
+    progress: float = 0.0
+    """0 .. 1 of the run, for annealing; set by medssl."""
+    teacher: Taught | None = None
+    """Set by medssl for tasks that need it, before the loss is taken."""
 
 
 class PretextTask(nn.Module, ABC):
     """A self-made question: shows changed crops, knows the answer.
 
     `make` draws everything random from `draw` first and then applies it; it never changes the crops in place. Parameters and
-    buffers of the task itself (an adversary, a decoder) are made in `__init__` and travel in the checkpoint.
+    buffers of the task itself (an adversary, a decoder) are made in `__init__` and travel in the checkpoint. `loss` is pure;
+    what a task keeps from step to step changes in `commit` alone.
     """
 
     name: ClassVar[str]
     answer: ClassVar[Literal["values", "logits"]]
     same_for_views: ClassVar[bool] = False
     """Should two views of a crop get the same answer? Inpainting yes, rotation no: then only embeddings may agree."""
+    needs: ClassVar[frozenset[TaskNeeds]] = frozenset()
+    """What is computed for it beside its head's answer."""
+    compares: ClassVar[Compares] = "nothing"
+    """"group" for a task whose question or loss sets crops of one volume against each other (`data.crops_per_volume`)."""
+    teacher_follows: ClassVar[tuple[str, ...]] = ()
+    """Names of submodules of the task of which the teacher keeps a moving average."""
+    citation: ClassVar[str] = ""
+    """The paper, as one would cite it."""
 
     class Options(BaseOptions):
         """This task's knobs, each with its range and help."""
@@ -259,6 +363,10 @@ class PretextTask(nn.Module, ABC):
         """How many channels the network must take for images of `channels` channels; all terms of a run must agree."""
         return channels
 
+    def clean(self, crops: Crops) -> Tensor:
+        """(B, input channels, *size): the network's input where nothing is corrupted, for embeddings of the crop and for the teacher."""
+        return crops.images
+
     @abstractmethod
     def head(self) -> Head:
         """The kind and width of the answer."""
@@ -269,20 +377,40 @@ class PretextTask(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, prediction: Tensor, batch: PretextBatch) -> Tensor:
-        """(B,) one finite value a sample; a sample with nothing to answer gives 0."""
+        """(B,) one finite value a sample; those of samples that cannot be answered are left out."""
 
     def trivial(self, batch: PretextBatch) -> Tensor | None:
         """The answer that needs no learning, shaped like a prediction, to compare with; None where there is none."""
         return None
 
+    def measure(self, prediction: Tensor, batch: PretextBatch) -> dict[str, Tensor]:
+        """The task's own measures, such as accuracy: name -> (B,); that of `trivial` is what chance gives."""
+        return {}
+
     def picture(self, prediction: Tensor, batch: PretextBatch) -> dict[str, Tensor]:
         """What a person should look at: name -> (B, C, *size), values in the units of the images."""
         return {}
 
+    def teacher_reads(self) -> tuple[str, ...]:
+        """The features (see `ModuleHead`) that the teacher gives to a task that needs it; by default what the head reads."""
+        head = self.head()
+        return head.features if isinstance(head, ModuleHead) else ()
+
+    def teacher_momentum(self, progress: float) -> float:
+        """The teacher's momentum at 0 .. 1 of the run; all terms of a run that need the teacher must agree."""
+        return TEACHER_MOMENTUM
+
+    def commit(self, prediction: Tensor, batch: PretextBatch) -> None:
+        """After a step that was taken: update what the task keeps, from all micro batches and ranks joined (detached)."""
+
+
+TEACHER_MOMENTUM = 0.996
+"""Of BYOL (Grill et al., NeurIPS 2020)."""
+
 
 @dataclass(frozen=True)
 class Views:
-    """V views of the same B crops; view 0 may be the clean image."""
+    """V views of the same B crops; view 0 may be the clean image. A loss finds here what its `needs` name and nothing else."""
 
     crops: Crops
     answers: dict[str, tuple[Tensor, ...]]
@@ -290,36 +418,69 @@ class Views:
     kinds: dict[str, Literal["values", "logits"]]
     """By task: what its answers are."""
     embeddings: tuple[Tensor, ...]
-    """V x (B, E)."""
+    """V x (B, E), of the views themselves."""
     feature_maps: tuple[Tensor, ...]
-    """V x (B, F, *grid), on the grid of the view."""
+    """V x (B, F, *grid), of the views themselves, on the grid of the view."""
     affines: Tensor
     """(V, B, D, D + 1): voxel of the view -> voxel of the crop."""
+    task_embeddings: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
+    """By task, one tensor for each view that it was asked about: (B, E), or (B, P, E) of its P parts: of what the task shows."""
     shown: Tensor | None = None
     """(B, 1, *size) bool: voxels of the crop that every view shows; None where all do."""
     teacher: Views | None = None
+    modules: Mapping[str, nn.Module] = field(default_factory=dict)
+    """Of the teacher's views: its copies of the modules that the loss names in `teacher_follows`."""
     progress: float = 0.0
     """0 .. 1 of the run, for annealing."""
 
     def detach(self) -> Self:
         """The same views cut from the graph, as `ConsistencyLoss.commit` receives them."""
+        return self.mapped(Tensor.detach)
 
-        def cut(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return tuple(tensor.detach() for tensor in tensors)
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The same views with `change` applied to everything that a network computed, the teacher's apart."""
 
-        answers = {name: cut(views) for name, views in self.answers.items()}
-        return replace(self, answers=answers, embeddings=cut(self.embeddings), feature_maps=cut(self.feature_maps))
+        def each(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return tuple(change(tensor) for tensor in tensors)
+
+        return replace(
+            self,
+            answers={name: each(views) for name, views in self.answers.items()},
+            task_embeddings={name: each(views) for name, views in self.task_embeddings.items()},
+            embeddings=each(self.embeddings),
+            feature_maps=each(self.feature_maps),
+        )
+
+    def only(self, needs: frozenset[str]) -> Self:
+        """What a loss with these `needs` is given."""
+        dense = "answers" in needs or "feature_maps" in needs
+        return replace(
+            self,
+            answers=self.answers if "answers" in needs else {},
+            kinds=self.kinds if "answers" in needs else {},
+            task_embeddings=self.task_embeddings if "task_embeddings" in needs else {},
+            embeddings=self.embeddings if "embeddings" in needs else (),
+            feature_maps=self.feature_maps if "feature_maps" in needs else (),
+            shown=self.shown if dense else None,
+            teacher=self.teacher.only(needs) if self.teacher is not None and "teacher" in needs else None,
+        )
 
 
 class ConsistencyLoss(nn.Module, ABC):
     """A penalty for answering or embedding views of the same crop differently.
 
-    `forward` is pure. Queues, banks and centres change only in `commit`, which runs after a step that was taken.
+    `forward` is pure. Queues, banks and centres change only in `commit`, which runs once after a step that was taken.
     """
 
     name: ClassVar[str]
     needs: ClassVar[frozenset[Needs]]
     """What is computed for it; nothing else is."""
+    compares: ClassVar[Compares] = "nothing"
+    """"batch" for a loss with negatives or statistics over the batch, where a sample's loss rightly depends on its neighbours."""
+    teacher_follows: ClassVar[tuple[str, ...]] = ()
+    """Names of submodules of the loss (a projector) of which the teacher keeps a moving average: `views.teacher.modules`."""
+    citation: ClassVar[str] = ""
+    """The paper, as one would cite it."""
 
     class Options(BaseOptions):
         """This loss's knobs, each with its range and help."""
@@ -333,5 +494,9 @@ class ConsistencyLoss(nn.Module, ABC):
     def forward(self, views: Views) -> Tensor:
         """(B,) one finite value a sample."""
 
+    def teacher_momentum(self, progress: float) -> float:
+        """The teacher's momentum at 0 .. 1 of the run; all terms of a run that need the teacher must agree."""
+        return TEACHER_MOMENTUM
+
     def commit(self, views: Views) -> None:
-        """After a step that was taken: update queue, bank or centre from `views` (detached)."""
+        """After a step that was taken: update queue, bank or centre, from all micro batches and ranks joined (detached)."""

@@ -14,7 +14,7 @@ import pluggy
 if TYPE_CHECKING:
     from torch import nn
 
-    from medssl.contracts import ConsistencyLoss, PretextTask
+    from medssl.contracts import ConsistencyLoss, EncoderLayout, PretextTask
     from medssl.run import Run
     from medssl.source import ArchiveSource
 
@@ -38,8 +38,9 @@ def medssl_archive_sources() -> Iterable[type[ArchiveSource]]:  # type: ignore[e
 
 
 @hookspec(firstresult=True)
-def medssl_encoder_end(network: nn.Module) -> str | None:
-    """Where this network's encoder ends: the dotted name of the submodule whose output is the encoder's end; None if unknown."""
+def medssl_encoder_end(network: nn.Module) -> str | EncoderLayout | None:
+    """Where this network's encoder ends: the dotted name of the submodule whose output is the encoder's end, or an `EncoderLayout` that
+    also names its levels and where tokens can be left out; None if unknown."""
 
 
 @hookspec

@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from medssl.cli.threads import wait_asleep
+
+wait_asleep()  # before any test loads torch: beside other jobs the tests are several times faster
+
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -15,6 +19,14 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"real images are not at {SHARED}; this test has a twin on made data")
     return SHARED
+
+
+@pytest.fixture(params=[True, False], ids=["bf16 units", "no bf16 units"])
+def bf16_units(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """The test runs twice: on a processor that says that it has units for bf16, and on one that says that it has none."""
+    has = bool(request.param)
+    monkeypatch.setattr("medssl.train.device.native_bf16", lambda _: has)
+    return has
 
 
 def pytest_runtest_setup() -> None:

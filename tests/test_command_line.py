@@ -23,6 +23,29 @@ def answer(*words: str) -> tuple[str, str, int, float]:
     return done.stdout, done.stderr, done.returncode, spent
 
 
+def environment_without(*names: str, **values: str) -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in names} | values
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="GNU's OpenMP, which torch has on Linux, can show what it read")
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({}, ("OMP_WAIT_POLICY = 'PASSIVE'", "GOMP_SPINCOUNT = '0'")),
+        ({"OMP_WAIT_POLICY": "active"}, ("OMP_WAIT_POLICY = 'ACTIVE'",)),
+        ({"GOMP_SPINCOUNT": "1234"}, ("GOMP_SPINCOUNT = '1234'",)),
+    ],
+    ids=["nothing", "a policy", "a number of spins"],
+)
+def test_threads_wait_asleep_unless_the_user_says_otherwise(given: dict[str, str], found: tuple[str, ...]) -> None:
+    environment = environment_without("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", **given, OMP_DISPLAY_ENV="verbose")
+    code = "from medssl.cli import main\ntry: main(['--version'])\nexcept SystemExit: pass\nimport torch"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment).stderr
+    if "GOMP_SPINCOUNT" not in shown:
+        pytest.skip("this torch has another OpenMP than GNU's")
+    assert all(line in shown for line in found), shown
+
+
 def code_of(*words: str) -> int:
     with pytest.raises(SystemExit) as ended:
         main(list(words))

@@ -11,6 +11,7 @@ import typer
 from medssl import __version__
 from medssl.cli import archive, demo, doctor, plugins, pretrain, schema, store, transfer
 from medssl.cli.output import err, say
+from medssl.cli.threads import wait_asleep
 from medssl.errors import MedsslError
 
 app = typer.Typer(
@@ -50,6 +51,7 @@ def _options(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command and exit: 0 done, 1 failure, 2 wrong use (typer says what), 130 interrupted."""
+    wait_asleep()
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     warnings.showwarning = _show_warning

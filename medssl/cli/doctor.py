@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 from pathlib import Path
@@ -56,7 +55,9 @@ def _version(package: str) -> str:
 def _devices() -> dict[str, str]:
     import torch
 
-    found = {"CPU": f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores for this process"}
+    from medssl.train.device import available_cpus
+
+    found = {"CPU": f"{available_cpus()} cores for this process"}
     for number in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(number)
         found[f"GPU {number}"] = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"

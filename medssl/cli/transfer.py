@@ -30,11 +30,14 @@ def predict(
     run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A fine-tuning run, or one of its checkpoints.")],
     inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="NIfTI files, folders of NIfTI, or folders of DICOM.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the label maps go.")],
+    precision: Annotated[
+        str, typer.Option(metavar="auto|fp32|bf16", help="auto: bf16 on GPUs that have it, else fp32. Faster, may move borders by a voxel.")
+    ] = "fp32",
 ) -> None:
     """Write a NIfTI label map for each input volume, on the input's own grid."""
     from medssl.transfer import predict as predict_volumes
 
-    written = predict_volumes(run, inputs, out)
+    written = predict_volumes(run, inputs, out, precision=precision)
     say(f"{len(written)} label maps written to {out}")
 
 

@@ -1,7 +1,18 @@
 """The objective of a pretraining: tasks, consistency losses, views, heads and teacher as one module."""
 
 from medssl.learn.build import build_objective
-from medssl.learn.objective import Objective
-from medssl.learn.terms import Term, TermOptions, resolve_losses, resolve_tasks, resolved_terms, term_schemas
+from medssl.learn.objective import Asked, Objective
+from medssl.learn.terms import BuiltTerm, Term, TermOptions, resolve_losses, resolve_tasks, resolved_terms, term_schemas
 
-__all__ = ["Objective", "Term", "TermOptions", "build_objective", "resolve_losses", "resolve_tasks", "resolved_terms", "term_schemas"]
+__all__ = [
+    "Asked",
+    "BuiltTerm",
+    "Objective",
+    "Term",
+    "TermOptions",
+    "build_objective",
+    "resolve_losses",
+    "resolve_tasks",
+    "resolved_terms",
+    "term_schemas",
+]

@@ -1,29 +1,45 @@
-"""Heads: what turns the encoder's end or the dense feature map into a task's answer."""
+"""Heads: what turns features of the network into a task's answer."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor, nn
 
-from medssl.contracts import DenseHead, Head, ModuleHead, NetworkInfo, PooledHead, PretextTask
+from medssl.contracts import DenseHead, Head, ModuleHead, NetworkHead, NetworkInfo, PooledHead, PretextBatch, PretextTask
 from medssl.errors import NetworkError, PluginError
 from medssl.learn.ops import by_part, pool
-from medssl.networks import NetworkSpec, dense_head
-from medssl.plugins import blame, provider_of
-
-Reads = Literal["encoder_end", "feature_map"]
+from medssl.networks import NetworkSpec, dense_head, encoder_layout
+from medssl.plugins import Plugins, blame, provider_of
 
 
 @dataclass(frozen=True)
-class Answerer:
-    """A task's head as a module, what it reads, and whether the task itself owns it (and so already saves it)."""
+class BuiltHead:
+    """A task's head as a module, and the features that it reads."""
 
     module: nn.Module
-    reads: Reads
-    owned: bool
+    reads: tuple[str, ...]
     kind: Head
+    owned: bool
+    """Whether the task itself holds the module (and so already saves it)."""
+
+    @property
+    def dense(self) -> bool:
+        """Whether it answers for every voxel."""
+        return isinstance(self.kind, DenseHead | NetworkHead)
+
+    @property
+    def parts(self) -> int:
+        """Inputs that it reads for each crop."""
+        return self.kind.parts if isinstance(self.kind, PooledHead | ModuleHead) else 1
+
+    def answer(self, module: nn.Module, features: Mapping[str, Tensor], batch: PretextBatch) -> Tensor:
+        """The answer of `module`, this head's own or the teacher's copy of it, in float32."""
+        read = [features[name] for name in self.reads]
+        sees_batch = isinstance(self.kind, ModuleHead) and self.kind.sees_batch
+        answer: Tensor = module(*read, batch) if sees_batch else module(*read)
+        return answer.float()
 
 
 class PooledAnswer(nn.Module):
@@ -45,24 +61,33 @@ class PooledAnswer(nn.Module):
         return answer
 
 
-def build_answerer(task: PretextTask, spec: NetworkSpec, info: NetworkInfo) -> Answerer:
-    """The head that `task` asks for, fitted to the network; refuses dense answers of networks without a dense output."""
-    with blame(type(task), f"head of '{task.name}'"):
+def build_head(key: str, task: PretextTask, spec: NetworkSpec, info: NetworkInfo, plugins: Plugins | None = None) -> BuiltHead:
+    """The head that `task` asks for, fitted to the network; refuses what the network cannot give."""
+    with blame(type(task), f"head of task '{key}'"):
         head = task.head()
     if isinstance(head, PooledHead):
-        return Answerer(PooledAnswer(info.embedding_width, head), "encoder_end", owned=False, kind=head)
+        require_encoder(info, spec, plugins)
+        return BuiltHead(PooledAnswer(info.embedding_width, head), ("encoder_end",), head, owned=False)
     if isinstance(head, ModuleHead):
-        if head.reads == "feature_map":
-            require_dense(info, spec, f"the task '{task.name}' reads the dense feature map")
+        if "feature_map" in head.features:
+            require_dense(info, spec, f"the task '{key}' reads the dense feature map")
         owned = any(module is head.module for module in task.modules())
-        return Answerer(head.module, head.reads, owned, head)
+        return BuiltHead(head.module, head.features, head, owned)
     if isinstance(head, DenseHead):
-        require_dense(info, spec, f"the task '{task.name}' answers for every voxel")
+        require_dense(info, spec, f"the task '{key}' answers for every voxel")
         _, donor = dense_head(spec, head.channels)
-        return Answerer(donor, "feature_map", owned=False, kind=head)
+        return BuiltHead(donor, ("feature_map",), head, owned=False)
+    if isinstance(head, NetworkHead):
+        return BuiltHead(nn.Identity(), ("output",), head, owned=False)
     raise PluginError(
-        f"{provider_of(type(task))}: head() of '{task.name}' gave {type(head).__name__}, not a DenseHead, PooledHead or ModuleHead."
+        f"{provider_of(type(task))}: head() of '{key}' gave {type(head).__name__}, not a DenseHead, PooledHead, ModuleHead or NetworkHead."
     )
+
+
+def require_encoder(info: NetworkInfo, spec: NetworkSpec, plugins: Plugins | None) -> None:
+    """Raise `NetworkError`, with the fix, where it is not known where the encoder ends."""
+    if info.embedding_width == 0:
+        encoder_layout(spec.skeleton(), plugins, spec)
 
 
 def require_dense(info: NetworkInfo, spec: NetworkSpec, why: str) -> None:
@@ -73,6 +98,3 @@ def require_dense(info: NetworkInfo, spec: NetworkSpec, why: str) -> None:
             "Take a segmentation network (SegResNet, UNet, DynUNet, BasicUNet), or tasks and losses on embeddings "
             "(such as relative-position, simsiam)."
         )
-
-
-__all__ = ["Answerer", "PooledAnswer", "Reads", "build_answerer", "require_dense"]

@@ -7,8 +7,10 @@ parts are (B * P, C, *size), sample b at rows b * P .. b * P + P - 1.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from medssl.contracts import Draw
@@ -81,3 +83,28 @@ def pool(grid: Tensor) -> Tensor:
 def by_part(embeddings: Tensor, parts: int) -> Tensor:
     """(B, parts, E) from (B * parts, E)."""
     return embeddings.reshape(-1, parts, embeddings.shape[1])
+
+
+def gather(tensor: Tensor) -> Tensor:
+    """(world * B, ...) the rows of every rank in the order of ranks, with a gradient into each rank's own; alone: `tensor` itself.
+
+    What every rank loses for a row flows back into it, so a loss over gathered negatives has on N ranks the gradient it has on one.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return tensor
+    gathered: Tensor = _Gather.apply(tensor)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        received = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
+        dist.all_gather(received, tensor.contiguous())
+        return torch.cat(received)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total.chunk(dist.get_world_size())[dist.get_rank()]

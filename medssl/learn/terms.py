@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,7 +16,8 @@ from medssl.plugins import Plugins, blame, provider_of
 Kind = Literal["tasks", "consistency"]
 TermClass = type[PretextTask] | type[ConsistencyLoss]
 T = TypeVar("T", PretextTask, ConsistencyLoss)
-RESERVED = frozenset({"name", "weight"})
+RESERVED = frozenset({"name", "weight", "as", "as_"})
+KEY = r"^[A-Za-z0-9][A-Za-z0-9 _-]*$"
 
 
 class TermOptions(BaseModel):
@@ -28,11 +29,28 @@ class TermOptions(BaseModel):
     """Which pretext task or consistency loss (`medssl plugins list`)."""
     weight: float = Field(default=1.0, gt=0)
     """What its loss is multiplied by in the sum."""
+    as_: str | None = Field(default=None, alias="as", pattern=KEY, max_length=64)
+    """What it is called in this run (in metrics, pictures and checkpoints), where a name occurs twice; null: its name."""
 
     @property
     def options(self) -> dict[str, Any]:
         """The options of the term itself, unchecked."""
         return dict(self.model_extra or {})
+
+    def document(self) -> dict[str, Any]:
+        """The entry as a configuration has it."""
+        renamed = {"as": self.as_} if self.as_ is not None else {}
+        return {"name": self.name, "weight": self.weight, **renamed, **self.options}
+
+
+@dataclass(frozen=True)
+class BuiltTerm(Generic[T]):
+    """A term of a run as a module."""
+
+    key: str
+    """What it is called in the run."""
+    module: T
+    weight: float
 
 
 @dataclass(frozen=True)
@@ -40,22 +58,37 @@ class Term(Generic[T]):
     """A term that is known and checked, not yet built."""
 
     kind: Kind
+    key: str
+    """What it is called in the run: its name, or what `as:` says."""
     cls: type[T]
     options: BaseOptions
     weight: float
     built: T | None = None
     """Set where a task or loss object was handed over as it is."""
 
-    def build(self, network: NetworkInfo) -> T:
+    def build(self, network: NetworkInfo) -> BuiltTerm[T]:
         """The module, for a network of which `network` is known."""
         if self.built is not None:
-            return self.built
-        with blame(self.cls, f"__init__ of '{self.cls.name}'"):
-            return self.cls(self.options, network)
+            return BuiltTerm(self.key, self.built, self.weight)
+        with blame(self.cls, f"__init__ of '{self.key}'"):
+            return BuiltTerm(self.key, self.cls(self.options, network), self.weight)
 
     def document(self) -> dict[str, Any]:
         """Name, weight and every option with its value, as a configuration has them."""
-        return {"name": self.cls.name, "weight": self.weight, **self.options.model_dump(mode="json")}
+        renamed = {"as": self.key} if self.key != self.cls.name else {}
+        return {"name": self.cls.name, "weight": self.weight, **renamed, **self.options.model_dump(mode="json")}
+
+
+def check_keys(terms: Sequence[Term[Any]]) -> None:
+    """Raise `ConfigError` where two terms of a run are called the same, or one "loss"."""
+    keys = [term.key for term in terms]
+    wrong = sorted({key for key in keys if keys.count(key) > 1 or key == "loss"})
+    if wrong:
+        raise ConfigError(
+            f"'{wrong[0]}' is the name of two terms of this run. Call one of them otherwise: `as: NAME` beside its name."
+            if wrong[0] != "loss"
+            else "no term can be called 'loss': that is their sum. Call it otherwise: `as: NAME` beside its name."
+        )
 
 
 def resolve_tasks(terms: Sequence[Any], plugins: Plugins) -> list[Term[PretextTask]]:
@@ -88,12 +121,12 @@ def _resolve(item: Any, where: str, kind: Kind, base: type[Any], plugins: Plugin
         return item
     if isinstance(item, tuple) and len(item) == 2:
         term = _resolve(item[0], where, kind, base, plugins)
-        return Term(kind, term.cls, term.options, float(item[1]), term.built)
+        return replace(term, weight=float(item[1]))
     if isinstance(item, base):
-        return Term(kind, type(item), item.options, 1.0, item)
+        return Term(kind, item.name, type(item), item.options, 1.0, item)
     if isinstance(item, type) and issubclass(item, base):
         cls: Any = item
-        return Term(kind, cls, check(cls.Options, {}, where), 1.0)
+        return Term(kind, cls.name, cls, check(cls.Options, {}, where), 1.0)
     if isinstance(item, str):
         item = {"name": item}
     if not isinstance(item, Mapping):
@@ -101,7 +134,8 @@ def _resolve(item: Any, where: str, kind: Kind, base: type[Any], plugins: Plugin
     entry = check(TermOptions, item, where)
     named: Any = _named(entry.name, kind, plugins)
     _refuse_reserved(named)
-    return Term(kind, named, check(named.Options, entry.options, f"{where} ({entry.name})"), entry.weight)
+    options = check(named.Options, entry.options, f"{where} ({entry.name})")
+    return Term(kind, entry.as_ or entry.name, named, options, entry.weight)
 
 
 def _named(name: str, kind: Kind, plugins: Plugins) -> TermClass:
@@ -115,7 +149,9 @@ def _named(name: str, kind: Kind, plugins: Plugins) -> TermClass:
 def _refuse_reserved(cls: TermClass) -> None:
     taken = RESERVED & set(cls.Options.model_fields)
     if taken:
-        raise PluginError(f"'{cls.name}' of {provider_of(cls)} has an option {sorted(taken)}: `name` and `weight` belong to every term.")
+        raise PluginError(
+            f"'{cls.name}' of {provider_of(cls)} has an option {sorted(taken)}: `name`, `weight` and `as` belong to every term."
+        )
 
 
 def _schema(name: str, cls: TermClass) -> dict[str, Any]:
@@ -127,7 +163,7 @@ def _schema(name: str, cls: TermClass) -> dict[str, Any]:
         "title": name,
         "description": " ".join((cls.__doc__ or "").split()),
         "type": "object",
-        "properties": {"name": {**entry["name"], "const": name}, "weight": entry["weight"], **own},
+        "properties": {"name": {**entry["name"], "const": name}, "weight": entry["weight"], "as": entry["as"], **own},
         "required": ["name", *schema.get("required", ())],
         "additionalProperties": False,
     }

@@ -20,10 +20,12 @@ if TYPE_CHECKING:
         swap_head,
         unique_tensors,
     )
+    from medssl.networks.layout import encoder_end, encoder_layout
+    from medssl.networks.probe import dense_output, main_output
     from medssl.networks.sizes import check_crop, crop_problem, network_info
     from medssl.networks.spec import NetworkSpec, as_spec
     from medssl.networks.transferable import Matched, load_matching
-    from medssl.networks.trunk import Encoder, Trunk, encoder_end
+    from medssl.networks.trunk import Encoder, Trunk
 
 _WHERE = {
     "NetworkSpec": "spec",
@@ -36,9 +38,12 @@ _WHERE = {
     "stem_tensors": "difference",
     "swap_head": "difference",
     "unique_tensors": "difference",
+    "dense_output": "probe",
+    "main_output": "probe",
     "Encoder": "trunk",
     "Trunk": "trunk",
-    "encoder_end": "trunk",
+    "encoder_end": "layout",
+    "encoder_layout": "layout",
     "check_crop": "sizes",
     "crop_problem": "sizes",
     "network_info": "sizes",
@@ -55,11 +60,14 @@ __all__ = [
     "check_crop",
     "crop_problem",
     "dense_head",
+    "dense_output",
     "encoder_end",
+    "encoder_layout",
     "head_module",
     "head_modules",
     "head_tensors",
     "load_matching",
+    "main_output",
     "network_info",
     "stem_modules",
     "stem_tensors",

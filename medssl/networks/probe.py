@@ -93,17 +93,33 @@ def run(network: nn.Module, spec: NetworkSpec, size: Sequence[int], batch: int, 
 
 
 def main_output(output: Any, size: Sequence[int]) -> Tensor:
-    """The full-size output among what a network returns: deep supervision gives several, stacked or in a list."""
-    if isinstance(output, Tensor):
-        stacked = output.dim() == len(size) + 3
-        return output[:, 0] if stacked else output
-    tensors = list(output.values()) if isinstance(output, Mapping) else list(output) if isinstance(output, list | tuple) else []
-    found = [item for item in tensors if isinstance(item, Tensor)]
+    """The full-size output among what a network returns: deep supervision gives several, stacked or in a list.
+
+    Where none is of `size` (a network that classifies) it is the first; `NetworkError` where there is no tensor at all.
+    """
+    given = output.values() if isinstance(output, Mapping) else output if isinstance(output, list | tuple) else (output,)
+    found = [_unstacked(item, size) for item in given if isinstance(item, Tensor)]
     if not found:
         raise NetworkError(
             f"the network returns {type(output).__name__} without a tensor in it; medssl needs one tensor, or a list of them."
         )
     return next((item for item in found if tuple(item.shape[2:]) == tuple(size)), found[0])
+
+
+def dense_output(output: Any, size: Sequence[int]) -> Tensor:
+    """`main_output` as (B, K, *size): one value a class and voxel; `NetworkError` where a network gives no such tensor."""
+    found = main_output(output, size)
+    if tuple(found.shape[2:]) != tuple(size):
+        raise NetworkError(
+            f"the network gives {tuple(found.shape)} for crops of {shown(size)}; segmentation needs one value a class and voxel. "
+            "Choose a segmentation network, such as SegResNet."
+        )
+    return found
+
+
+def _unstacked(output: Tensor, size: Sequence[int]) -> Tensor:
+    """The first of several answers that are stacked on an axis behind the batch, the full-size one."""
+    return output[:, 0] if output.dim() == len(size) + 3 else output
 
 
 def _sizes(spec: NetworkSpec, sides: Sequence[int]) -> list[tuple[int, ...]]:

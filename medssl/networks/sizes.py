@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from medssl.contracts import NetworkInfo
+from medssl.contracts import Level, NetworkInfo
 from medssl.errors import NetworkError
 from medssl.networks.probe import Skeleton, first_line, run, shown, skeleton_of
 from medssl.networks.spec import NetworkSpec
-from medssl.networks.trunk import Part, Trunk
+from medssl.networks.trunk import Trunk
 from medssl.plugins import Plugins
 
 ONE_VOXEL = ("Expected more than 1 spatial element", "Expected more than 1 value per channel")
@@ -27,35 +27,45 @@ _STEPS = sorted({odd * 2**twos for odd in (1, 3, 5, 9, 15) for twos in range(8)}
 """Steps between allowed sides, in the order tried: strides are powers of two in almost every network."""
 
 
-def network_info(spec: NetworkSpec, plugins: Plugins | None = None) -> NetworkInfo:
-    """Widths and strides measured on a dry run without values; `NetworkError` where the encoder's end is unknown."""
+def network_info(spec: NetworkSpec, plugins: Plugins | None = None, crop: Sequence[int] | None = None) -> NetworkInfo:
+    """Widths and strides measured on a dry run without values, on `crop` where it is known and the network takes it whole."""
     skeleton = skeleton_of(spec)
+    size = tuple(crop) if crop is not None and crop_problem(spec, crop, 2) is None else skeleton.base
     trunk = Trunk(skeleton.network, spec, plugins)
     try:
-        end_flow = skeleton.flow(trunk.end)
-        images = torch.zeros((2, spec.in_channels, *skeleton.base), device=skeleton.device)
+        images = torch.zeros((2, spec.in_channels, *size), device=skeleton.device)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            parts = trunk(images)
+            found = trunk(images, set(trunk.features) - {"output", "class_token"})
     finally:
         trunk.close()
-    end = parts["encoder_end"]
-    if end.dim() != spec.spatial_dims + 2:
+    end, tokens = found.get("encoder_end"), found.get("tokens")
+    if end is not None and end.dim() != spec.spatial_dims + 2:
         raise NetworkError(
-            f"the encoder's end '{trunk.end}' of {spec} has shape {tuple(end.shape)}, which is no grid of {spec.spatial_dims} sides. "
+            f"the encoder's end of {spec} has shape {tuple(end.shape)}, which is no grid of {spec.spatial_dims} sides. "
             "Name another submodule: network.encoder_end: NAME"
         )
+    levels = [found[name] for name in trunk.features if name.startswith("level ")]
+    dense = found.get("feature_map")
     return NetworkInfo(
         spatial_dims=spec.spatial_dims,
         channels=spec.in_channels,
-        embedding_width=int(end.shape[1]),
-        feature_width=int(parts["feature_map"].shape[1]) if "feature_map" in parts else 0,
-        strides=tuple(max(1, side // grid) for side, grid in zip(skeleton.base, end.shape[2:], strict=True)),
-        tokens=end_flow is not None and len(end_flow.writes) == 3,
+        embedding_width=int(end.shape[1]) if end is not None else 0,
+        feature_width=int(dense.shape[1]) if dense is not None else 0,
+        strides=_strides(end, size) if end is not None else (),
+        feature_strides=_strides(dense, size) if dense is not None else (),
+        levels=tuple(Level(int(level.shape[1]), _strides(level, size)) for level in levels),
+        token_grid=tuple(int(side) for side in end.shape[2:]) if end is not None and tokens is not None else (),
+        class_token=trunk.has_class_token,
+        crop=tuple(crop) if crop is not None else None,
     )
 
 
+def _strides(grid: Tensor, size: Sequence[int]) -> tuple[int, ...]:
+    return tuple(max(1, side // cells) for side, cells in zip(size, grid.shape[2:], strict=True))
+
+
 def check_crop(
-    spec: NetworkSpec, size: Sequence[int], batch: int = 1, needs: Collection[Part] = frozenset({"output"}), plugins: Plugins | None = None
+    spec: NetworkSpec, size: Sequence[int], batch: int = 1, needs: Collection[str] = frozenset({"output"}), plugins: Plugins | None = None
 ) -> None:
     """Raises `NetworkError` naming the sides allowed where the network cannot take `batch` crops of `size` in training.
 
@@ -69,7 +79,7 @@ def check_crop(
 
 
 def crop_problem(
-    spec: NetworkSpec, size: Sequence[int], batch: int = 1, needs: Collection[Part] = frozenset({"output"}), plugins: Plugins | None = None
+    spec: NetworkSpec, size: Sequence[int], batch: int = 1, needs: Collection[str] = frozenset({"output"}), plugins: Plugins | None = None
 ) -> str | None:
     """Why the network cannot take `batch` crops of `size` in training, in a few words; None where it can."""
     with _trial(spec, batch, needs, plugins) as trial:
@@ -77,9 +87,9 @@ def crop_problem(
 
 
 @contextmanager
-def _trial(spec: NetworkSpec, batch: int, needs: Collection[Part], plugins: Plugins | None) -> Iterator[_Trial]:
+def _trial(spec: NetworkSpec, batch: int, needs: Collection[str], plugins: Plugins | None) -> Iterator[_Trial]:
     skeleton = skeleton_of(spec)
-    trunk = Trunk(skeleton.network, spec, plugins) if "encoder_end" in needs else None
+    trunk = Trunk(skeleton.network, spec, plugins) if frozenset(needs) != {"output"} else None
     try:
         yield _Trial(skeleton, trunk, batch, frozenset(needs))
     finally:
@@ -94,7 +104,7 @@ class _Trial:
     skeleton: Skeleton
     trunk: Trunk | None
     batch: int
-    needs: frozenset[Part]
+    needs: frozenset[str]
 
     def problem(self, size: tuple[int, ...]) -> str | None:
         """Why the network does not take `size`; None where it does."""

@@ -1,122 +1,204 @@
-"""One forward pass that gives the encoder's end, the shared feature map and the output, and stops where nothing more is needed.
+"""One forward pass that gives the features of a network that were asked for, and stops where nothing more is needed.
 
-Hooks are registered at construction and stay silent in forward passes that are not the trunk's own.
+Features are "encoder_end", "feature_map", "level 0" and on, "tokens", "class_token" and "output": see `ModuleHead` in
+`medssl.contracts`. Hooks are registered at construction and stay silent in forward passes that are not the trunk's own.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from medssl.config import did_you_mean
+from medssl.contracts import EncoderLayout
 from medssl.errors import NetworkError
 from medssl.networks.difference import head_module
-from medssl.networks.encoders import known_end
+from medssl.networks.layout import encoder_layout, known_layout
 from medssl.networks.probe import main_output
 from medssl.networks.spec import NetworkSpec
 
 if TYPE_CHECKING:
     from medssl.plugins import Plugins
 
-Part = Literal["encoder_end", "feature_map", "output"]
-PARTS: tuple[Part, ...] = ("encoder_end", "feature_map", "output")
+TOKENS = frozenset({"tokens", "class_token"})
+"""Features that exist when tokens were left out."""
+PLAIN = frozenset({"encoder_end", "feature_map", "output"})
 
 
 class _Reached(Exception):
     """No error: everything that was asked for has been seen, and the network's forward pass is left early."""
 
 
+@dataclass
+class _Record:
+    """One forward pass of one thread: what it looks for, and what it has seen."""
+
+    wanted: frozenset[str]
+    visible: Tensor | None
+    seen: dict[str, Tensor] = field(default_factory=dict)
+
+    def note(self, feature: str, value: Tensor) -> None:
+        """Keep it, and leave the forward pass where this was the last that is wanted."""
+        self.seen[feature] = value
+        if self.wanted <= self.seen.keys():
+            raise _Reached
+
+
 class _Taps:
     """What the hooks write into, one record a thread; empty between forward passes, so it can be copied at any time."""
 
     def __init__(self) -> None:
-        self.records: dict[int, tuple[dict[str, Tensor], frozenset[str]]] = {}
+        self.records: dict[int, _Record] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Taps:
         return _Taps()
 
-    def encoder(self, module: nn.Module, inputs: Any, output: Any) -> Any:
+    def before_head(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         record = self.records.get(threading.get_ident())
-        if record is None:
+        if record is not None and "feature_map" in record.wanted:
+            record.note("feature_map", inputs[0])
+
+    def embedded(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
+        """Leave out the tokens that are not visible: what follows works on (and costs) the visible ones alone."""
+        record = self.records.get(threading.get_ident())
+        if record is None or record.visible is None:
             return None
-        end = _last_tensor(output)
-        record[0]["encoder_end"] = end
-        _stop_if_complete(record)
-        # Layers behind the end may work in place (DenseNet's ReLU): they get a copy, so the end is the same with and without them.
-        return end.clone() if isinstance(output, Tensor) else None
-
-    def head(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        record = self.records.get(threading.get_ident())
-        if record is not None:
-            record[0]["feature_map"] = inputs[0]
-            _stop_if_complete(record)
+        if record.visible.dim() != 2 or not 0 < record.visible.shape[1] <= output.shape[1] or len(record.visible) != len(output):
+            raise NetworkError(
+                f"`visible` has shape {tuple(record.visible.shape)}; for {len(output)} inputs of {output.shape[1]} tokens it is "
+                f"({len(output)}, 1 to {output.shape[1]})."
+            )
+        return output.gather(1, record.visible.unsqueeze(2).expand(-1, -1, output.shape[2]))
 
 
-def _stop_if_complete(record: tuple[dict[str, Tensor], frozenset[str]]) -> None:
-    if record[1] <= record[0].keys():
-        raise _Reached
+@dataclass(frozen=True)
+class _Tap:
+    """A forward hook that notes a module's output as `feature`; an object, so that a deep copy writes into the copied taps."""
+
+    taps: _Taps
+    feature: str
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> Any:
+        record = self.taps.records.get(threading.get_ident())
+        if record is None or self.feature not in record.wanted:
+            return None
+        record.note(self.feature, _last_tensor(output, self.feature))
+        # Layers behind it may work in place (DenseNet's ReLU): they get a copy, so the feature is the same with and without them.
+        return output.clone() if isinstance(output, Tensor) else None
 
 
-def _last_tensor(output: Any) -> Tensor:
+def _last_tensor(output: Any, feature: str) -> Tensor:
     if isinstance(output, Tensor):
         return output
     tensors = [item for item in output if isinstance(item, Tensor)] if isinstance(output, list | tuple) else []
     if not tensors:
         raise NetworkError(
-            f"the module at the encoder's end returns {type(output).__name__}, not a tensor. Name another: encoder_end: NAME"
+            f"the module at the {feature.replace('_', ' ')} returns {type(output).__name__}, not a tensor. "
+            "Name another submodule: network.encoder_end: NAME"
         )
     return tensors[-1]
 
 
 class Trunk:
-    """`network`, built from `spec`, tapped at the encoder's end and before its head. Not a module: it owns no parameters.
+    """`network`, built from `spec`, tapped at its encoder and before its head. Not a module: it owns no parameters.
 
-    `trunk(images)` gives a dict of tensors: "encoder_end" (B, E, *grid), "feature_map" (B, F, *grid: the input of the head),
-    "output". Gradients flow as in a plain forward pass; a deep copy, also as part of a larger object, taps the copied network.
+    `trunk(images)` gives a dict of features. Gradients flow as in a plain forward pass; a deep copy, also as part of a larger
+    object, taps the copied network. A network whose encoder nobody knows gives "feature_map" and "output" alone.
     """
 
     def __init__(self, network: nn.Module, spec: NetworkSpec, plugins: Plugins | None = None) -> None:
-        self.network = network
-        self.spec = spec
-        self.end = encoder_end(network, plugins, spec)
+        self.network, self.spec, self._plugins = network, spec, plugins
+        self.layout = known_layout(network, plugins, spec)
         self.head = head_module(spec)
         self._taps = _Taps()
-        self._handles = [network.get_submodule(self.end).register_forward_hook(self._taps.encoder)]
+        self._handles: list[Any] = []
+        if self.layout is not None:
+            self._tap_encoder(self.layout)
         if self.head is not None:
-            self._handles.append(network.get_submodule(self.head).register_forward_pre_hook(self._taps.head))
+            self._handles.append(network.get_submodule(self.head).register_forward_pre_hook(self._taps.before_head))
+
+    def _tap_encoder(self, layout: EncoderLayout) -> None:
+        # The end last: where it is also the last level, that level is noted before the pass is left.
+        where = [*((f"level {number}", name) for number, name in enumerate(layout.levels)), ("encoder_end", layout.end)]
+        for feature, name in where:
+            self._handles.append(self.network.get_submodule(name).register_forward_hook(_Tap(self._taps, feature)))
+        if layout.tokens is not None:
+            self._handles.append(self.network.get_submodule(layout.tokens).register_forward_hook(self._taps.embedded))
 
     @property
-    def parts(self) -> frozenset[Part]:
-        """What this network can give: classifiers have no feature map."""
-        return frozenset(part for part in PARTS if part != "feature_map" or self.head is not None)
+    def features(self) -> tuple[str, ...]:
+        """What this network can give: classifiers have no feature map, convolutions no tokens."""
+        layout = self.layout
+        encoder = ["encoder_end", *(f"level {number}" for number in range(len(layout.levels)))] if layout is not None else []
+        tokens = ["tokens", "class_token"] if layout is not None and layout.tokens is not None else []
+        return (*encoder, *tokens, *(["feature_map"] if self.head is not None else []), "output")
 
-    def __call__(self, images: Tensor, needs: Collection[Part] | None = None) -> dict[str, Tensor]:
-        """What `needs` names (default: everything there is); the forward pass stops once it has been seen."""
-        wanted = self.parts if needs is None else frozenset(needs)
-        missing = wanted - self.parts
-        if missing:
-            raise NetworkError(f"{self.spec} has no {', '.join(sorted(missing))}: it gives {', '.join(sorted(self.parts))}.")
-        thread, seen = threading.get_ident(), dict[str, Tensor]()
-        self._taps.records[thread] = (seen, wanted)
+    def check(self, needs: Collection[str]) -> None:
+        """Raise `NetworkError` where the network does not have what `needs` names."""
+        missing = sorted(set(needs) - set(self.features))
+        if not missing:
+            return
+        if "encoder_end" in missing:
+            encoder_layout(self.network, self._plugins, self.spec)
+        hint = did_you_mean(missing[0], self.features)
+        raise NetworkError(f"{self.spec} has no {', '.join(missing)}{hint} It gives {', '.join(self.features)}.")
+
+    def __call__(self, images: Tensor, needs: Collection[str] | None = None, visible: Tensor | None = None) -> dict[str, Tensor]:
+        """What `needs` names (default: encoder's end, feature map, output, where they exist); the pass stops once all has been seen.
+
+        With `visible` (B, V) int64, numbers of tokens, the encoder sees these alone, in that order, and gives "tokens" and "class_token".
+        """
+        wanted = frozenset(self.features) & PLAIN if needs is None else frozenset(needs)
+        self.check(wanted)
+        if visible is not None:
+            self._check_visible(wanted)
+        plain = frozenset("encoder_end" if feature in TOKENS else feature for feature in wanted)
+        record, thread = _Record(plain, visible), threading.get_ident()
+        self._taps.records[thread] = record
         try:
-            output = self.network(images)
-            seen["output"] = main_output(output, images.shape[2:])
+            record.seen["output"] = main_output(self.network(images), images.shape[2:])
         except _Reached:
             pass
         finally:
             del self._taps.records[thread]
-        return self._given(seen, wanted, images)
+        return self._given(record.seen, wanted, plain, images)
 
-    def _given(self, seen: dict[str, Tensor], wanted: frozenset[Part], images: Tensor) -> dict[str, Tensor]:
-        for part, module in (("encoder_end", self.end), ("feature_map", self.head)):
-            if part in wanted and part not in seen:
-                raise NetworkError(f"{self.spec}: the module '{module}' was not run in the forward pass, so there is no {part}.")
-        if "encoder_end" in wanted and seen["encoder_end"].dim() == 3:
-            seen["encoder_end"] = tokens_to_grid(seen["encoder_end"], images.shape[2:], self.spec.options.get("patch_size"))
-        return {part: seen[part] for part in PARTS if part in wanted}
+    def _check_visible(self, wanted: frozenset[str]) -> None:
+        if self.layout is None or self.layout.tokens is None:
+            raise NetworkError(f"{self.spec} cannot leave tokens out: its encoder does not work on tokens. Take ViT or UNETR.")
+        if not wanted <= TOKENS:
+            raise NetworkError(f"with tokens left out there is no {', '.join(sorted(wanted - TOKENS))}: read tokens or class_token.")
+
+    def _given(self, seen: dict[str, Tensor], wanted: frozenset[str], plain: frozenset[str], images: Tensor) -> dict[str, Tensor]:
+        missing = sorted(plain - seen.keys())
+        if missing:
+            raise NetworkError(f"{self.spec}: nothing was run in the forward pass that gives {', '.join(missing)}.")
+        given = {feature: self._on_grid(seen[feature], images) for feature in wanted - TOKENS}
+        if wanted & TOKENS:
+            given |= self._tokens(seen["encoder_end"], wanted, images)
+        return given
+
+    def _on_grid(self, value: Tensor, images: Tensor) -> Tensor:
+        return tokens_to_grid(value, images.shape[2:], self.spec.options.get("patch_size")) if value.dim() == 3 else value
+
+    def _tokens(self, end: Tensor, wanted: frozenset[str], images: Tensor) -> dict[str, Tensor]:
+        extra = int(self.has_class_token)
+        if "class_token" in wanted and not extra:
+            raise NetworkError(f"{self.spec} has no class token. Read tokens, or take a ViT with classification: true.")
+        every = {"tokens": end[:, extra:], "class_token": end[:, 0]}
+        return {feature: every[feature] for feature in wanted & TOKENS}
+
+    @property
+    def has_class_token(self) -> bool:
+        """Whether the encoder puts a class token before its tokens."""
+        if self.layout is None or self.layout.tokens is None:
+            return False
+        owner = self.network.get_submodule(self.layout.tokens.rpartition(".")[0])
+        return hasattr(owner, "cls_token")
 
     def close(self) -> None:
         """Take the hooks off: the network is as it was built."""
@@ -154,40 +236,3 @@ def _product(numbers: Sequence[int]) -> int:
     for number in numbers:
         result *= int(number)
     return result
-
-
-def encoder_end(network: nn.Module, plugins: Plugins | None = None, spec: NetworkSpec | None = None) -> str:
-    """The submodule at which the encoder ends: `spec.encoder_end`, else a plugin's answer, else medssl's own table.
-
-    Without `plugins` the table is asked first and installed plugins only where it does not know. `NetworkError` says how to name it.
-    """
-    modules = dict(network.named_modules())
-    given = spec.encoder_end if spec is not None else None
-    name = given or (known_end(network) if plugins is None else None) or _asked(network, plugins)
-    family = type(network).__name__
-    if name is None:
-        outer = [key for key in modules if key and key.count(".") < 2]
-        raise NetworkError(
-            f"medssl does not know where the encoder of {family} ends. Name the submodule whose output is the encoder's end in the "
-            f"configuration (network.encoder_end: NAME), or implement the hook medssl_encoder_end in a plugin. "
-            f"Its modules begin with: {', '.join(outer[:30])}"
-        )
-    if name not in modules or name == "":
-        raise NetworkError(f"encoder_end '{name}' is no submodule of {family}{did_you_mean(name, [key for key in modules if key])}")
-    return name
-
-
-def _asked(network: nn.Module, plugins: Plugins | None) -> str | None:
-    from medssl.plugins import Plugins, Provider, blame
-
-    host = plugins if plugins is not None else Plugins.load()
-    providers = {provider.plugin: provider for provider in host.providers()}
-    for implementation in reversed(host.hook.medssl_encoder_end.get_hookimpls()):
-        provider = providers.get(implementation.plugin_name, Provider(implementation.plugin_name, implementation.plugin_name, "?"))
-        with blame(provider, "medssl_encoder_end"):
-            name = implementation.function(network=network)
-            if name is not None and not isinstance(name, str):
-                raise TypeError(f"returned {type(name).__name__}, not the name of a submodule")
-        if name is not None:
-            return str(name)
-    return None

@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 
-from medssl.contracts import Crops, Draw, NetworkInfo, Views
+from medssl.contracts import Crops, Draw, Level, NetworkInfo, Views
 
 
-def make_crops(batch: int = 3, size: Sequence[int] = (32, 32, 32), channels: int = 1, seed: int = 0) -> Crops:
-    """`batch` different crops of `size`: smooth blobs and noise, mean about 0, spread about 1, all inside the body.
+def make_crops(
+    batch: int = 3, size: Sequence[int] = (32, 32, 32), channels: int = 1, seed: int = 0, *, per_volume: int = 1, body: bool = False
+) -> Crops:
+    """`batch` different crops of `size`, `per_volume` of each volume: smooth blobs and noise, mean about 0, spread about 1, all body.
 
     True values are 100 * image + 40. Voxels are 1 mm wide and each volume is twice as long as its crop.
     Sample b is the same whatever the batch is, so a batch can be compared with its own beginning.
@@ -20,6 +22,7 @@ def make_crops(batch: int = 3, size: Sequence[int] = (32, 32, 32), channels: int
     dims = len(size)
     images = torch.stack([_image(size, channels, seed * 1000 + number) for number in range(batch)])
     number = torch.arange(batch)
+    volume = number // per_volume
     corner = (number[:, None] * torch.ones(dims, dtype=torch.int64)) % torch.tensor(size)
     affine = torch.eye(3, dims + 1).repeat(batch, 1, 1)
     affine[:, :dims, -1] = corner.float()
@@ -28,19 +31,32 @@ def make_crops(batch: int = 3, size: Sequence[int] = (32, 32, 32), channels: int
         images=images,
         channels=tuple(f"channel {channel}" for channel in range(channels)),
         index=number,
-        sample=number + 100,
-        patient=number + 1000,
-        group=number,
+        sample=volume + 100,
+        patient=volume + 1000,
+        group=volume,
         affine=affine,
         extent=torch.tensor([*(2.0 * side for side in size), 0.0][:3]).expand(batch, 3).clone(),
         rescale=torch.tensor([100.0, 40.0]).expand(batch, channels, 2).clone(),
         inside=torch.ones(batch),
+        body=torch.ones((batch, 1, *size), dtype=torch.bool) if body else None,
     )
 
 
-def make_info(dims: int = 3, channels: int = 1, stride: int = 4) -> NetworkInfo:
-    """What a task may know of a small network with a dense output."""
-    return NetworkInfo(dims, channels, embedding_width=16, feature_width=8, strides=(stride,) * dims)
+def make_info(dims: int = 3, channels: int = 1, stride: int = 4, *, crop: Sequence[int] | None = None, tokens: bool = False) -> NetworkInfo:
+    """What a task may know of a small network with a dense output; with `tokens`, of one whose encoder works on tokens of `crop`."""
+    strides = (stride,) * dims
+    return NetworkInfo(
+        dims,
+        channels,
+        embedding_width=16,
+        feature_width=8,
+        strides=strides,
+        feature_strides=(1,) * dims,
+        levels=() if tokens else (Level(8, (1,) * dims), Level(16, strides)),
+        token_grid=tuple(side // stride for side in crop) if tokens and crop is not None else (),
+        class_token=tokens,
+        crop=tuple(crop) if crop is not None else None,
+    )
 
 
 def _image(size: Sequence[int], channels: int, seed: int) -> torch.Tensor:
@@ -85,4 +101,5 @@ def _random_views(crops: Crops, info: NetworkInfo, count: int, channels: int, se
         embeddings=draw("embedding", info.embedding_width),
         feature_maps=draw("feature map", info.feature_width, *grid),
         affines=torch.eye(dims, dims + 1).expand(count, len(crops), dims, dims + 1).clone(),
+        task_embeddings={"dense": draw("task embedding", info.embedding_width)},
     )

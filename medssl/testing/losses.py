@@ -4,7 +4,7 @@
     class TestSimSiam(ConsistencyLossContract):
         loss = SimSiam
 
-`compares_samples = True` for losses with negatives (contrastive ones), where a sample's loss rightly depends on its neighbours.
+A loss with negatives or batch statistics says so itself (`compares = "batch"`): its sample's loss rightly depends on its neighbours.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from medssl.testing.fixtures import make_crops, make_info, make_views, select
 from medssl.testing.options import check_name_and_docs, check_options_round_trip
 from medssl.testing.tasks import BOTH, close, other_global_randomness, same
 
-NEEDS = frozenset({"answers", "embeddings", "feature_maps", "teacher"})
+NEEDS = frozenset({"answers", "embeddings", "task_embeddings", "feature_maps", "teacher", "body"})
 
 
 class ConsistencyLossContract:
@@ -32,7 +32,6 @@ class ConsistencyLossContract:
     loss: ClassVar[type[ConsistencyLoss]]
     options: ClassVar[Mapping[str, Any]] = {}
     batch: ClassVar[int] = 4
-    compares_samples: ClassVar[bool] = False
     only: ClassVar[str | None] = None
     """For losses on answers: "dense" (values) or "pooled" (logits), where one kind alone makes sense."""
 
@@ -44,25 +43,23 @@ class ConsistencyLossContract:
 
     def crops(self, dims: int) -> Crops:
         """A small batch."""
-        return make_crops(self.batch, (8,) * dims)
+        return make_crops(self.batch, (8,) * dims, body="body" in self.loss.needs)
 
     def views(self, crops: Crops, info: NetworkInfo, seed: int = 0) -> Views:
         """Two random views, reduced to what the loss says it needs."""
-        views = make_views(crops, info, seed=seed)
-        return self.reduced(views, teacher="teacher" in self.loss.needs)
+        made = make_views(crops, info, seed=seed)
+        return self.reduced(made)
 
-    def reduced(self, views: Views, teacher: bool) -> Views:
+    def reduced(self, views: Views) -> Views:
         """What the objective would compute for this loss, and nothing else."""
-        needs = self.loss.needs
         kept = {name: answers for name, answers in views.answers.items() if self.only in (None, name)}
-        return replace(
-            views,
-            answers=kept if "answers" in needs else {},
-            kinds={name: views.kinds[name] for name in kept} if "answers" in needs else {},
-            embeddings=views.embeddings if "embeddings" in needs else (),
-            feature_maps=views.feature_maps if "feature_maps" in needs else (),
-            teacher=self.reduced(views.teacher, teacher=False) if teacher and views.teacher is not None else None,
-        )
+        given = replace(views, answers=kept, kinds={name: views.kinds[name] for name in kept}).only(self.loss.needs)
+        if given.teacher is None:
+            return given
+        own = dict(self.build(views.crops.spatial_dims).named_children())
+        modules = {name: own[name].requires_grad_(False) for name in self.loss.teacher_follows}
+        kept = {name: answers for name, answers in given.teacher.answers.items() if self.only in (None, name)}
+        return replace(given, teacher=replace(given.teacher, answers=kept, modules=modules))
 
     def test_it_has_a_name_and_every_option_is_documented(self) -> None:
         check_name_and_docs(self.loss)
@@ -84,8 +81,8 @@ class ConsistencyLossContract:
         loss, crops = self.build(dims), self.crops(dims)
         views = self.views(crops, loss.network)
         for kind, factor in (("equal", 1.0), ("all-zero", 0.0)):
-            alike, leaves = as_leaves(map_tensors(views, lambda tensors, scale=factor: tuple(tensors[0] * scale for _ in tensors)))
-            value = loss(alike)
+            equal, leaves = as_leaves(alike(views, factor))
+            value = loss(equal)
             assert torch.isfinite(value).all(), f"the loss of {kind} views is {value.tolist()}."
             gradients = torch.autograd.grad(value.sum(), leaves, allow_unused=True)
             finite = all(torch.isfinite(gradient).all() for gradient in gradients if gradient is not None)
@@ -123,7 +120,7 @@ class ConsistencyLossContract:
 
     @BOTH
     def test_a_sample_does_not_depend_on_its_neighbours(self, dims: int) -> None:
-        if self.compares_samples:
+        if self.loss.compares == "batch":
             pytest.skip("this loss compares samples with each other")
         loss, crops = self.build(dims), self.crops(dims)
         together = loss(self.views(crops, loss.network))
@@ -173,16 +170,26 @@ class ConsistencyLossContract:
 
 def tensors_of(views: Views) -> list[Tensor]:
     """Everything a network computed, in one list."""
-    return [*[tensor for answers in views.answers.values() for tensor in answers], *views.embeddings, *views.feature_maps]
+    by_task = [*views.answers.values(), *views.task_embeddings.values()]
+    return [*[tensor for tensors in by_task for tensor in tensors], *views.embeddings, *views.feature_maps]
 
 
-def map_tensors(views: Views, change: Any) -> Views:
-    """The views with `change` applied to each tuple of tensors, one a view."""
-    answers = {name: change(tensors) for name, tensors in views.answers.items()}
-    return replace(views, answers=answers, embeddings=change(views.embeddings), feature_maps=change(views.feature_maps))
+def alike(views: Views, scale: float) -> Views:
+    """The views with everything that a network computed replaced by that of the first view, times `scale`."""
+
+    def first(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(tensors[0] * scale for _ in tensors)
+
+    return replace(
+        views,
+        answers={name: first(tensors) for name, tensors in views.answers.items()},
+        task_embeddings={name: first(tensors) for name, tensors in views.task_embeddings.items()},
+        embeddings=first(views.embeddings),
+        feature_maps=first(views.feature_maps),
+    )
 
 
 def as_leaves(views: Views) -> tuple[Views, list[Tensor]]:
     """The views with tensors that take a gradient, and these tensors."""
-    fresh = map_tensors(views, lambda tensors: tuple(tensor.detach().clone().requires_grad_() for tensor in tensors))
+    fresh = views.mapped(lambda tensor: tensor.detach().clone().requires_grad_())
     return fresh, tensors_of(fresh)

@@ -4,7 +4,8 @@
     class TestInpainting(PretextTaskContract):
         task = Inpainting
 
-Class attributes tell the suite what it cannot know: `options`, `channels`, `sizes`, `random = False` for a task that draws nothing.
+Class attributes tell the suite what it cannot know: `options`, `channels`, `sizes`, `random = False` for a task that draws nothing,
+`tokens = True` for one that leaves tokens out.
 """
 
 from __future__ import annotations
@@ -20,10 +21,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from medssl.augment import ViewOptions
-from medssl.contracts import Crops, DenseHead, Draw, ModuleHead, NetworkInfo, PooledHead, PretextBatch, PretextTask
-from medssl.learn.objective import Objective
-from medssl.networks import as_spec, network_info
+from medssl.contracts import Crops, DenseHead, Draw, ModuleHead, NetworkHead, PooledHead, PretextBatch, PretextTask
+from medssl.learn import Objective, Term, build_objective
+from medssl.testing.features import prediction_for, with_lesson
 from medssl.testing.fixtures import make_crops, make_info, select
 from medssl.testing.options import check_name_and_docs, check_options_round_trip
 
@@ -40,14 +40,34 @@ class PretextTaskContract:
     sizes: ClassVar[Mapping[int, tuple[int, ...]]] = {2: (32, 32), 3: (24, 32, 24)}
     random: ClassVar[bool] = True
     """False for a task that asks every crop the same, such as an autoencoder."""
+    tokens: ClassVar[bool] = False
+    """True for a task that needs an encoder which can leave tokens out; it is tried on a ViT, others on a UNet."""
 
     def build(self, dims: int) -> PretextTask:
-        """The task for a small network."""
-        return self.task(self.task.Options(**self.options), make_info(dims, self.channels))
+        """The task for a small network; its first weights are always the same."""
+        info = make_info(dims, self.channels, crop=self.sizes[dims], tokens=self.tokens)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            return self.task(self.task.Options(**self.options), info)
+
+    def objective(self, dims: int) -> Objective:
+        """The task alone on a small network, ready to be trained."""
+        name, options = "UNet", dict[str, Any](channels=[4, 8, 8], strides=[2, 2])
+        if self.tokens:
+            sizes = {"img_size": list(self.sizes[dims]), "patch_size": [4] * dims}
+            name, options = "ViT", {**sizes, "hidden_size": 24, "mlp_dim": 48, "num_layers": 2, "num_heads": 2, "classification": True}
+        spec = {"name": name, "spatial_dims": dims, "in_channels": self.channels, "options": options}
+        term = Term("tasks", self.task.name, self.task, self.task.Options(**self.options), 1.0)
+        return build_objective(spec, [term], seed=0, crop=self.sizes[dims])
 
     def crops(self, dims: int, seed: int = 0) -> Crops:
-        """A small batch."""
-        return make_crops(self.batch, self.sizes[dims], self.channels, seed)
+        """A small batch; of a task that compares the crops of a volume, two crops of each."""
+        per_volume = 2 if self.task.compares == "group" else 1
+        return make_crops(self.batch, self.sizes[dims], self.channels, seed, per_volume=per_volume, body="body" in self.task.needs)
+
+    def make(self, task: PretextTask, crops: Crops, draw: Draw) -> PretextBatch:
+        """The task's question, with what a teacher might have said where it needs one."""
+        return with_lesson(task, task.make(crops, draw), crops)
 
     def draw(self, crops: Crops, step: int = 0) -> Draw:
         """The randomness of a step."""
@@ -66,14 +86,19 @@ class PretextTaskContract:
         batch = task.make(crops, self.draw(crops))
         assert isinstance(batch, PretextBatch), f"make() gave {type(batch).__name__}, not a PretextBatch."
         head = task.head()
-        assert isinstance(head, DenseHead | PooledHead | ModuleHead), f"head() gave {type(head).__name__}."
+        assert isinstance(head, DenseHead | PooledHead | ModuleHead | NetworkHead), f"head() gave {type(head).__name__}."
         if batch.inputs is not None:
-            parts = head.parts if isinstance(head, PooledHead) else 1
+            parts = head.parts if isinstance(head, PooledHead | ModuleHead) else 1
             expected = (parts * len(crops), task.input_channels(self.channels))
             assert tuple(batch.inputs.shape[:2]) == expected, f"inputs have shape {tuple(batch.inputs.shape)}; {expected} must come first."
             assert batch.inputs.dim() == dims + 2, f"inputs of {dims}D crops have shape {tuple(batch.inputs.shape)}."
             assert torch.isfinite(batch.inputs).all(), "inputs hold NaN or infinity."
         assert batch.target.shape[0] == len(crops), f"the target has {batch.target.shape[0]} rows for {len(crops)} crops."
+        for what, rows in batch.extra.items():
+            assert rows.shape[0] == len(crops), f"extra['{what}'] has {rows.shape[0]} rows for {len(crops)} crops."
+        asked = task.clean(crops)
+        clean = (len(crops), task.input_channels(self.channels), *crops.size)
+        assert tuple(asked.shape) == clean, f"clean() gave {tuple(asked.shape)}; an uncorrupted input has {clean}."
 
     @BOTH
     def test_inputs_keep_the_dtype_of_the_images(self, dims: int) -> None:
@@ -91,6 +116,7 @@ class PretextTaskContract:
             batch = task.make(crops, self.draw(crops))
         for name, value in vars(batch).items():
             assert not isinstance(value, Tensor) or value.device == crops.images.device, f"make(): '{name}' was made on {value.device}."
+        batch = with_lesson(task, batch, crops)
         prediction = self.prediction(task, batch, crops)
         with torch.device("meta"):
             loss = task.loss(prediction, batch)
@@ -121,7 +147,7 @@ class PretextTaskContract:
     def test_crops_are_left_as_they_were(self, dims: int) -> None:
         task, crops = self.build(dims), self.crops(dims)
         before = deepcopy(crops)
-        batch = task.make(crops, self.draw(crops))
+        batch = self.make(task, crops, self.draw(crops))
         prediction = self.prediction(task, batch, crops)
         task.loss(prediction, batch)
         task.trivial(batch)
@@ -146,24 +172,30 @@ class PretextTaskContract:
     @BOTH
     def test_a_sample_does_not_depend_on_its_neighbours(self, dims: int) -> None:
         task, crops = self.build(dims), self.crops(dims)
-        together = task.make(crops, self.draw(crops))
-        for row in range(len(crops)):
-            one = select(crops, [row])
-            alone = task.make(one, self.draw(one))
-            near = close(self.question(together, row, len(crops)), self.question(alone, 0, 1))
-            assert near, f"sample {row} is asked something else when it is alone in the batch."
+        if task.compares == "batch":
+            pytest.skip("this task compares all crops of a batch")
+        together = self.make(task, crops, self.draw(crops))
+        groups = [[row for row, group in enumerate(crops.group.tolist()) if group == one] for one in sorted(set(crops.group.tolist()))]
+        for rows in groups if task.compares == "group" else [[row] for row in range(len(crops))]:
+            some = select(crops, rows)
+            alone = task.make(some, self.draw(some))
+            for place, row in enumerate(rows):
+                near = close(self.question(together, row, len(crops)), self.question(alone, place, len(rows)))
+                assert near, f"sample {row} is asked something else when the crops of other volumes are not in the batch."
+        mine = len(groups[0]) if task.compares == "group" else 1
         prediction = self.prediction(task, together, crops).detach()
         changed = prediction.clone()
-        changed[1:] = changed[1:].flip(0) * 3 - 1
-        leaks = "the loss of a sample changes with the predictions of its neighbours."
-        assert close(task.loss(prediction, together)[:1], task.loss(changed, together)[:1]), leaks
+        own = mine * (len(prediction) // len(crops))
+        changed[own:] = changed[own:].flip(0) * 3 - 1
+        leaks = "the loss of a sample changes with the predictions of others: say so by `compares`, or keep them apart."
+        assert close(task.loss(prediction, together)[:mine], task.loss(changed, together)[:mine]), leaks
 
     @BOTH
     def test_the_loss_is_one_finite_value_a_sample(self, dims: int) -> None:
         task, crops = self.build(dims), self.crops(dims)
         empty = crops.with_images(torch.zeros_like(crops.images))
         for kind, shown in (("usual", crops), ("constant", empty)):
-            batch = task.make(shown, self.draw(shown))
+            batch = self.make(task, shown, self.draw(shown))
             loss = task.loss(self.prediction(task, batch, shown), batch)
             assert tuple(loss.shape) == (len(crops),), f"the loss has shape {tuple(loss.shape)}; one value a sample is needed."
             assert torch.isfinite(loss).all(), f"the loss of {kind} crops is {loss.tolist()}."
@@ -171,7 +203,7 @@ class PretextTaskContract:
     @BOTH
     def test_gradients_reach_the_prediction(self, dims: int) -> None:
         task, crops = self.build(dims), self.crops(dims)
-        batch = task.make(crops, self.draw(crops))
+        batch = self.make(task, crops, self.draw(crops))
         prediction = self.prediction(task, batch, crops)
         loss = task.loss(prediction, batch)
         assert loss.requires_grad, "the loss is cut from the graph: no gradient reaches the network."
@@ -192,12 +224,12 @@ class PretextTaskContract:
             assert back.shape[2:] == crops.images.shape[2:], f"restore gave a grid of {tuple(back.shape[2:])} for crops of {crops.size}."
             if back.shape == one.inputs.shape == crops.images.shape:
                 moved, undone = ((images - crops.images).abs().mean() for images in (one.inputs, back))
-                assert undone <= moved, "restore does not bring voxels back to where they were in the crop."
+                assert undone < moved or moved == 0, "restore does not bring voxels back to where they were in the crop."
 
     @BOTH
     def test_the_trivial_answer_is_a_prediction(self, dims: int) -> None:
         task, crops = self.build(dims), self.crops(dims)
-        batch = task.make(crops, self.draw(crops))
+        batch = self.make(task, crops, self.draw(crops))
         trivial = task.trivial(batch)
         if trivial is None:
             return
@@ -209,7 +241,7 @@ class PretextTaskContract:
     @BOTH
     def test_pictures_are_images(self, dims: int) -> None:
         task, crops = self.build(dims), self.crops(dims)
-        batch = task.make(crops, self.draw(crops))
+        batch = self.make(task, crops, self.draw(crops))
         for what, image in task.picture(self.prediction(task, batch, crops).detach(), batch).items():
             assert image.dim() == dims + 2, f"the picture '{what}' has shape {tuple(image.shape)}; (B, C, *size) is needed."
 
@@ -223,37 +255,56 @@ class PretextTaskContract:
         assert same(batch.target, again.target), "a task with the same state asks another question."
 
     @BOTH
+    def test_measures_are_one_value_a_sample(self, dims: int) -> None:
+        task, crops = self.build(dims), self.crops(dims)
+        batch = self.make(task, crops, self.draw(crops))
+        for what, value in task.measure(self.prediction(task, batch, crops).detach(), batch).items():
+            assert tuple(value.shape) == (len(crops),), f"the measure '{what}' has shape {tuple(value.shape)}; ({len(crops)},) is needed."
+            assert torch.isfinite(value).all(), f"the measure '{what}' is {value.tolist()}."
+
+    @BOTH
+    def test_the_loss_changes_no_state(self, dims: int) -> None:
+        task, crops = self.build(dims), self.crops(dims)
+        batch, before = self.make(task, crops, self.draw(crops)), deepcopy(task.state_dict())
+        task.loss(self.prediction(task, batch, crops), batch)
+        assert all(same(value, before[name]) for name, value in task.state_dict().items()), (
+            "make or loss changes the state; only commit may."
+        )
+
+    @BOTH
     def test_it_trains_a_network(self, dims: int) -> None:
-        options = {"channels": [4, 8, 8], "strides": [2, 2]}
-        spec = as_spec({"name": "UNet", "spatial_dims": dims, "in_channels": self.channels, "options": options})
-        task = self.task(self.task.Options(**self.options), network_info(spec))
-        network = spec.build(in_channels=task.input_channels(self.channels), seed=0)
-        objective = Objective(network, spec, [(task, 1.0)], [], ViewOptions(), seed=0)
-        loss = objective(self.crops(dims), step=0)["loss"]
-        loss.backward()
+        objective = self.objective(dims)
+        loss = objective.run(self.crops(dims), step=0)["loss"]
+        torch.autograd.backward(loss)
+        objective.commit()
         assert torch.isfinite(loss), f"the loss of a training step is {float(loss.detach())}."
-        reached = sum(float(p.grad.abs().sum()) for p in network.parameters() if p.grad is not None)
+        reached = sum(float(p.grad.abs().sum()) for p in objective.network.parameters() if p.grad is not None)
         assert reached > 0, "no gradient reaches the network's parameters."
+
+    @BOTH
+    def test_two_micro_batches_make_what_one_batch_would(self, dims: int) -> None:
+        crops = self.crops(dims)
+        if self.task.compares == "batch":
+            pytest.skip("this task compares all crops of a batch")
+        whole, halved = self.objective(dims), self.objective(dims)
+        half = len(crops) // 2
+        for objective, parts in ((whole, [crops]), (halved, [select(crops, range(half)), select(crops, range(half, len(crops)))])):
+            asked = [objective.ask(part, 0) for part in parts]
+            totals = objective.totals(asked)
+            for one in asked:
+                loss: Tensor = objective(one, totals)["loss"]
+                torch.autograd.backward(loss)
+            objective.commit()
+        for (name, mine), theirs in zip(whole.named_parameters(), halved.parameters(), strict=True):
+            if mine.grad is not None and theirs.grad is not None:
+                assert close(mine.grad, theirs.grad), f"the gradient of '{name}' depends on how the batch is divided into micro batches."
+        left, right = whole.state_dict(), halved.state_dict()
+        differing = [name for name in left if name.startswith("tasks.") and not close(left[name], right[name])]
+        assert not differing, f"commit makes another {differing[:3]} when the batch is divided into micro batches."
 
     def prediction(self, task: PretextTask, batch: PretextBatch, crops: Crops) -> Tensor:
         """A random prediction of the right shape, with a gradient."""
-        head, rows = task.head(), len(crops)
-        generator = torch.Generator().manual_seed(7)
-        size = crops.size if batch.inputs is None else tuple(batch.inputs.shape[2:])
-        if isinstance(head, ModuleHead):
-            return self._own_answer(head, task.network, rows if batch.inputs is None else batch.inputs.shape[0], size)
-        if isinstance(head, DenseHead):
-            shape = (rows if batch.inputs is None else batch.inputs.shape[0], head.channels, *size)
-        else:
-            shape = (rows, head.outputs) if head.join == "concat" or head.parts == 1 else (rows, head.parts, head.outputs)
-        return torch.randn(shape, generator=generator).requires_grad_()
-
-    def _own_answer(self, head: ModuleHead, info: NetworkInfo, rows: int, size: tuple[int, ...]) -> Tensor:
-        grid = tuple(side // stride for side, stride in zip(size, info.strides, strict=True))
-        shape = (rows, info.feature_width, *size) if head.reads == "feature_map" else (rows, info.embedding_width, *grid)
-        read = torch.randn(shape, generator=torch.Generator().manual_seed(7))
-        answer: Tensor = head.module(read)
-        return answer.detach().requires_grad_()
+        return prediction_for(task, batch, crops)
 
     def question(self, batch: PretextBatch, row: int, rows: int) -> list[Tensor]:
         """What sample `row` is asked: its inputs, target and weight."""

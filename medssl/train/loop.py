@@ -1,4 +1,4 @@
-"""The engine of one training step, shared by pretraining and fine-tuning.
+"""The engine of one training step: of an objective, whatever its terms are.
 
 `StepEngine` is a `monai.engines.Trainer`: one ignite iteration is one optimizer step, `engine.state.iteration` counts steps from
 1, the whole run is one epoch, `engine.state.output` is MONAI's list of one dictionary, name of the loss -> value. Any MONAI or ignite
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
@@ -18,21 +18,22 @@ from typing import Any
 
 import torch
 from monai.engines import Trainer
-from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from medssl.contracts import Crops
 from medssl.errors import TrainingError
+from medssl.learn import Objective
+from medssl.learn.joining import rank, summed, world
 from medssl.run import RunState
+from medssl.train.device import fit_threads
 from medssl.train.optim import clip_gradients, set_learning_rate
 
 logging.getLogger("medssl.train").addHandler(logging.NullHandler())
 
-Losses = Callable[[Any, int], Mapping[str, Tensor]]
-"""(micro-batch, step counted from 0) -> one scalar for each term, and their weighted sum "loss"."""
-
 
 @dataclass(frozen=True)
 class StepSettings:
-    """What a step needs to know beside the losses."""
+    """What a step needs to know beside the objective."""
 
     device: torch.device
     rate: Callable[[int], float]
@@ -51,7 +52,7 @@ class Skip:
     step: int
     terms: tuple[str, ...]
     """Which losses were not finite; ("gradient",) where all losses were finite and the gradient was not."""
-    batches: Sequence[Any]
+    batches: Sequence[Crops]
 
 
 class StepEngine(Trainer):  # type: ignore[misc]
@@ -64,24 +65,22 @@ class StepEngine(Trainer):  # type: ignore[misc]
 
     def __init__(
         self,
-        losses: Losses,
-        module: nn.Module,
+        objective: Objective,
         optimizer: torch.optim.Optimizer,
-        batches: Iterable[Sequence[Any]],
+        batches: Iterable[Sequence[Crops]],
         state: RunState,
         settings: StepSettings,
         *,
-        commit: Callable[[], None] | None = None,
         on_skip: Callable[[Skip], None] | None = None,
         handlers: Sequence[Any] | None = None,
     ) -> None:
         super().__init__(settings.device, max_epochs=1, data_loader=batches, epoch_length=state.steps, decollate=False, handlers=handlers)
         self.logger = logging.getLogger("medssl.train")
-        self.losses, self.optimizer, self.run_state, self.settings = losses, optimizer, state, settings
-        self.parameters = [p for p in module.parameters() if p.requires_grad]
-        norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        self._running = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
-        self.commit, self.on_skip = commit, on_skip
+        self.objective, self.optimizer, self.run_state, self.settings = objective, optimizer, state, settings
+        self.module: Any = DistributedDataParallel(objective, broadcast_buffers=False) if world() > 1 else objective
+        self.parameters = [p for p in objective.parameters() if p.requires_grad]
+        self._running = [buffer for part in (objective.network, objective.heads, objective.tasks) for buffer in part.buffers()]
+        self.on_skip = on_skip
         self.state.iteration = state.step
         self.gradient_norm = self.learning_rate = 0.0
         self.last_skip: Skip | None = None
@@ -103,27 +102,30 @@ class StepEngine(Trainer):  # type: ignore[misc]
             self._skip(Skip(self.state.iteration, bad, batches))
         else:
             self.optimizer.step()
-            if self.commit is not None:
-                self.commit()
+            self.objective.commit(step / self.run_state.steps)
         self.run_state.step = self.state.iteration
         self.run_state.metrics = values
         return [values]
 
-    def _gradients(self, step: int, batches: Sequence[Any]) -> tuple[dict[str, float], tuple[str, ...]]:
-        """The mean of each loss over the micro-batches, gradients added up; and the names of losses that are not finite."""
-        sums: dict[str, float] = {}
-        for micro, batch in enumerate(batches):
-            with seeded(self.settings.seed, step, micro, self.settings.device), self._autocast():
-                terms = dict(self.losses(batch, step))
-            numbers = torch.stack([value.detach().float() for value in terms.values()]).tolist()
-            for name, value in zip(terms, numbers, strict=True):
-                sums[name] = sums.get(name, 0.0) + value / len(batches)
-            if not all(map(math.isfinite, numbers)):
-                named = tuple(name for name, value in sums.items() if not math.isfinite(value))
-                return sums, tuple(name for name in named if name != "loss") or named
-            if terms["loss"].requires_grad:
-                (terms["loss"] / len(batches)).backward()  # type: ignore[no-untyped-call]
-        return sums, ()
+    def _gradients(self, step: int, batches: Sequence[Crops]) -> tuple[dict[str, float], tuple[str, ...]]:
+        """Every loss and measure over the micro batches and ranks, gradients added up; and the names of losses that are not finite."""
+        asked = [self.objective.ask(crops, step, step / self.run_state.steps) for crops in batches]
+        totals = self.objective.totals(asked)
+        values: dict[str, float] = {}
+        for micro, one in enumerate(asked):
+            number, last = micro * world() + rank(), micro == len(asked) - 1
+            with nullcontext() if last or self.module is self.objective else self.module.no_sync():
+                with seeded(self.settings.seed, step, number, self.settings.device), self._autocast():
+                    terms = self.module(one, totals)
+                parts = summed(torch.stack([value.detach().float() for value in terms.values()])).tolist()
+                values = {name: values.get(name, 0.0) + part for name, part in zip(terms, parts, strict=True)}
+                if not all(map(math.isfinite, parts)):
+                    break
+                if terms["loss"].requires_grad:
+                    # The parts add up to the mean, over ranks too, where DDP takes the mean of the gradients.
+                    torch.autograd.backward(terms["loss"] * world())
+        named = tuple(name for name, value in values.items() if not math.isfinite(value))
+        return values, tuple(name for name in named if name != "loss") or named
 
     def _autocast(self) -> torch.autocast:
         dtype = self.settings.dtype
@@ -163,6 +165,7 @@ def grouped(loader: Iterable[tuple[int, int, Any]], accumulate: int) -> Iterator
 
 def run_steps(engine: StepEngine) -> None:
     """Run the engine from where its state stands to its last step, or until a handler ends it."""
+    fit_threads()
     if engine.run_state.step >= engine.run_state.steps:
         return
     try:
@@ -170,5 +173,5 @@ def run_steps(engine: StepEngine) -> None:
     except torch.OutOfMemoryError as error:
         raise TrainingError(
             f"the device ran out of memory at step {engine.state.iteration}. Lower data.batch (and raise train.accumulate to keep the "
-            "same number of samples a step), lower data.size, or use precision: bf16."
+            "same number of samples a step), lower data.size, or use train.precision: bf16 where the device has units for it."
         ) from error

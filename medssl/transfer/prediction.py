@@ -19,7 +19,7 @@ from medssl.config import check
 from medssl.errors import CheckpointError, DataError, MissingInput, UsageError
 from medssl.networks import NetworkSpec
 from medssl.train.checkpoint import Checkpoint, find_checkpoint
-from medssl.train.device import choose_device, choose_dtype
+from medssl.train.device import choose_device, choose_dtype, fit_threads
 from medssl.transfer.evaluate import SUFFIXES, case_name, nifti_files
 from medssl.transfer.images import ImageForm, load_image, prepare_image
 from medssl.transfer.segment import Windows
@@ -60,19 +60,21 @@ class _Map:
     affine: NDArray[np.float64]
 
 
-def predict(run_dir: str | Path, inputs: Sequence[str | Path], out: str | Path) -> list[Path]:
+def predict(run_dir: str | Path, inputs: Sequence[str | Path], out: str | Path, *, precision: str = "fp32") -> list[Path]:
     """Write a NIfTI label map `NAME.nii.gz` for each volume of `inputs` into `out`, on its own grid; returns the paths.
 
     `run_dir` is a fine-tuning run (its best checkpoint, else its newest) or one of its checkpoints. An input is a NIfTI file, a
     folder of NIfTI files (named as they are, `CASE_0000` and `CASE_0001` being channels of `CASE`), an index folder (named by its
-    volumes), or a folder, zip or tar of DICOM (named by the volumes of an index made for this call).
+    volumes), or a folder, zip or tar of DICOM (named by the volumes of an index made for this call). It
+    calculates in fp32; `precision="bf16"`, or "auto" (bf16 on GPUs that have it), is faster there and may move borders by a voxel.
 
     Raises:
         MissingInput: an input, run or checkpoint is not there.
         DataError: an input that is damaged, or not what the network was trained on.
+        ConfigError: bf16 on a device without units for it.
         UsageError: two inputs of one name, or an output that would overwrite its input.
     """
-    segmenter = load_segmenter(run_dir)
+    segmenter = load_segmenter(run_dir, precision=precision)
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file. Give a folder for the label maps.")
@@ -87,13 +89,14 @@ def predict(run_dir: str | Path, inputs: Sequence[str | Path], out: str | Path) 
     return written
 
 
-def load_segmenter(run_dir: str | Path, device: str = "auto", precision: str = "auto") -> Segmenter:
+def load_segmenter(run_dir: str | Path, device: str = "auto", precision: str = "fp32") -> Segmenter:
     """The network of a fine-tuning run or checkpoint, every tensor of it loaded, in evaluation mode."""
     checkpoint = find_checkpoint(run_dir, series="best")
     if checkpoint.state.get("kind") != "finetune":
         raise CheckpointError(
             f"{checkpoint.path} is no fine-tuning: its network has no trained head. Run medssl finetune --pretrained {run_dir} first."
         )
+    fit_threads()
     state, place = checkpoint.state, choose_device(device)
     spec = check(NetworkSpec, state["network"], f"network in {checkpoint.path}")
     network = spec.build(seed=0)

@@ -13,7 +13,7 @@ import torch
 from monai.inferers import SliceInferer, SlidingWindowInferer
 from torch import Tensor, nn
 
-from medssl.errors import NetworkError
+from medssl.networks import dense_output
 
 WINDOWS_AT_ONCE = 4
 
@@ -36,7 +36,7 @@ class Windows:
 
         def answer(window: Tensor) -> Tensor:
             with torch.autocast(window.device.type, dtype=self.dtype, enabled=self.dtype is not None):
-                return full_output(network(window), window).float()
+                return dense_output(network(window), window.shape[2:]).float()
 
         spatial = inputs.dim() - 2
         padded, shown = _padded(inputs, self.size)
@@ -60,20 +60,3 @@ def _padded(inputs: Tensor, size: tuple[int, ...]) -> tuple[Tensor, tuple[slice,
     padded = inputs.amin(dim=tuple(range(2, inputs.dim())), keepdim=True).repeat(1, 1, *sides)
     padded[shown] = inputs
     return padded, shown
-
-
-def full_output(output: Any, inputs: Tensor) -> Tensor:
-    """The (B, K, *size) logits on the grid of the inputs, of whatever a segmentation network returns.
-
-    Networks with deep supervision return a list, the full-size answer first, or stack the answers on a further axis.
-    """
-    found = output[0] if isinstance(output, list | tuple) else output
-    if isinstance(found, Tensor) and found.dim() == inputs.dim() + 1:
-        found = found[:, 0]
-    if not isinstance(found, Tensor) or found.dim() != inputs.dim() or found.shape[2:] != inputs.shape[2:]:
-        shown = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise NetworkError(
-            f"the network gives {shown} for an input of {tuple(inputs.shape)}; segmentation needs one value a class and voxel. "
-            "Choose a segmentation network, such as SegResNet."
-        )
-    return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,20 +13,13 @@ from monai.engines import SupervisedEvaluator
 from monai.utils import CommonKeys
 from torch import nn
 
+from medssl.run import Best
 from medssl.transfer.evaluate import dice_by_class, read_label_map
 from medssl.transfer.images import ImageForm, load_image
 from medssl.transfer.segment import Windows
 from medssl.volumes import Case, Prepared, restore_labels
 
 logging.getLogger("medssl.transfer").addHandler(logging.NullHandler())
-
-
-@dataclass
-class Best:
-    """The best evaluation of a run so far."""
-
-    dice: float = -1.0
-    step: int = 0
 
 
 class CaseBatches:
@@ -50,7 +42,7 @@ class CaseBatches:
             }
 
 
-class ClassDice:
+class RecordDice:
     """A handler of the evaluator: `engine.state.metrics` gets `dice`, the mean, and `dice/1`, `dice/2`, ... of the classes.
 
     The label map is brought back to the image's own grid first, so the numbers are those of `medssl predict` and `evaluate`.
@@ -88,7 +80,7 @@ def make_evaluator(network: nn.Module, batches: CaseBatches, windows: Windows, c
     """A `monai.engines.SupervisedEvaluator` over the validation cases whose `state.metrics` are Dice; any handler attaches."""
     evaluator = SupervisedEvaluator(device, batches, network, epoch_length=len(batches), inferer=windows, decollate=False)
     evaluator.logger = logging.getLogger("medssl.transfer")
-    ClassDice(classes).attach(evaluator)
+    RecordDice(classes).attach(evaluator)
     return evaluator
 
 

@@ -57,15 +57,25 @@ class Square(Copy):
 
 
 class Marked(Copy):
-    """Shows one channel more than the images have."""
+    """Shows one channel more than the images have; the further one is 0 where nothing is asked."""
 
     name: ClassVar[str] = "marked"
 
     def input_channels(self, channels: int) -> int:
         return channels + 1
 
+    def clean(self, crops: Crops) -> Tensor:
+        return torch.cat([crops.images, torch.zeros_like(crops.images[:, :1])], 1)
+
     def make(self, crops: Crops, draw: Draw) -> PretextBatch:
         return PretextBatch(torch.cat([crops.images, torch.ones_like(crops.images[:, :1])], 1), crops.images)
+
+
+class Silent(Marked):
+    """Changes the channels and does not say what an uncorrupted input looks like."""
+
+    name: ClassVar[str] = "silent"
+    clean = PretextTask.clean
 
 
 class Flip(Copy):
@@ -183,6 +193,7 @@ class Spy(ConsistencyLoss):
     def commit(self, views: Views) -> None:
         assert not any(e.requires_grad for e in views.embeddings)
         self.commits += 1
+        self.committed = views
 
 
 class Vectors(Spy):
@@ -201,8 +212,11 @@ class Follow(Spy):
     class Options(BaseOptions):
         """How the teacher follows."""
 
-        teacher_momentum: float = 0.9
+        momentum: float = 0.9
         """Share kept of the teacher at each step."""
+
+    def teacher_momentum(self, progress: float) -> float:
+        return self.options.momentum  # type: ignore[attr-defined, no-any-return]
 
     def forward(self, views: Views) -> Tensor:
         assert views.teacher is not None
@@ -211,7 +225,7 @@ class Follow(Spy):
         return sum(((a - b).square().mean(1) for a, b in pairs), torch.zeros(len(views.crops)))
 
 
-TASKS = (Copy, Square, Marked, Flip, Brightness, Where, Order, OwnModule, Misbehaving)
+TASKS = (Copy, Square, Marked, Silent, Flip, Brightness, Where, Order, OwnModule, Misbehaving)
 LOSSES = (Spy, Vectors, Follow)
 
 

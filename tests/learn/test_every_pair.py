@@ -47,7 +47,7 @@ def test_one_step(network: str, task: str, loss: str, dims: int) -> None:
     objective.freeze_unreached(crops)
     optimizer = torch.optim.SGD([p for p in objective.parameters() if p.requires_grad], lr=0.01)
     before = [p.detach().clone() for p in objective.network.parameters() if p.requires_grad]
-    result = objective(crops, 0)
+    result = objective.run(crops, 0)
     result["loss"].backward()
     assert all(p.grad is not None for p in objective.parameters() if p.requires_grad)
     optimizer.step()

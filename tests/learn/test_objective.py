@@ -28,7 +28,7 @@ def forwards(objective: Objective, step: int = 0, crops: Any = None) -> list[int
     """Rows that each forward of the network was given in one step."""
     rows: list[int] = []
     hook = objective.network.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
-    objective(crops or make_crops(3, SIZE), step)
+    objective.run(crops or make_crops(3, SIZE), step)
     hook.remove()
     return rows
 
@@ -52,7 +52,7 @@ def test_a_riders_dense_answer_passes_what_its_host_restores(terms: Plugins) -> 
     task.loss = lambda prediction, batch: (seen.append(prediction), plain(prediction, batch))[1]
     answers: list[Tensor] = []
     objective.heads["where"].register_forward_hook(lambda *call: answers.append(call[2]))
-    objective(make_crops(2, SIZE), 0)
+    objective.run(make_crops(2, SIZE), 0)
     assert torch.equal(seen[0], answers[0].flip(-1))
 
 
@@ -92,10 +92,10 @@ def test_dense_answers_are_compared_on_the_grid_of_the_crop(terms: Plugins) -> N
         def forward(self, feature_map: Tensor) -> Tensor:
             return shown["inputs"]
 
-    for answerer in objective._answerers.values():
-        object.__setattr__(answerer, "module", Echo())
+    for head in objective._heads.values():
+        object.__setattr__(head, "module", Echo())
     objective.network.register_forward_pre_hook(lambda _, inputs: shown.update(inputs=inputs[0]))
-    objective(crops, 1)
+    objective.run(crops, 1)
     views = objective.losses["spy"].seen[0]  # type: ignore[index,union-attr]
     kept = views.shown.expand_as(smooth)
     assert 0.3 < float(kept.float().mean()) < 1
@@ -110,21 +110,26 @@ def test_dense_answers_are_compared_on_the_grid_of_the_crop(terms: Plugins) -> N
 def test_a_step_is_a_function_of_seed_step_and_index_alone(terms: Plugins) -> None:
     objective = build_objective(UNET, ["inpainting", "relative-position"], ["agreement"], seed=3, plugins=terms)
     crops = make_crops(4, (24, 24))
-    one = objective(crops, 7)
+    one = objective.run(crops, 7)
     torch.manual_seed(5)
-    other = objective(crops, 7)
-    later = objective(crops, 8)
+    other = objective.run(crops, 7)
+    later = objective.run(crops, 8)
     assert {name: float(value.detach()) for name, value in one.items()} == {name: float(value.detach()) for name, value in other.items()}
-    assert all(not torch.equal(one[name], later[name]) for name in one)
-    halves = [objective(select(crops, rows), 7) for rows in ([0, 1], [2, 3])]
+    terms_of = ("inpainting", "relative-position", "agreement", "loss")
+    assert all(not torch.equal(one[name], later[name]) for name in terms_of)
+    asked = [objective.ask(select(crops, rows), 7) for rows in ([0, 1], [2, 3])]
+    halves = [objective(half, objective.totals(asked)) for half in asked]
     for name in one:
-        torch.testing.assert_close((halves[0][name] + halves[1][name]) / 2, one[name], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(halves[0][name] + halves[1][name], one[name], atol=1e-4, rtol=1e-4)
 
 
 def test_a_task_may_show_more_channels_than_the_images_have(terms: Plugins) -> None:
     objective = build(terms, ["marked"], ["vectors"])
-    assert forwards(objective) == [3, 3]
-    assert next(objective.network.parameters()).shape[1] == 2
+    assert forwards(objective) == [3, 3, 3, 3]
+    assert next(objective.network.parameters()).shape[1] == objective.spec.in_channels == 2
+    assert objective.info.channels == 1
+    with pytest.raises(ConfigError, match="A task that changes the channels says by `clean`"):
+        forwards(build(terms, ["silent"], ["vectors"]))
     with pytest.raises(ConfigError, match="disagree about the channels"):
         build(terms, ["marked", "copy"])
 
@@ -134,9 +139,9 @@ def test_autocast_changes_no_question_and_no_view(terms: Plugins) -> None:
     crops = make_crops(2, (24, 24))
     shown: list[Tensor] = []
     objective.network.register_forward_pre_hook(lambda _, inputs: shown.append(inputs[0]))
-    plain = objective(crops, 0)
+    plain = objective.run(crops, 0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        halved = objective(crops, 0)
+        halved = objective.run(crops, 0)
     assert len(shown) == 4 and all(torch.equal(a, b) for a, b in zip(shown[:2], shown[2:], strict=True))
     assert all(value.dtype == torch.float32 for value in halved.values())
     torch.testing.assert_close(halved["loss"], plain["loss"], atol=0.05, rtol=0.05)
@@ -145,11 +150,11 @@ def test_autocast_changes_no_question_and_no_view(terms: Plugins) -> None:
 
 def test_the_sum_is_weighted(terms: Plugins) -> None:
     objective = build(terms, [{"name": "copy", "weight": 2.0, "factor": 3.0}, {"name": "brightness", "weight": 0.5}])
-    result = objective(make_crops(2, SIZE), 0)
+    result = objective.run(make_crops(2, SIZE), 0)
     assert set(result) == {"copy", "brightness", "loss"}
     torch.testing.assert_close(result["loss"], 2 * result["copy"] + 0.5 * result["brightness"])
     plain = build(terms, ["copy"])
-    torch.testing.assert_close(plain(make_crops(2, SIZE), 0)["copy"] * 3, result["copy"])
+    torch.testing.assert_close(plain.run(make_crops(2, SIZE), 0)["copy"] * 3, result["copy"])
 
 
 def test_first_weights_depend_on_the_seed_and_not_on_global_randomness(terms: Plugins) -> None:
@@ -169,7 +174,7 @@ def test_unreached_parameters_are_frozen_and_nothing_else_changes(terms: Plugins
     before = deepcopy(objective.state_dict())
     frozen = objective.freeze_unreached(make_crops(2, SIZE))
     assert frozen and all(name.startswith("network.model.") for name in frozen)
-    objective(make_crops(2, SIZE), 0)["loss"].backward()
+    objective.run(make_crops(2, SIZE), 0)["loss"].backward()
     for name, parameter in objective.named_parameters():
         assert (parameter.grad is None) == (name in frozen) == (not parameter.requires_grad), name
     assert all(torch.equal(value, before[name]) for name, value in objective.state_dict().items())
@@ -181,7 +186,7 @@ def test_the_dry_run_leaves_running_averages_alone(terms: Plugins) -> None:
     before = deepcopy(objective.state_dict())
     assert objective.freeze_unreached(make_crops(2, (64, 64))) == ["network.fc.weight", "network.fc.bias"]
     assert all(torch.equal(value, before[name]) for name, value in objective.state_dict().items())
-    objective(make_crops(2, (64, 64)), 0)
+    objective.run(make_crops(2, (64, 64)), 0)
     assert any(not torch.equal(value, before[name]) for name, value in objective.state_dict().items())
 
 
@@ -204,7 +209,7 @@ def test_the_state_holds_each_tensor_once_and_makes_a_copy_equal(terms: Plugins)
     fresh.load_state_dict(state)
     fresh.seed = objective.seed
     crops = make_crops(3, SIZE)
-    assert float(fresh(crops, 1)["own-module"].detach()) == float(objective(crops, 1)["own-module"].detach())
+    assert float(fresh.run(crops, 1)["own-module"].detach()) == float(objective.run(crops, 1)["own-module"].detach())
     plain = {name.removeprefix("network.") for name in state if name.startswith("network.")}
     assert plain == set(objective.network.state_dict())
 
@@ -212,27 +217,30 @@ def test_the_state_holds_each_tensor_once_and_makes_a_copy_equal(terms: Plugins)
 def test_a_deep_copy_trains_its_own_network(terms: Plugins) -> None:
     objective = build_objective(UNET, ["copy", "own-module"], ["simsiam"], seed=1, plugins=terms)
     crops = make_crops(3, SIZE)
-    objective(crops, 0)
+    objective.run(crops, 0)
     copy = deepcopy(objective)
-    copy(crops, 1)["loss"].backward()
+    copy.run(crops, 1)["loss"].backward()
     assert any(p.grad is not None for p in copy.network.parameters())
     assert all(p.grad is None for p in objective.parameters())
     with torch.no_grad():
         for parameter in copy.network.parameters():
             parameter.zero_()
-    assert float(copy(crops, 1)["own-module"].detach()) != float(objective(crops, 1)["own-module"].detach())
+    assert float(copy.run(crops, 1)["own-module"].detach()) != float(objective.run(crops, 1)["own-module"].detach())
 
 
-def test_commit_runs_once_for_each_forward_of_the_step_taken(terms: Plugins) -> None:
+def test_commit_runs_once_a_step_with_all_its_micro_batches(terms: Plugins) -> None:
     objective = build(terms, ["copy"], ["spy"])
-    crops = make_crops(2, SIZE)
-    objective(crops, 0)
-    objective(crops, 1)
-    objective(crops, 1)
+    spy: Any = objective.losses["spy"]
+    crops = make_crops(4, SIZE)
+    objective.run(crops, 0)  # a step that was not taken leaves nothing behind
+    for rows in ([0, 1], [2, 3]):
+        objective.run(select(crops, rows), 1)
     objective.commit()
-    assert float(objective.losses["spy"].commits) == 2  # type: ignore[arg-type]
+    assert float(spy.commits) == 1
+    assert spy.committed.crops.index.tolist() == [0, 1, 2, 3]
+    assert spy.committed.affines.shape[:2] == (2, 4) and len(spy.committed.embeddings[1]) == 4
     objective.commit()
-    assert float(objective.losses["spy"].commits) == 2  # type: ignore[arg-type]
+    assert float(spy.commits) == 1
 
 
 def test_the_teacher_follows_gets_no_gradient_and_is_saved(terms: Plugins) -> None:
@@ -240,7 +248,7 @@ def test_the_teacher_follows_gets_no_gradient_and_is_saved(terms: Plugins) -> No
     assert objective.teacher is not None
     crops = make_crops(3, SIZE)
     objective.freeze_unreached(crops)
-    objective(crops, 0)["loss"].backward()
+    objective.run(crops, 0)["loss"].backward()
     assert all(parameter.grad is None for parameter in objective.teacher.parameters())
     views = objective.losses["follow"].seen[-1]  # type: ignore[index,union-attr]
     assert views.teacher is not None and views.teacher.answers["copy"][0].shape == (3, 1, *SIZE)
@@ -276,21 +284,21 @@ def test_pictures_and_trivial_answers_leave_everything_as_it_was(terms: Plugins)
         ("make", "failed in make of task 'misbehaving': ZeroDivisionError: in make"),
         ("loss", "failed in loss of task 'misbehaving': ZeroDivisionError: in loss"),
         ("shape", r"one value a sample, \(2,\), is needed"),
-        ("rows", "a multiple of 2 crops"),
+        ("rows", "its head needs one for each of 2 crops"),
         ("type", "not a PretextBatch"),
     ],
 )
 def test_a_plugin_that_fails_is_named(terms: Plugins, where: str, says: str) -> None:
     objective = build(terms, [{"name": "misbehaving", "where": where}])
     with pytest.raises(PluginError, match=says):
-        objective(make_crops(2, SIZE), 0)
+        objective.run(make_crops(2, SIZE), 0)
 
 
 @pytest.mark.parametrize(
     ("tasks", "consistency", "views", "error", "says"),
     [
         ([], [], {}, ConfigError, "nothing to learn"),
-        (["copy", "copy"], [], {}, ConfigError, "named twice"),
+        (["copy", "copy"], [], {}, ConfigError, "two terms of this run.*as: NAME"),
         (["order"], ["agreement"], {}, ConfigError, "no task here gives both the same answer"),
         ([], ["agreement"], {}, ConfigError, "Add a task such as inpainting"),
         (["inpaintin"], [], {}, PluginError, "Did you mean 'inpainting'"),
@@ -321,9 +329,9 @@ def test_what_is_not_installed_says_what_to_install() -> None:
 def test_crops_that_do_not_fit_the_network_are_refused(terms: Plugins) -> None:
     objective = build(terms, ["copy"])
     with pytest.raises(DataError, match="1 channels"):
-        objective(make_crops(2, SIZE, channels=2), 0)
+        objective.run(make_crops(2, SIZE, channels=2), 0)
     with pytest.raises(DataError, match="2 spatial dimensions"):
-        objective(make_crops(2, (8, 8, 8)), 0)
+        objective.run(make_crops(2, (8, 8, 8)), 0)
 
 
 def test_terms_may_be_classes_objects_or_pairs(terms: Plugins, classes: Any) -> None:
@@ -336,7 +344,7 @@ def test_terms_may_be_classes_objects_or_pairs(terms: Plugins, classes: Any) -> 
 def test_monai_transforms_as_views(terms: Plugins) -> None:
     flip = {"_target_": "monai.transforms.RandFlip", "prob": 1.0, "spatial_axis": 0}
     objective = build(terms, ["copy"], ["agreement", "spy"], transforms=(flip,))
-    objective(make_crops(2, SIZE), 0)
+    objective.run(make_crops(2, SIZE), 0)
     views = objective.losses["spy"].seen[0]  # type: ignore[index,union-attr]
     assert views.affines[1, 0, 0].tolist() == [-1.0, 0.0, 15.0]
 

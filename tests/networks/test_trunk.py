@@ -175,7 +175,9 @@ def test_an_unknown_encoder_end_is_refused_with_how_to_name_it() -> None:
     with pytest.raises(
         NetworkError, match=r"encoder of Strange ends.*network\.encoder_end: NAME.*medssl_encoder_end.*down, down\.0"
     ) as error:
-        network_info(spec)
+        Trunk(spec.build(2), spec)(torch.randn(2, 1, 16, 16), {"encoder_end"})
+    info = network_info(spec)
+    assert (info.embedding_width, info.strides, info.feature_width) == (0, (), 6)
     assert "up" in str(error.value)
     info = network_info(spec.model_copy(update={"encoder_end": "down"}))
     assert (info.embedding_width, info.strides, info.feature_width) == (6, (4, 4), 6)

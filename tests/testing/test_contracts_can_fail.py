@@ -242,6 +242,50 @@ class BadPicture(Shift):
         return {"target": batch.target.flatten()}
 
 
+class BadMeasure(Shift):
+    """Its measure is one number for the batch."""
+
+    def measure(self, prediction: Tensor, batch: PretextBatch) -> dict[str, Tensor]:
+        return {"error": (prediction - batch.target).abs().mean()}
+
+
+class Counting(Shift):
+    """Counts its losses where a checkpoint sees it."""
+
+    def __init__(self, options: BaseOptions, network: object) -> None:
+        super().__init__(options, network)  # type: ignore[arg-type]
+        self.register_buffer("count", torch.zeros(()))
+
+    count: Tensor
+
+    def loss(self, prediction: Tensor, batch: PretextBatch) -> Tensor:
+        self.count += 1
+        return super().loss(prediction, batch)
+
+
+class CountsBatches(Shift):
+    """Learns from how large the batch is."""
+
+    def loss(self, prediction: Tensor, batch: PretextBatch) -> Tensor:
+        return super().loss(prediction, batch) * len(prediction)
+
+
+class DoNothing(Shift):
+    """Restores nothing."""
+
+    same_for_views: ClassVar[bool] = False
+
+    def make(self, crops: Crops, draw: Draw) -> PretextBatch:
+        return replace(super().make(crops, draw), restore=lambda answer: answer)
+
+
+class ForgetsTheGrid(Shift):
+    """Its uncorrupted input has another size."""
+
+    def clean(self, crops: Crops) -> Tensor:
+        return crops.images[..., 1:]
+
+
 class UnsavedState(Shift):
     """Keeps what it needs where no checkpoint sees it."""
 
@@ -280,6 +324,11 @@ TASKS = [
     (ZeroGradient, "test_gradients_reach_the_prediction"),
     (WrongWay, "test_restore_makes_predictions_comparable"),
     (NoRestore, "test_restore_makes_predictions_comparable"),
+    (DoNothing, "test_restore_makes_predictions_comparable"),
+    (ForgetsTheGrid, "test_make_gives_inputs_and_a_target_that_fit_its_head"),
+    (BadMeasure, "test_measures_are_one_value_a_sample"),
+    (Counting, "test_the_loss_changes_no_state"),
+    (CountsBatches, "test_two_micro_batches_make_what_one_batch_would"),
     (BadTrivial, "test_the_trivial_answer_is_a_prediction"),
     (BadPicture, "test_pictures_are_images"),
     (UnsavedState, "test_state_survives_a_checkpoint"),

@@ -36,7 +36,7 @@ def test_it_learns_from_a_configuration(dims: int) -> None:
     optimizer = torch.optim.Adam(objective.parameters(), lr=0.01)
     losses = []
     for step in range(12):
-        loss = objective(make_crops(3, (16,) * dims), step)["loss"]
+        loss = objective.run(make_crops(3, (16,) * dims), step)["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

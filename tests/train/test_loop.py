@@ -8,7 +8,7 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from medssl.errors import ConfigError, TrainingError
 from medssl.run import RunState
-from medssl.train.device import choose_device, choose_dtype, native_bf16
+from medssl.train.device import available_cpus, choose_device, choose_dtype, fit_threads, native_bf16
 from medssl.train.handlers import CheckpointWriter, Clock, Recorder
 from medssl.train.loop import Skip, StepEngine, StepSettings, grouped, run_steps
 from medssl.train.optim import make_optimizer, parameter_groups
@@ -44,18 +44,36 @@ def net() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1))
 
 
+class Tiny(nn.Module):
+    """What the engine asks of an objective, over any network."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.heads, self.tasks = network, nn.ModuleDict(), nn.ModuleDict()
+        self.commits: list[float] = []
+
+    def ask(self, images: Tensor, step: int, progress: float) -> Tensor:
+        return images
+
+    def totals(self, asked: list[Tensor]) -> int:
+        return sum(len(images) for images in asked)
+
+    def forward(self, images: Tensor, total: int) -> dict[str, Tensor]:
+        share = len(images) / total
+        value = self.network(images).square().mean() * share
+        return {"a": value, "b": value * 0 + share, "loss": value + 0.1 * share}
+
+    def commit(self, progress: float) -> None:
+        self.commits.append(progress)
+
+
 def engine(module: nn.Module, steps: int = 6, accumulate: int = 1, first: int = 0, **more: object) -> StepEngine:
     spoil = more.pop("spoil", frozenset())
     clip, max_skipped = more.pop("clip", None), more.pop("max_skipped", 2)
-
-    def losses(images: Tensor, step: int) -> Mapping[str, Tensor]:
-        value = module(images).square().mean()
-        return {"a": value, "b": value * 0 + 1, "loss": value + 0.1}
-
     optimizer = make_optimizer(parameter_groups(module, 0.0), "sgd", 0.1)
     settings = StepSettings(CPU, lambda step: 0.1 / (step + 1), clip=clip, max_skipped=max_skipped)  # type: ignore[arg-type]
     batches = grouped(loader(accumulate, first, spoil), accumulate)  # type: ignore[arg-type]
-    return StepEngine(losses, module, optimizer, batches, RunState(steps, first), settings, **more)  # type: ignore[arg-type]
+    return StepEngine(Tiny(module), optimizer, batches, RunState(steps, first), settings, **more)  # type: ignore[arg-type]
 
 
 def test_steps_are_counted_from_one_and_end_where_they_should() -> None:
@@ -107,10 +125,17 @@ def test_accumulated_gradients_are_those_of_the_whole_batch() -> None:
     torch.testing.assert_close(small.weight, large.weight)
 
 
-def test_a_step_that_is_not_finite_changes_nothing_and_is_named() -> None:
-    module, skips, commits = net(), [], []
+def instance_net() -> nn.Module:
+    torch.manual_seed(0)
+    norm = nn.InstanceNorm1d(2, track_running_stats=True)
+    return nn.Sequential(nn.Linear(3, 8), nn.Unflatten(1, (2, 4)), norm, nn.Flatten(), nn.Linear(8, 1))
+
+
+@pytest.mark.parametrize("made_by", [net, instance_net])
+def test_a_step_that_is_not_finite_changes_nothing_and_is_named(made_by: Callable[[], nn.Module]) -> None:
+    module, skips = made_by(), []
     before: dict[str, Tensor] = {}
-    made = engine(module, 4, spoil=frozenset({2}), on_skip=skips.append, commit=lambda: commits.append(1))
+    made = engine(module, 4, spoil=frozenset({2}), on_skip=skips.append)
     made.add_event_handler(
         Events.ITERATION_COMPLETED(once=2), lambda: before.update({k: v.clone() for k, v in module.state_dict().items()})
     )
@@ -120,7 +145,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_named() -> None:
     run_steps(made)
     assert len(skips) == 1 and isinstance(skips[0], Skip)
     assert (skips[0].step, skips[0].terms) == (3, ("a", "b"))
-    assert len(commits) == 3 and made.run_state.skipped == 1
+    assert made.objective.commits == [0.0, 0.25, 0.75] and made.run_state.skipped == 1
     assert all(torch.isfinite(value).all() for value in module.state_dict().values())
 
 
@@ -131,14 +156,14 @@ def test_past_the_limit_the_run_stops_and_names_term_and_step() -> None:
 
 
 def test_a_gradient_that_is_not_finite_is_skipped_too() -> None:
+    class Root(Tiny):
+        def forward(self, images: Tensor, total: int) -> dict[str, Tensor]:
+            return {"loss": (self.network.weight * 0).sqrt().sum()}
+
     parameter = nn.Linear(1, 1)
-
-    def losses(images: Tensor, step: int) -> Mapping[str, Tensor]:
-        return {"loss": (parameter.weight * 0).sqrt().sum()}
-
     settings = StepSettings(CPU, lambda step: 0.1, max_skipped=0)
     optimizer = make_optimizer(parameter_groups(parameter, 0.0), "sgd", 0.1)
-    made = StepEngine(losses, parameter, optimizer, grouped(loader(1), 1), RunState(3), settings)
+    made = StepEngine(Root(parameter), optimizer, grouped(loader(1), 1), RunState(3), settings)  # type: ignore[arg-type]
     with pytest.raises(TrainingError, match="the gradient is not finite at step 1"):
         run_steps(made)
 
@@ -218,11 +243,52 @@ def test_training_works_outside_the_main_thread() -> None:
     assert done == [2]
 
 
-def test_precision_follows_the_device() -> None:
+def test_precision_follows_the_device(bf16_units: bool) -> None:
     assert choose_dtype("fp32", CPU) is None
-    assert choose_dtype("auto", CPU) == (torch.bfloat16 if native_bf16(CPU) else None)
-    if not native_bf16(CPU):
+    assert choose_dtype("auto", CPU) is None
+    assert choose_dtype("auto", torch.device("cuda:0")) is (torch.bfloat16 if bf16_units else None)
+    if bf16_units:
+        assert choose_dtype("bf16", CPU) is torch.bfloat16
+    else:
         with pytest.raises(ConfigError, match="precision: auto"):
             choose_dtype("bf16", CPU)
+
+
+def test_the_processor_says_whether_it_has_bf16_units() -> None:
+    assert native_bf16(CPU) in (True, False)
+    assert not native_bf16(torch.device("mps"))
+
+
+@pytest.mark.parametrize(("given", "threads"), [(None, 1), ("3", 3)], ids=["by affinity", "by the user"])
+def test_training_has_no_more_threads_than_cpus(given: str | None, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.setattr("medssl.train.device.available_cpus", lambda: 1)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    try:
+        torch.set_num_threads(3)
+        run_steps(engine(net(), 2))
+        assert torch.get_num_threads() == threads
+        torch.set_num_threads(1)
+        monkeypatch.setattr("medssl.train.device.available_cpus", lambda: 8)
+        fit_threads()
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process to CPUs")
+def test_available_cpus_are_those_of_the_affinity() -> None:
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        assert available_cpus() == 1
+    finally:
+        os.sched_setaffinity(0, before)
+    assert available_cpus() == len(before)
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
     with pytest.raises(ConfigError, match="not on this machine"):
         choose_device("cuda:77")

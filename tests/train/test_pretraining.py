@@ -199,6 +199,7 @@ def test_without_terms_or_plugins_the_error_says_what_to_do(config: Config, tmp_
         medssl.pretrain(config=config, out=tmp_path / "run", plugins=bare)
 
 
+@pytest.mark.usefixtures("bf16_units")
 def test_gradients_of_small_batches_add_up_to_those_of_a_large_one(config: Config, tmp_path: Path) -> None:
     config = {**config, "consistency": []}  # SimSiam's BatchNorm looks at the batch
     large = medssl.pretrain(config=with_overrides(config, ["data.batch=4", "train.steps=3"]), out=tmp_path / "large")

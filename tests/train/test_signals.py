@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,14 @@ from medssl.train.checkpoint import list_checkpoints
 from medssl.train.run_folder import read_rows
 
 Config = dict[str, Any]
+
+
+@pytest.fixture(autouse=True)
+def _interruptible() -> Iterator[None]:
+    """Tests and the processes they start begin with Python's own answer to SIGINT: a shell starts background jobs with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 class Send:
@@ -82,10 +91,12 @@ def test_a_run_stopped_before_its_first_step_starts_when_resumed(config: Config,
     assert medssl.pretrain(config=short, out=tmp_path / "run", resume=True).state.step == 2
 
 
-def test_a_second_ctrl_c_ends_at_once(config: Config, tmp_path: Path) -> None:
+@pytest.mark.parametrize("before", [signal.default_int_handler, signal.SIG_IGN], ids=["as usual", "ignored"])
+def test_a_second_ctrl_c_ends_at_once(before: Any, config: Config, tmp_path: Path) -> None:
+    signal.signal(signal.SIGINT, before)
     twice = [Send(signal.SIGINT, Events.ITERATION_STARTED(once=2)), Send(signal.SIGINT, Events.ITERATION_STARTED(once=2))]
     with pytest.raises(Stopped, match="second SIGINT") as stopped:
         medssl.pretrain(config=config, out=tmp_path / "run", handlers=twice)
     assert stopped.value.code == 130
     assert not list_checkpoints(tmp_path / "run")
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before

@@ -20,10 +20,12 @@ from monai.handlers import MetricLogger
 
 import medssl.archive.nifti
 from medssl.errors import ConfigError, DataError, TrainingError, UsageError
+from medssl.run import Run
 from medssl.train.checkpoint import load_checkpoint, newest_good
 from medssl.train.stopping import Stopped
 from medssl.transfer import evaluate, predict
-from medssl.transfer.finetune import FineTuned, fine_tune
+from medssl.transfer.finetune import fine_tune
+from medssl.transfer.segment import Windows
 from medssl.volumes import Preparation, training_cases
 
 Config = Callable[..., dict[str, Any]]
@@ -33,7 +35,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_it_learns_and_its_folder_says_how(tuned: FineTuned) -> None:
+def test_it_learns_and_its_folder_says_how(tuned: Run) -> None:
     folder = tuned.folder
     assert tuned.best.dice > 0.7
     assert tuned.report is None
@@ -53,20 +55,20 @@ def test_it_learns_and_its_folder_says_how(tuned: FineTuned) -> None:
     assert last.state["head"]
 
 
-def test_network_has_its_best_weights_and_is_plain_monai(tuned: FineTuned) -> None:
+def test_network_has_its_best_weights_and_is_plain_monai(tuned: Run) -> None:
     best = newest_good(tuned.folder, "best")
     assert best is not None
     assert type(tuned.network).__module__.startswith("monai.networks.nets")
     assert all(torch.equal(value, best.tensors["network"][name]) for name, value in tuned.network.state_dict().items())
 
 
-def test_validation_is_what_predict_and_evaluate_say(tuned: FineTuned, cases: Path, tmp_path: Path) -> None:
+def test_validation_is_what_predict_and_evaluate_say(tuned: Run, cases: Path, tmp_path: Path) -> None:
     held = {path.name for path in (cases / "images").iterdir()} - set(trained_on(tuned))
     predict(tuned.folder, [cases / "images" / name for name in held], tmp_path / "maps")
     assert evaluate(tmp_path / "maps", cases / "labels").dice == pytest.approx(tuned.best.dice, abs=1e-9)
 
 
-def trained_on(run: FineTuned) -> list[str]:
+def trained_on(run: Run) -> list[str]:
     return [case.images[0].name for case in training_cases(run.config.data)[0]]
 
 
@@ -92,6 +94,24 @@ def test_labelled_and_overrides_reach_the_configuration(tmp_path: Path, finetune
     assert (run.config.train.steps, run.config.data.labelled, run.config.seed) == (1, 1, 5)
     assert run.config.network is not None
     assert run.config.network.options["channels"] == [4, 8]
+
+
+@pytest.mark.parametrize(("asked", "found"), [({}, None), ({"validate_precision": "bf16"}, torch.bfloat16)])
+def test_validation_is_fp32_unless_told_otherwise(
+    asked: dict[str, str], found: torch.dtype | None, tmp_path: Path, finetune_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medssl.train.device.native_bf16", lambda _: True)
+    seen: list[torch.dtype | None] = []
+
+    def answer(windows: Windows, inputs: torch.Tensor, network: torch.nn.Module) -> torch.Tensor:
+        seen.append(windows.dtype)
+        return torch.zeros((1, 3, *inputs.shape[2:]))
+
+    monkeypatch.setattr(Windows, "__call__", answer)
+    config = finetune_config(2)
+    config["train"] |= {"precision": "bf16", "device": "cpu", **asked}
+    fine_tune(config=config, out=tmp_path / "run")
+    assert seen and set(seen) == {found}
 
 
 class StopAt:
@@ -294,7 +314,7 @@ def test_a_run_needs_a_folder_and_a_network(finetune_config: Config, tmp_path: P
         fine_tune(config=config, out=tmp_path / "run")
 
 
-def test_checkpoint_keeps_no_paths_or_case_names(tuned: FineTuned, cases: Path) -> None:
+def test_checkpoint_keeps_no_paths_or_case_names(tuned: Run, cases: Path) -> None:
     last = newest_good(tuned.folder)
     assert last is not None
     text = (last.path / "state.json").read_text()

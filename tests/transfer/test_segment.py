@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from medssl.errors import NetworkError
-from medssl.transfer.segment import Windows, full_output
+from medssl.transfer.segment import Windows
 
 
 class Voxelwise(nn.Module):
@@ -44,17 +44,9 @@ def test_each_channel_is_padded_with_its_own_darkest_value() -> None:
     torch.testing.assert_close(logits, inputs.amin((2, 3, 4), keepdim=True).expand_as(inputs))
 
 
-def test_first_of_several_answers_is_taken() -> None:
-    inputs = torch.zeros(2, 1, 4, 4, 4)
-    logits = torch.randn(2, 3, 4, 4, 4)
-    assert full_output([logits, logits[..., ::2]], inputs) is logits
-    assert torch.equal(full_output(torch.stack([logits, -logits], 1), inputs), logits)
-
-
-@pytest.mark.parametrize("answer", [torch.zeros(2, 3), torch.zeros(2, 3, 2, 2, 2), {"out": 1}])
-def test_no_segmentation_network_is_refused(answer: object) -> None:
+def test_a_network_that_classifies_is_refused() -> None:
     with pytest.raises(NetworkError, match="segmentation needs one value a class and voxel"):
-        full_output(answer, torch.zeros(2, 1, 4, 4, 4))
+        Windows((4, 4, 4))(torch.zeros(1, 1, 4, 4, 4), nn.Sequential(nn.Flatten(), nn.Linear(64, 3)))
 
 
 def test_bf16_answers_come_back_as_float32() -> None:

@@ -24,6 +24,7 @@ class Agreement(ConsistencyLoss):
 
     name: ClassVar[str] = "agreement"
     needs: ClassVar[frozenset[Needs]] = frozenset({"answers"})
+    citation: ClassVar[str] = "Xie et al., Unsupervised data augmentation for consistency training, NeurIPS 2020"
 
     class Options(BaseOptions):
         """How two answers are compared."""

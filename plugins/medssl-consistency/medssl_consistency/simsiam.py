@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medssl.config import BaseOptions
-from medssl.contracts import ConsistencyLoss, Needs, NetworkInfo, Views
+from medssl.contracts import Compares, ConsistencyLoss, Needs, NetworkInfo, Views
 from medssl.errors import DataError
 
 
@@ -25,6 +25,8 @@ class SimSiam(ConsistencyLoss):
 
     name: ClassVar[str] = "simsiam"
     needs: ClassVar[frozenset[Needs]] = frozenset({"embeddings"})
+    compares: ClassVar[Compares] = "batch"
+    citation: ClassVar[str] = "Chen and He, Exploring simple Siamese representation learning, CVPR 2021"
 
     class Options(BaseOptions):
         """Widths of the projector and of the predictor's bottleneck."""

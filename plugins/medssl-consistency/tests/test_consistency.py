@@ -34,7 +34,6 @@ class TestAgreementKL(ConsistencyLossContract):
 class TestSimSiam(ConsistencyLossContract):
     loss = SimSiam
     options: ClassVar = {"width": 32, "bottleneck": 8}
-    compares_samples = True
 
 
 def views_of(one, other, kind, shown=None):

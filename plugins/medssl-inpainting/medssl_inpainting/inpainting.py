@@ -26,6 +26,10 @@ class Inpainting(PretextTask):
     name: ClassVar[str] = "inpainting"
     answer: ClassVar[Literal["values", "logits"]] = "values"
     same_for_views: ClassVar[bool] = True
+    citation: ClassVar[str] = (
+        "Pathak et al., Context encoders: feature learning by inpainting, CVPR 2016; "
+        "He et al., Masked autoencoders are scalable vision learners, CVPR 2022"
+    )
 
     class Options(BaseOptions):
         """How much is hidden, how, and what a wrong voxel costs."""
@@ -64,7 +68,7 @@ class Inpainting(PretextTask):
         weight = mask.to(crops.images.dtype)
         if self.options.visible_weight:
             weight = weight.clamp_min(self.options.visible_weight)
-        return PretextBatch(inputs, crops.images, weight)
+        return PretextBatch(inputs, crops.images, weight, extra={"hidden": mask})
 
     def loss(self, prediction: Tensor, batch: PretextBatch) -> Tensor:
         """(B,) mean cost over hidden voxels and channels."""
@@ -73,15 +77,14 @@ class Inpainting(PretextTask):
 
     def trivial(self, batch: PretextBatch) -> Tensor:
         """The mean of the visible voxels of each channel everywhere."""
-        assert batch.weight is not None
-        return _visible_mean(batch.target, batch.weight == 1).expand_as(batch.target)
+        return _visible_mean(batch.target, batch.extra["hidden"]).expand_as(batch.target)
 
     def picture(self, prediction: Tensor, batch: PretextBatch) -> dict[str, Tensor]:
         """What was shown, the answer pasted into the hidden blocks, and the truth."""
-        assert batch.inputs is not None and batch.weight is not None
+        assert batch.inputs is not None
         return {
             "input": batch.inputs,
-            "prediction": torch.where(batch.weight == 1, prediction.to(batch.inputs.dtype), batch.inputs),
+            "prediction": torch.where(batch.extra["hidden"], prediction.to(batch.inputs.dtype), batch.inputs),
             "target": batch.target,
         }
 

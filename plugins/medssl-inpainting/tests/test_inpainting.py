@@ -44,7 +44,7 @@ def question(options: dict, size=(16, 20), channels=1, batch=3, step=0):
 )
 def test_only_hidden_voxels_change(fill, block, step, size):
     _, crops, batch = question({"fill": fill, "block": block}, size, channels=2, step=step)
-    hidden = (batch.weight == 1).expand_as(crops.images)
+    hidden = batch.extra["hidden"].expand_as(crops.images)
     assert torch.equal(batch.inputs[~hidden], crops.images[~hidden])
     assert hidden.any() and not hidden.all()
     assert (batch.inputs[hidden] != crops.images[hidden]).float().mean() > 0.9
@@ -55,7 +55,7 @@ def test_a_fill_tells_nothing_of_what_it_hides():
     crops = make_crops(2, (32, 32))
     draw = [Draw(0, 0, crops.index, "inpainting") for _ in range(2)]
     one = task.make(crops, draw[0])
-    hidden = one.weight == 1
+    hidden = one.extra["hidden"]
     other = task.make(crops.with_images(torch.where(hidden, crops.images + 5, crops.images)), draw[1])
     assert torch.equal(one.inputs, other.inputs)
 
@@ -65,7 +65,7 @@ def test_the_loss_is_torchs_own_over_the_hidden_voxels(distance, oracle):
     task, crops, batch = question({"distance": distance})
     prediction = torch.randn_like(crops.images) * 2
     for row in range(3):
-        hidden = batch.weight[row] == 1
+        hidden = batch.extra["hidden"][row]
         expected = oracle(prediction[row][hidden], crops.images[row][hidden])
         torch.testing.assert_close(task.loss(prediction, batch)[row], expected)
 
@@ -74,7 +74,7 @@ def test_visible_voxels_count_only_when_asked():
     for weight, counts in ((0.0, False), (0.5, True)):
         task, crops, batch = question({"visible_weight": weight})
         right = crops.images.clone()
-        wrong = torch.where(batch.weight == 1, right, right + 1)
+        wrong = torch.where(batch.extra["hidden"], right, right + 1)
         assert bool((task.loss(wrong, batch) > 0).all()) is counts
 
 
@@ -82,14 +82,14 @@ def test_the_trivial_answer_is_the_mean_of_what_is_seen():
     task, crops, batch = question({})
     trivial = task.trivial(batch)
     for row in range(3):
-        seen = batch.weight[row] != 1
+        seen = ~batch.extra["hidden"][row]
         torch.testing.assert_close(trivial[row].unique().squeeze(), crops.images[row][seen].mean(), atol=1e-5, rtol=1e-5)
     assert (task.loss(trivial, batch) < task.loss(trivial + 1, batch)).all()
 
 
 def test_a_finished_batch_needs_no_inputs():
     task, crops, batch = question({})
-    bare = PretextBatch(inputs=None, target=batch.target, weight=batch.weight)
+    bare = PretextBatch(inputs=None, target=batch.target, weight=batch.weight, extra=batch.extra)
     assert torch.equal(task.loss(crops.images * 0, bare), task.loss(crops.images * 0, batch))
 
 

@@ -27,6 +27,7 @@ class RelativePosition(PretextTask):
 
     name: ClassVar[str] = "relative-position"
     answer: ClassVar[Literal["values", "logits"]] = "logits"
+    citation: ClassVar[str] = "Doersch, Gupta and Efros, Unsupervised visual representation learning by context prediction, ICCV 2015"
 
     class Options(BaseOptions):
         """Where patches lie and which pairs count."""
@@ -63,16 +64,20 @@ class RelativePosition(PretextTask):
         floor = self.options.empty * spread(crops.images).amax(dim=1, keepdim=True)
         full = [(spread(part).amax(dim=1, keepdim=True) > floor).flatten(1).all(dim=1) for part in pair]
         parts = torch.stack([standardise(part) for part in pair], dim=1).flatten(0, 1)
-        return PretextBatch(parts, target, weight=(full[0] & full[1]).to(crops.images.dtype))
+        return PretextBatch(parts, target, answerable=full[0] & full[1])
 
     def loss(self, prediction: Tensor, batch: PretextBatch) -> Tensor:
-        """(B,) cross entropy; 0 for pairs without an answer."""
-        loss = F.cross_entropy(prediction, batch.target, reduction="none")
-        return loss if batch.weight is None else loss * batch.weight
+        """(B,) cross entropy."""
+        return F.cross_entropy(prediction, batch.target, reduction="none")
 
     def trivial(self, batch: PretextBatch) -> Tensor:
         """Every direction equally likely."""
         return torch.zeros(len(batch.target), len(self.directions), device=batch.target.device)
+
+    def measure(self, prediction: Tensor, batch: PretextBatch) -> dict[str, Tensor]:
+        """Share of pairs that are placed rightly; of equal answers, what guessing gives."""
+        ties = (prediction == prediction.amax(dim=1, keepdim=True)).float()
+        return {"accuracy": ties.gather(1, batch.target[:, None]).squeeze(1) / ties.sum(dim=1)}
 
     def picture(self, prediction: Tensor, batch: PretextBatch) -> dict[str, Tensor]:
         """Both patches."""

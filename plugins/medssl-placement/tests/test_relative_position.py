@@ -14,7 +14,7 @@ from medssl.contracts import Draw, NetworkInfo
 from medssl.errors import NetworkError
 from medssl.learn import build_objective
 from medssl.plugins import Plugins
-from medssl.testing import PretextTaskContract, make_crops, make_info
+from medssl.testing import PretextTaskContract, make_crops, make_info, select
 
 
 class TestRelativePosition(PretextTaskContract):
@@ -73,7 +73,7 @@ def test_parts_are_the_patches_of_the_crop(monkeypatch):
     direction = task.directions[batch.target]
     moved = direction != 0
     assert torch.equal((second - first).sign()[moved].long(), direction[moved])
-    assert batch.weight.all()
+    assert batch.answerable is not None and batch.answerable.all()
 
 
 def test_all_directions_are_asked_equally_often():
@@ -129,13 +129,22 @@ def test_air_carries_no_answer():
     shown = crops.with_images(air)
     task = task_for(2)
     batches = [task.make(shown, Draw(0, step, shown.index, "relative-position")) for step in range(40)]
-    weights = torch.stack([batch.weight for batch in batches])
-    assert weights[:, :2].all() and not weights[:, 2].any()
-    assert 0 < weights[:, 3].mean() < 1
-    prediction = torch.randn(4, 8, requires_grad=True)
-    loss = task.loss(prediction, batches[0])
-    assert loss[2] == 0
-    assert torch.autograd.grad(loss.sum(), prediction)[0][2].abs().sum() == 0
+    answerable = torch.stack([batch.answerable for batch in batches])
+    assert answerable[:, :2].all() and not answerable[:, 2].any()
+    assert 0 < answerable[:, 3].float().mean() < 1
+
+
+def test_air_does_not_dilute_the_loss():
+    crops = make_crops(4, (32, 32))
+    air = crops.images.clone()
+    air[2:] = 0.0
+    network = {"name": "UNet", "spatial_dims": 2, "options": {"channels": [4, 8, 8], "strides": [2, 2]}}
+    objective = build_objective(network, ["relative-position"], plugins=Plugins.load())
+    with_air, without = objective.run(crops.with_images(air), 0), objective.run(select(crops, [0, 1]), 0)
+    torch.testing.assert_close(with_air["relative-position"], without["relative-position"])
+    assert float(with_air["relative-position/answerable"]) == 0.5
+    assert objective.trivial(crops.with_images(air), 0)["relative-position"] == pytest.approx(2.0794, abs=1e-3)
+    assert objective.trivial(crops.with_images(air), 0)["relative-position/accuracy"] == pytest.approx(1 / 8)
 
 
 def test_a_crop_too_small_for_the_network_is_refused_with_the_size_that_works():

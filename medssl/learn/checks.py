@@ -1,0 +1,100 @@
+"""What is refused: terms that do not fit each other, the network or the crops, and what plugins give back wrongly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from medssl.augment import ViewOptions, is_affine
+from medssl.contracts import ConsistencyLoss, Crops, NetworkInfo, PretextTask
+from medssl.errors import ConfigError, DataError, PluginError
+from medssl.learn.heads import require_dense, require_encoder
+from medssl.learn.questions import ForwardPass
+from medssl.networks import NetworkSpec
+from medssl.plugins import Plugins, blame, provider_of
+
+
+def check_terms(
+    tasks: Mapping[str, PretextTask],
+    losses: Mapping[str, ConsistencyLoss],
+    info: NetworkInfo,
+    spec: NetworkSpec,
+    views: ViewOptions,
+    plugins: Plugins,
+) -> None:
+    """Raise `ConfigError` or `NetworkError` for terms that cannot be trained together on this network."""
+    if not tasks and not losses:
+        raise ConfigError("nothing to learn: name at least one pretext task under `tasks:` or one loss under `consistency:`.")
+    for key, loss in losses.items():
+        if "answers" in loss.needs and not any(task.same_for_views for task in tasks.values()):
+            raise ConfigError(
+                f"'{key}' compares the answers of two views, and no task here gives both the same answer"
+                f"{' (' + ', '.join(tasks) + ')' if tasks else ''}. Add a task such as inpainting, or compare embeddings (simsiam)."
+            )
+        if "task_embeddings" in loss.needs and not tasks:
+            raise ConfigError(f"'{key}' compares embeddings of what a task shows, and there is no task. Add one under `tasks:`.")
+        if "feature_maps" in loss.needs:
+            require_dense(info, spec, f"the loss '{key}' compares feature maps")
+        if {"embeddings", "task_embeddings"} & loss.needs:
+            require_encoder(info, spec, plugins)
+    needs = {need for loss in losses.values() for need in loss.needs}
+    if views.transforms and not is_affine(views.transforms) and needs & {"answers", "feature_maps"}:
+        raise ConfigError(
+            "views.transforms move voxels in a way no affine describes, so the voxels of two views cannot be compared. "
+            "Leave out elastic and grid distortions, or compare embeddings only (simsiam)."
+        )
+
+
+def input_channels(tasks: Mapping[str, PretextTask], channels: int) -> int:
+    """Channels that the network takes for images of `channels` channels; `ConfigError` where the tasks disagree."""
+    asked = {key: task.input_channels(channels) for key, task in tasks.items()}
+    if len(set(asked.values())) > 1:
+        raise ConfigError(f"the tasks disagree about the channels of the network's input: {asked}. Train them in rounds (`from:`).")
+    return next(iter(asked.values()), channels)
+
+
+def check_crops(crops: Crops, info: NetworkInfo) -> None:
+    """Raise `DataError` for crops of other dimensions or channels than the network was built for."""
+    if crops.spatial_dims != info.spatial_dims or crops.images.shape[1] != info.channels:
+        raise DataError(
+            f"crops of shape {tuple(crops.images.shape)} do not fit the network: it takes {info.channels} channels "
+            f"and {info.spatial_dims} spatial dimensions. Change `network` or `data`."
+        )
+
+
+def clean_input(crops: Crops, tasks: Mapping[str, PretextTask]) -> Tensor:
+    """(B, C, *size): what the network is shown of the crops themselves, as the first task that has an opinion says."""
+    for key, task in tasks.items():
+        if overrides(task, PretextTask, "clean"):
+            with blame(type(task), f"clean of task '{key}'"):
+                return task.clean(crops)
+    return crops.images
+
+
+def check_channels(one: ForwardPass, takes: int) -> None:
+    """Raise where a pass shows another number of channels than the network takes."""
+    shown = one.inputs.shape[1]
+    if shown == takes:
+        return
+    if one.host is None:
+        raise ConfigError(
+            f"the tasks need a network of {takes} input channels, and something here (a loss on embeddings, or a task that rides on "
+            f"another's input) shows it the {shown} channels of the images themselves. A task that changes the channels says by `clean` "
+            "what it shows uncorrupted; with one that does not, train in rounds (`from:`)."
+        )
+    question = one.questions[0]
+    raise PluginError(f"task '{question.key}' ({provider_of(type(question.task))}) shows {shown} channels and announced {takes}.")
+
+
+def check_loss(value: Any, owner: nn.Module, what: str, batch: int) -> None:
+    """Raise `PluginError` for a loss that is not one value a sample."""
+    if not isinstance(value, Tensor) or tuple(value.shape) != (batch,):
+        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise PluginError(f"{what} ({provider_of(type(owner))}) gave {shape}; one value a sample, ({batch},), is needed.")
+
+
+def overrides(term: nn.Module, base: type[nn.Module], method: str) -> bool:
+    """Whether a task or loss has its own `method`."""
+    return getattr(type(term), method) is not getattr(base, method)

@@ -1,0 +1,70 @@
+"""Joining what several micro batches and ranks hold, in the order of the global sample numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+BATCH_SECOND = frozenset({"affines"})
+"""Fields whose first axis counts views and the second samples."""
+
+
+def world() -> int:
+    """Processes that train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's number among them."""
+    return dist.get_rank() if world() > 1 else 0
+
+
+def joined(micro_batches: Sequence[T]) -> T:
+    """One record (a tensor, or dataclasses, mappings and tuples of them) from those of every micro batch of every rank.
+
+    Each micro batch is joined over the ranks before the next, which is the order of `Crops.index`. What is no tensor is taken from
+    the first.
+    """
+    record: T = _joined(list(micro_batches), 0)
+    return record
+
+
+def _joined(values: list[Any], dim: int) -> Any:
+    first = values[0]
+    if isinstance(first, Tensor):
+        return torch.cat([_over_ranks(value, dim) for value in values], dim=dim)
+    if is_dataclass(first) and not isinstance(first, type):
+        names = [field.name for field in fields(first)]
+        parts = {name: _joined([getattr(value, name) for value in values], int(name in BATCH_SECOND)) for name in names}
+        return replace(first, **parts)
+    if isinstance(first, Mapping):
+        return {key: _joined([value[key] for value in values], dim) for key in first}
+    if isinstance(first, tuple):
+        return tuple(_joined(list(items), dim) for items in zip(*values, strict=True))
+    return first
+
+
+def _over_ranks(tensor: Tensor, dim: int) -> Tensor:
+    if world() == 1:
+        return tensor
+    sent = tensor.to(torch.uint8) if tensor.dtype == torch.bool else tensor
+    device = torch.device("cuda") if dist.get_backend() == "nccl" else sent.device
+    sent = sent.to(device).contiguous()
+    received = [torch.empty_like(sent) for _ in range(world())]
+    dist.all_gather(received, sent)
+    return torch.cat(received, dim=dim).to(device=tensor.device, dtype=tensor.dtype)
+
+
+def summed(values: Tensor) -> Tensor:
+    """`values` added up over the ranks, without a gradient."""
+    if world() == 1:
+        return values
+    total = values.detach().clone()
+    dist.all_reduce(total)
+    return total

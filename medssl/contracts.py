@@ -49,7 +49,7 @@ class Crops:
     patient: Tensor
     """(B,) int64 pseudonym."""
     group: Tensor
-    """(B,) int64: crops that were drawn together from one volume (`data.crops_per_volume`) share it; they are never divided."""
+    """(B,) int64: crops of one volume in this batch share it; those of `data.crops_per_volume` are in one batch always."""
     affine: Tensor
     """(B, 3, D + 1) float32: voxel of the crop -> mm in its volume, along the volume's own axes (those nearest to RAS+), 0 at the
     centre of the volume's first voxel. A slice of a volume knows its z; of a truly 2D image the third row is 0."""

@@ -27,7 +27,8 @@ class Overlap(PretextTask):
         last = torch.tensor([*crops.size, 0], device=crops.affine.device) - 1.0
         last[-1] = 1.0
         ends = torch.stack([crops.affine[..., -1], crops.affine @ last], dim=1)
-        thick = crops.affine[..., :-1].abs().amax(dim=2).where(crops.affine[..., :-1].abs().amax(dim=2) > 0, torch.tensor(1.0).to(last))
+        voxel = crops.affine[..., :-1].abs().amax(dim=2)
+        thick = torch.where(voxel > 0, voxel, torch.ones_like(voxel))
         box = torch.stack([ends.amin(dim=1) - thick / 2, ends.amax(dim=1) + thick / 2], dim=1)
         return PretextBatch(None, box, answerable=_pairs(crops.group).any(dim=1), extra={"group": crops.group})
 

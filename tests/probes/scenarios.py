@@ -63,6 +63,8 @@ class Scenario:
     network: Mapping[str, Any] = field(default_factory=lambda: UNET)
     channels: int = 1
     per_volume: int = 1
+    air: Sequence[int] = ()
+    """Rows of the batch that show nothing."""
     divides: bool = True
     """False for losses that compare the whole batch: ranks make up one batch, micro batches do not."""
 
@@ -71,7 +73,9 @@ class Scenario:
         return build_objective(network, self.tasks, self.consistency, seed=3, plugins=plugins(), crop=(16, 16))
 
     def crops(self, step: int) -> Crops:
-        return make_crops(4, (16, 16), self.channels, seed=step, per_volume=self.per_volume)
+        crops = make_crops(4, (16, 16), self.channels, seed=step, per_volume=self.per_volume)
+        crops.images[list(self.air)] = 0.0
+        return crops
 
 
 SCENARIOS = {
@@ -90,6 +94,7 @@ SCENARIOS = {
         ],
         channels=2,
     ),
+    "air": Scenario([{"name": "relative-position", "gap": 0, "jitter": 0}], air=[1, 2, 3]),
     "pretext invariance": Scenario(["halves"], ["pretext-invariance"]),
     "two levels": Scenario(["hierarchy"], ["agreement"]),
     "an annealed term": Scenario(["ramp"]),

@@ -49,7 +49,7 @@ class Crops:
     patient: Tensor
     """(B,) int64 pseudonym."""
     group: Tensor
-    """(B,) int64: crops of one volume in this batch share it."""
+    """(B,) int64: crops of one volume in this batch share it; those of `data.crops_per_volume` are in one batch always."""
     affine: Tensor
     """(B, 3, D + 1) float32: voxel of the crop -> mm in its volume, along the volume's own axes (those nearest to RAS+), 0 at the
     centre of the volume's first voxel. A slice of a volume knows its z; of a truly 2D image the third row is 0."""
@@ -279,6 +279,8 @@ class ModuleHead:
     parts: int = 1
     sees_batch: bool = False
     """Whether the module is also given the `PretextBatch` (a decoder that needs to know which tokens were visible)."""
+    dense: bool = False
+    """Whether it answers for every voxel, (B, K, *size): such answers of two views are compared on the grid of the crops."""
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -308,12 +310,15 @@ class Taught:
 
 @dataclass(frozen=True)
 class PretextBatch:
-    """The question and its answer, made from crops."""
+    """The question and its answer, made from crops.
+
+    Which fields are given, and their shapes beyond the rows, are the same in every batch of a run.
+    """
 
     inputs: Tensor | None
     """(B * parts, C, *size); None for a target-only task that rides on what another task shows."""
     target: Tensor
-    """What the head should answer."""
+    """What the head should answer; where only the teacher knows that, whatever says what is asked for."""
     weight: Tensor | None = None
     """Where it counts, on the grid of the target (broadcast over channels)."""
     answerable: Tensor | None = None
@@ -401,7 +406,7 @@ class PretextTask(nn.Module, ABC):
         return TEACHER_MOMENTUM
 
     def commit(self, prediction: Tensor, batch: PretextBatch) -> None:
-        """After a step that was taken: update what the task keeps, from all micro batches and ranks joined (detached)."""
+        """After a step that was taken: update what the task keeps, from all micro batches and ranks joined (detached, no `restore`)."""
 
 
 TEACHER_MOMENTUM = 0.996
@@ -426,7 +431,7 @@ class Views:
     task_embeddings: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
     """By task, one tensor for each view that it was asked about: (B, E), or (B, P, E) of its P parts: of what the task shows."""
     shown: Tensor | None = None
-    """(B, 1, *size) bool: voxels of the crop that every view shows; None where all do."""
+    """(B, 1, *size) bool: voxels of the crop that every view shows; None for losses that compare nothing dense."""
     teacher: Views | None = None
     modules: Mapping[str, nn.Module] = field(default_factory=dict)
     """Of the teacher's views: its copies of the modules that the loss names in `teacher_follows`."""

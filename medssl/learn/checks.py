@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from medssl.augment import ViewOptions, is_affine
@@ -71,6 +73,23 @@ def clean_input(crops: Crops, tasks: Mapping[str, PretextTask]) -> Tensor:
             with blame(type(task), f"clean of task '{key}'"):
                 return task.clean(crops)
     return crops.images
+
+
+def check_clean(crops: Crops, tasks: Mapping[str, PretextTask]) -> None:
+    """Raise `ConfigError` where two tasks show other things uncorrupted: what views are embedded as would depend on their order."""
+    shown = {key: task.clean(crops) for key, task in tasks.items() if overrides(task, PretextTask, "clean")}
+    for (one, first), (other, second) in pairwise(shown.items()):
+        if first.shape != second.shape or not torch.equal(first, second):
+            raise ConfigError(f"'{one}' and '{other}' disagree about what an uncorrupted input looks like. Train them in rounds (`from:`).")
+
+
+def check_groups(crops: Crops, terms: Mapping[str, PretextTask | ConsistencyLoss]) -> None:
+    """Raise `ConfigError` where a term compares the crops of a volume and every crop comes from another."""
+    comparing = [key for key, term in terms.items() if term.compares == "group"]
+    if comparing and len(set(crops.group.tolist())) == len(crops):
+        raise ConfigError(
+            f"'{comparing[0]}' compares crops of one volume, and each comes from another. Set data.crops_per_volume to 2 or more."
+        )
 
 
 def check_channels(one: ForwardPass, takes: int) -> None:

@@ -27,7 +27,7 @@ class BuiltHead:
     @property
     def dense(self) -> bool:
         """Whether it answers for every voxel."""
-        return isinstance(self.kind, DenseHead | NetworkHead)
+        return self.kind.dense if isinstance(self.kind, ModuleHead) else isinstance(self.kind, DenseHead | NetworkHead)
 
     @property
     def parts(self) -> int:

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from medssl.contracts import Draw
 from medssl.errors import DataError
+from medssl.learn.joining import over_ranks, rank, summed, world
 
 
 def block_mask(draw: Draw, size: Sequence[int], block: int, low: float, high: float) -> Tensor:
@@ -90,7 +90,7 @@ def gather(tensor: Tensor) -> Tensor:
 
     What every rank loses for a row flows back into it, so a loss over gathered negatives has on N ranks the gradient it has on one.
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if world() == 1:
         return tensor
     gathered: Tensor = _Gather.apply(tensor)  # type: ignore[no-untyped-call]
     return gathered
@@ -99,12 +99,8 @@ def gather(tensor: Tensor) -> Tensor:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        received = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
-        dist.all_gather(received, tensor.contiguous())
-        return torch.cat(received)
+        return over_ranks(tensor)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].contiguous().clone()
-        dist.all_reduce(total)
-        return total.chunk(dist.get_world_size())[dist.get_rank()]
+        return summed(gradients[0].contiguous()).chunk(world())[rank()]

@@ -55,8 +55,10 @@ class View:
     """(B, D, D + 1): voxel of the view -> voxel of the crop."""
     compared: bool
     """Whether consistency losses compare it; otherwise tasks alone ask about it."""
-    questions: dict[str, Question]
-    passes: list[ForwardPass]
+    moved: bool
+    """Whether its voxels may lie elsewhere than the crop's; known without waiting for the device."""
+    questions: dict[str, Question] = field(default_factory=dict)
+    passes: list[ForwardPass] = field(default_factory=list)
 
     def pass_of(self, key: str) -> ForwardPass:
         """The pass that answers a task's question."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -14,19 +15,31 @@ from medssl.contracts import ConsistencyLoss, PretextTask, Taught
 from medssl.errors import ConfigError, PluginError
 from medssl.learn.heads import BuiltHead
 from medssl.learn.questions import View
-from medssl.networks import Trunk
-from medssl.plugins import blame, provider_of
+from medssl.learn.reading import Reading, read
+from medssl.networks import NetworkSpec, Trunk
+from medssl.plugins import Plugins, blame, provider_of
 
 Modules = Mapping[str, Mapping[str, nn.Module]]
 """By term: the modules that the teacher follows, by name."""
+PROGRESS_TRIED = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Where in the run it is tried before whether the terms agree about the momentum."""
+
+
+@dataclass
+class Lessons:
+    """What the teacher made of each view: for consistency losses, and for tasks."""
+
+    views: list[Reading] = field(default_factory=list)
+    tasks: list[dict[str, Taught]] = field(default_factory=list)
 
 
 class Teacher(nn.Module):
     """A copy that follows the student after each step that was taken, and never gets a gradient."""
 
-    def __init__(self, network: nn.Module, heads: Mapping[str, nn.Module], followed: Modules) -> None:
+    def __init__(self, network: nn.Module, spec: NetworkSpec, plugins: Plugins, heads: Mapping[str, nn.Module], followed: Modules) -> None:
         super().__init__()
         self.network = deepcopy(network)
+        self.trunk = Trunk(self.network, spec, plugins)
         self.heads = nn.ModuleDict({name: deepcopy(head) for name, head in heads.items()})
         self.followed = nn.ModuleDict(
             {term: nn.ModuleDict({name: deepcopy(one) for name, one in modules.items()}) for term, modules in followed.items()}
@@ -48,6 +61,30 @@ class Teacher(nn.Module):
                 kept.lerp_(new, 1 - momentum)
             for held, given in zip(mine.buffers(), theirs.buffers(), strict=True):
                 held.copy_(given)
+
+
+def make_teacher(
+    network: nn.Module,
+    spec: NetworkSpec,
+    plugins: Plugins,
+    heads: Mapping[str, BuiltHead],
+    tasks: Mapping[str, PretextTask],
+    losses: Mapping[str, ConsistencyLoss],
+) -> Teacher | None:
+    """A teacher with all that the terms need of it; None where none needs one."""
+    terms = taught_terms({**tasks, **losses})
+    if not terms:
+        return None
+    for progress in PROGRESS_TRIED:
+        momentum_at(progress, terms)
+    answers = any({"teacher", "answers"} <= loss.needs for loss in losses.values())
+    needed = {key for key, task in tasks.items() if "teacher_answer" in task.needs or (answers and task.same_for_views)}
+    return Teacher(network, spec, plugins, {key: heads[key].module for key in needed}, followed_modules(terms))
+
+
+def taught_terms(terms: Mapping[str, PretextTask | ConsistencyLoss]) -> dict[str, PretextTask | ConsistencyLoss]:
+    """Those that need the teacher."""
+    return {key: term for key, term in terms.items() if {"teacher", "teacher_answer"} & set(term.needs)}
 
 
 def followed_modules(terms: Mapping[str, PretextTask | ConsistencyLoss]) -> dict[str, dict[str, nn.Module]]:
@@ -75,7 +112,31 @@ def momentum_at(progress: float, terms: Mapping[str, PretextTask | ConsistencyLo
 
 
 @torch.no_grad()
-def taught(view: View, teacher: Teacher, trunk: Trunk, heads: Mapping[str, BuiltHead]) -> Iterator[tuple[str, Taught]]:
+def teach(
+    views: Sequence[View],
+    teacher: Teacher | None,
+    heads: Mapping[str, BuiltHead],
+    tasks: Mapping[str, PretextTask],
+    losses: Mapping[str, ConsistencyLoss],
+) -> Lessons:
+    """What the teacher makes of the views, and of the uncorrupted inputs of tasks that need it, whose batches are told."""
+    if teacher is None:
+        return Lessons([], [{} for _ in views])
+    modules: Any = teacher.heads
+    needs = frozenset(need for loss in losses.values() if "teacher" in loss.needs for need in loss.needs)
+    answering = [key for key, task in tasks.items() if task.same_for_views] if "answers" in needs else []
+    lessons = Lessons()
+    for view in views:
+        if needs:
+            lessons.views.append(read(view, teacher.trunk, heads, modules, answering, needs))
+        lessons.tasks.append(dict(_taught(view, teacher, heads)))
+        for key, lesson in lessons.tasks[-1].items():
+            question = view.questions[key]
+            view.questions[key] = replace(question, batch=replace(question.batch, teacher=lesson))
+    return lessons
+
+
+def _taught(view: View, teacher: Teacher, heads: Mapping[str, BuiltHead]) -> Iterator[tuple[str, Taught]]:
     """For each task that asks about the view and needs the teacher: what the teacher makes of its uncorrupted input.
 
     Tasks with the same uncorrupted input share one forward pass.
@@ -91,7 +152,7 @@ def taught(view: View, teacher: Teacher, trunk: Trunk, heads: Mapping[str, Built
         wanted |= set(reads[key]) | (set(heads[key].reads) if "teacher_answer" in question.task.needs else set())
         keys.append(key)
     for clean, wanted, keys in inputs.values():
-        features = trunk(clean, wanted)
+        features = teacher.trunk(clean, wanted)
         for key in keys:
             question, head = view.questions[key], heads[key]
             asked = "teacher_answer" in question.task.needs

@@ -7,26 +7,30 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from medssl.augment import ViewOptions, identity, invert, is_identity, make_view, resample, shown_by, viewed
+from medssl.augment import ViewOptions, identity, invert, make_view, resample, shown_by, viewed
 from medssl.contracts import Crops, Draw, PretextTask, Views
 from medssl.learn.heads import BuiltHead
 from medssl.learn.questions import View, restored
 from medssl.learn.reading import Reading
 
 
-def make_views(crops: Crops, options: ViewOptions, seed: int, step: int, compared: bool) -> Iterator[tuple[Crops, Tensor, bool]]:
-    """The views as crops, their affines (B, D, D + 1), and whether losses compare them; without losses the crops alone."""
-    same = identity(len(crops), crops.spatial_dims, crops.images.device)
+def clean_view(crops: Crops, compared: bool = False) -> View:
+    """The crops as they are, as a view of themselves."""
+    return View(crops, identity(len(crops), crops.spatial_dims, crops.images.device), compared, moved=False)
+
+
+def make_views(crops: Crops, options: ViewOptions, seed: int, step: int, compared: bool) -> Iterator[View]:
+    """The views, nothing asked about them yet; without losses that compare them the crops alone."""
     if not compared:
-        yield crops, same, False
+        yield clean_view(crops)
         return
     for number in range(options.count):
         if number == 0 and options.clean:
-            yield crops, same, True
+            yield clean_view(crops, compared=True)
             continue
         draw = Draw(seed, step, crops.index, "views", crops.images.device).fork(f"view {number}")
         images, affine = make_view(crops.images, options, draw, crops.spacing)
-        yield viewed(crops, images, affine), affine, True
+        yield View(viewed(crops, images, affine), affine, compared=True, moved=True)
 
 
 def gather_views(
@@ -40,7 +44,6 @@ def gather_views(
 ) -> Views:
     """What was computed of the compared views, as consistency losses take it."""
     pairs = [(view, reading) for view, reading in zip(views, readings, strict=True) if view.compared]
-    affines = [view.affine for view, _ in pairs]
     answers = {}
     if "answers" in needs:
         for key, task in tasks.items():
@@ -53,13 +56,13 @@ def gather_views(
         kinds={key: task.answer for key, task in tasks.items() if key in answers},
         embeddings=tuple(reading.embedding for _, reading in pairs if reading.embedding is not None),
         feature_maps=tuple(reading.feature_map for _, reading in pairs if reading.feature_map is not None),
-        affines=torch.stack(affines),
+        affines=torch.stack([view.affine for view, _ in pairs]),
         task_embeddings={
             key: tuple(reading.task_embeddings[key] for reading in readings if key in reading.task_embeddings)
             for key in tasks
             if key in shown_tasks
         },
-        shown=shown_by_all(affines, crops.size) if answers or "feature_maps" in needs else None,
+        shown=shown_by_all([view for view, _ in pairs], crops) if answers or "feature_maps" in needs else None,
         progress=progress,
     )
 
@@ -67,7 +70,7 @@ def gather_views(
 def _comparable(key: str, view: View, reading: Reading, head: BuiltHead) -> Tensor:
     """A task's answer on the grid of the crops: first what was moved to show it is moved back, then what the view moved."""
     answer = restored(view, head, key, reading.answers[key])
-    return on_crops(answer, view.affine) if head.dense and not is_identity(view.affine) else answer
+    return on_crops(answer, view.affine) if head.dense and view.moved else answer
 
 
 def on_crops(answer: Tensor, affine: Tensor) -> Tensor:
@@ -75,9 +78,10 @@ def on_crops(answer: Tensor, affine: Tensor) -> Tensor:
     return resample(answer, invert(affine))
 
 
-def shown_by_all(affines: Sequence[Tensor], size: Sequence[int]) -> Tensor | None:
-    """(B, 1, *size) bool: the voxels of the crops that every view shows; None where all do."""
-    moved = [affine for affine in affines if not is_identity(affine)]
-    if not moved:
-        return None
-    return torch.stack([shown_by(affine, size) for affine in moved]).all(dim=0)
+def shown_by_all(views: Sequence[View], crops: Crops) -> Tensor:
+    """(B, 1, *size) bool: the voxels of the crops that every view shows."""
+    shown = torch.ones((len(crops), 1, *crops.size), dtype=torch.bool, device=crops.images.device)
+    for view in views:
+        if view.moved:
+            shown = shown & shown_by(view.affine, crops.size)
+    return shown

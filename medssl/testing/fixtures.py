@@ -78,6 +78,7 @@ def select(crops: Crops, rows: Sequence[int]) -> Crops:
 def make_views(crops: Crops, info: NetworkInfo, count: int = 2, channels: int = 2, seed: int = 0, shown: bool = True) -> Views:
     """`count` views of `crops` with random answers of one dense task ("values") and one pooled task ("logits").
 
+    Embeddings of what a task shows are those of the dense task, and of a task of two parts a crop, asked about one view.
     With `shown`, the first voxels along the last axis are not shown by every view. The teacher has answers of its own.
     """
     student = _random_views(crops, info, count, channels, seed)
@@ -101,5 +102,5 @@ def _random_views(crops: Crops, info: NetworkInfo, count: int, channels: int, se
         embeddings=draw("embedding", info.embedding_width),
         feature_maps=draw("feature map", info.feature_width, *grid),
         affines=torch.eye(dims, dims + 1).expand(count, len(crops), dims, dims + 1).clone(),
-        task_embeddings={"dense": draw("task embedding", info.embedding_width)},
+        task_embeddings={"dense": draw("task embedding", info.embedding_width), "parts": draw("parts", 2, info.embedding_width)[:1]},
     )

@@ -5,6 +5,7 @@
         loss = SimSiam
 
 A loss with negatives or batch statistics says so itself (`compares = "batch"`): its sample's loss rightly depends on its neighbours.
+`only` names one of the tasks beside which it is tried, where one kind of answer alone makes sense.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ import torch
 from torch import Tensor
 
 from medssl.contracts import ConsistencyLoss, Crops, NetworkInfo, Views
+from medssl.learn import Objective, Term, build_objective
 from medssl.testing.fixtures import make_crops, make_info, make_views, select
-from medssl.testing.options import check_name_and_docs, check_options_round_trip
+from medssl.testing.options import check_momentum, check_name_and_docs, check_options_round_trip
+from medssl.testing.steps import Dense, Parts, Pooled, check_it_trains, check_micro_batches
 from medssl.testing.tasks import BOTH, close, other_global_randomness, same
 
 NEEDS = frozenset({"answers", "embeddings", "task_embeddings", "feature_maps", "teacher", "body"})
@@ -33,7 +36,7 @@ class ConsistencyLossContract:
     options: ClassVar[Mapping[str, Any]] = {}
     batch: ClassVar[int] = 4
     only: ClassVar[str | None] = None
-    """For losses on answers: "dense" (values) or "pooled" (logits), where one kind alone makes sense."""
+    """For losses on answers "dense" (values) or "pooled" (logits), for those on task embeddings "dense" or "parts" (two a crop)."""
 
     def build(self, dims: int) -> ConsistencyLoss:
         """The loss for a small network; its first weights are always the same."""
@@ -42,8 +45,18 @@ class ConsistencyLossContract:
             return self.loss(self.loss.Options(**self.options), make_info(dims))
 
     def crops(self, dims: int) -> Crops:
-        """A small batch."""
-        return make_crops(self.batch, (8,) * dims, body="body" in self.loss.needs)
+        """A small batch; for a loss that compares the crops of a volume, two crops of each."""
+        per_volume = 2 if self.loss.compares == "group" else 1
+        return make_crops(self.batch, (8,) * dims, per_volume=per_volume, body="body" in self.loss.needs)
+
+    def objective(self, dims: int) -> Objective:
+        """The loss on a small network, beside the tasks that it needs."""
+        asked = {"answers": (Dense, Pooled), "task_embeddings": (Dense, Parts)}
+        tasks = dict.fromkeys(task for need, some in asked.items() if need in self.loss.needs for task in some)
+        terms = [Term("tasks", task.name, task, task.Options(), 1.0) for task in tasks if self.only in (None, task.name)]
+        loss = Term("consistency", self.loss.name, self.loss, self.loss.Options(**self.options), 1.0)
+        spec = {"name": "UNet", "spatial_dims": dims, "options": {"channels": [4, 8, 8], "strides": [2, 2]}}
+        return build_objective(spec, terms, [loss], seed=0, crop=(8,) * dims)
 
     def views(self, crops: Crops, info: NetworkInfo, seed: int = 0) -> Views:
         """Two random views, reduced to what the loss says it needs."""
@@ -52,18 +65,25 @@ class ConsistencyLossContract:
 
     def reduced(self, views: Views) -> Views:
         """What the objective would compute for this loss, and nothing else."""
-        kept = {name: answers for name, answers in views.answers.items() if self.only in (None, name)}
-        given = replace(views, answers=kept, kinds={name: views.kinds[name] for name in kept}).only(self.loss.needs)
+        given = self.of_task(views).only(self.loss.needs)
         if given.teacher is None:
             return given
         own = dict(self.build(views.crops.spatial_dims).named_children())
         modules = {name: own[name].requires_grad_(False) for name in self.loss.teacher_follows}
-        kept = {name: answers for name, answers in given.teacher.answers.items() if self.only in (None, name)}
-        return replace(given, teacher=replace(given.teacher, answers=kept, modules=modules))
+        return replace(given, teacher=replace(self.of_task(given.teacher), modules=modules))
+
+    def of_task(self, views: Views) -> Views:
+        """The views with what belongs to the task `only` alone."""
+        kept: list[dict[str, Any]] = [
+            {name: value for name, value in found.items() if self.only in (None, name)}
+            for found in (views.answers, views.kinds, views.task_embeddings)
+        ]
+        return replace(views, answers=kept[0], kinds=kept[1], task_embeddings=kept[2])
 
     def test_it_has_a_name_and_every_option_is_documented(self) -> None:
         check_name_and_docs(self.loss)
         assert self.loss.needs and self.loss.needs <= NEEDS, f"`needs` names some of {sorted(NEEDS)}, not {set(self.loss.needs)}."
+        check_momentum(self.build(2))
 
     def test_options_survive_a_round_trip(self) -> None:
         check_options_round_trip(self.loss, self.options)
@@ -124,10 +144,11 @@ class ConsistencyLossContract:
             pytest.skip("this loss compares samples with each other")
         loss, crops = self.build(dims), self.crops(dims)
         together = loss(self.views(crops, loss.network))
-        for row in range(self.batch):
-            one = select(crops, [row])
-            alone = loss(self.views(one, loss.network))
-            assert close(together[row : row + 1], alone), f"the loss of sample {row} changes with its neighbours."
+        for group in sorted(set(crops.group.tolist())):
+            rows = [row for row, other in enumerate(crops.group.tolist()) if other == group]
+            alone = loss(self.views(select(crops, rows), loss.network))
+            told = f"the loss of sample {rows[0]} changes with its neighbours: say so by `compares`, or keep them apart."
+            assert close(together[rows], alone), told
 
     @BOTH
     def test_voxels_that_a_view_does_not_show_do_not_count(self, dims: int) -> None:
@@ -166,6 +187,16 @@ class ConsistencyLossContract:
         other = self.build(dims)
         other.load_state_dict(loss.state_dict())
         assert close(loss(views), deepcopy(other)(views)), "a loss with the same state gives another value: its state is not all saved."
+
+    @BOTH
+    def test_it_trains_a_network(self, dims: int) -> None:
+        check_it_trains(self.objective(dims), self.crops(dims), self.loss.name)
+
+    @BOTH
+    def test_two_micro_batches_make_what_one_batch_would(self, dims: int) -> None:
+        if self.loss.compares == "batch":
+            pytest.skip("this loss compares samples with each other")
+        check_micro_batches(self.objective(dims), self.objective(dims), self.crops(dims), "losses.")
 
 
 def tensors_of(views: Views) -> list[Tensor]:

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from medssl.config import BaseOptions, check, options_table
+from medssl.contracts import ConsistencyLoss, PretextTask
 from medssl.errors import ConfigError
 from medssl.learn.terms import RESERVED
 
@@ -23,6 +24,16 @@ def check_name_and_docs(cls: type[Any]) -> None:
         assert row["help"], f"the option '{row['option']}' of '{name}' has no help. Put a docstring under the field."
         assert row["default"] != "required", f"the option '{row['option']}' of '{name}' has no default."
         assert row["option"] not in RESERVED, f"'{row['option']}' is a key of every term and cannot be an option of '{name}'."
+
+
+def check_momentum(term: PretextTask | ConsistencyLoss) -> None:
+    """Modules that the teacher follows exist, and its momentum lies between 0 and 1 all along the run."""
+    asked = [term.teacher_momentum(step / 10) for step in range(11)]
+    assert all(0 <= momentum <= 1 for momentum in asked), f"teacher_momentum gives {asked} along the run; it lies between 0 and 1."
+    own = dict(term.named_children())
+    assert set(term.teacher_follows) <= own.keys(), f"teacher_follows names {term.teacher_follows}; there is {sorted(own)}."
+    asks = {"teacher", "teacher_answer"} & set(term.needs)
+    assert asks or not term.teacher_follows, "teacher_follows names modules, and `needs` asks for no teacher."
 
 
 def check_options_round_trip(cls: type[Any], given: Mapping[str, Any]) -> None:

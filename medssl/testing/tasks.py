@@ -14,6 +14,7 @@ import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,9 +26,11 @@ from medssl.contracts import Crops, DenseHead, Draw, ModuleHead, NetworkHead, Po
 from medssl.learn import Objective, Term, build_objective
 from medssl.testing.features import prediction_for, with_lesson
 from medssl.testing.fixtures import make_crops, make_info, select
-from medssl.testing.options import check_name_and_docs, check_options_round_trip
+from medssl.testing.options import check_momentum, check_name_and_docs, check_options_round_trip
+from medssl.testing.steps import check_it_trains, check_micro_batches
 
 BOTH = pytest.mark.parametrize("dims", [2, 3])
+NEEDS = frozenset({"teacher", "teacher_answer", "body"})
 
 
 class PretextTaskContract:
@@ -76,6 +79,8 @@ class PretextTaskContract:
     def test_it_has_a_name_and_every_option_is_documented(self) -> None:
         check_name_and_docs(self.task)
         assert self.task.answer in ("values", "logits"), "`answer` says what the head gives: 'values' or 'logits'."
+        assert self.task.needs <= NEEDS, f"`needs` names some of {sorted(NEEDS)}, not {set(self.task.needs)}."
+        check_momentum(self.build(2))
 
     def test_options_survive_a_round_trip(self) -> None:
         check_options_round_trip(self.task, self.options)
@@ -96,6 +101,11 @@ class PretextTaskContract:
         assert batch.target.shape[0] == len(crops), f"the target has {batch.target.shape[0]} rows for {len(crops)} crops."
         for what, rows in batch.extra.items():
             assert rows.shape[0] == len(crops), f"extra['{what}'] has {rows.shape[0]} rows for {len(crops)} crops."
+        if batch.answerable is not None:
+            told = (batch.answerable.dtype, tuple(batch.answerable.shape))
+            assert told == (torch.bool, (len(crops),)), f"`answerable` is {told}; one bool a sample is needed."
+        if batch.visible is not None:
+            self.check_visible(task, batch, batch.visible)
         asked = task.clean(crops)
         clean = (len(crops), task.input_channels(self.channels), *crops.size)
         assert tuple(asked.shape) == clean, f"clean() gave {tuple(asked.shape)}; an uncorrupted input has {clean}."
@@ -103,7 +113,7 @@ class PretextTaskContract:
     @BOTH
     def test_inputs_keep_the_dtype_of_the_images(self, dims: int) -> None:
         task, crops = self.build(dims), self.crops(dims)
-        batch = task.make(crops, self.draw(crops))
+        batch = self.make(task, crops, self.draw(crops))
         assert batch.inputs is None or batch.inputs.dtype == crops.images.dtype, f"inputs are {batch.inputs.dtype}."
         loss = task.loss(self.prediction(task, batch, crops), batch)
         assert loss.dtype == torch.float32, f"the loss of float32 predictions is {loss.dtype}."
@@ -114,7 +124,7 @@ class PretextTaskContract:
         task, crops = self.build(dims), self.crops(dims)
         with torch.device("meta"):
             batch = task.make(crops, self.draw(crops))
-        for name, value in vars(batch).items():
+        for name, value in {**vars(batch), **batch.extra}.items():
             assert not isinstance(value, Tensor) or value.device == crops.images.device, f"make(): '{name}' was made on {value.device}."
         batch = with_lesson(task, batch, crops)
         prediction = self.prediction(task, batch, crops)
@@ -248,11 +258,19 @@ class PretextTaskContract:
     @BOTH
     def test_state_survives_a_checkpoint(self, dims: int) -> None:
         task, crops = self.build(dims), self.crops(dims)
+        names = {name: tuple(value.shape) for name, value in task.state_dict().items()}
+        first = self.make(task, crops, self.draw(crops))
+        with torch.no_grad():
+            task.commit(self.prediction(task, first, crops).detach(), replace(first, restore=None))
+        after = {name: tuple(value.shape) for name, value in task.state_dict().items()}
+        assert names == after, "commit changes names or shapes of the state, so a checkpoint of one step does not load into another."
         other = self.build(dims)
         other.load_state_dict(task.state_dict())
-        batch = task.make(crops, self.draw(crops))
-        again = deepcopy(other).make(crops, self.draw(crops))
+        batch, again = self.make(task, crops, self.draw(crops)), self.make(deepcopy(other), crops, self.draw(crops))
         assert same(batch.target, again.target), "a task with the same state asks another question."
+        prediction = self.prediction(task, batch, crops)
+        told = "a task with the same state gives another loss: its state is not all saved."
+        assert close(task.loss(prediction, batch), other.loss(prediction, again)), told
 
     @BOTH
     def test_measures_are_one_value_a_sample(self, dims: int) -> None:
@@ -273,34 +291,22 @@ class PretextTaskContract:
 
     @BOTH
     def test_it_trains_a_network(self, dims: int) -> None:
-        objective = self.objective(dims)
-        loss = objective.run(self.crops(dims), step=0)["loss"]
-        torch.autograd.backward(loss)
-        objective.commit()
-        assert torch.isfinite(loss), f"the loss of a training step is {float(loss.detach())}."
-        reached = sum(float(p.grad.abs().sum()) for p in objective.network.parameters() if p.grad is not None)
-        assert reached > 0, "no gradient reaches the network's parameters."
+        check_it_trains(self.objective(dims), self.crops(dims), self.task.name)
 
     @BOTH
     def test_two_micro_batches_make_what_one_batch_would(self, dims: int) -> None:
-        crops = self.crops(dims)
         if self.task.compares == "batch":
             pytest.skip("this task compares all crops of a batch")
-        whole, halved = self.objective(dims), self.objective(dims)
-        half = len(crops) // 2
-        for objective, parts in ((whole, [crops]), (halved, [select(crops, range(half)), select(crops, range(half, len(crops)))])):
-            asked = [objective.ask(part, 0) for part in parts]
-            totals = objective.totals(asked)
-            for one in asked:
-                loss: Tensor = objective(one, totals)["loss"]
-                torch.autograd.backward(loss)
-            objective.commit()
-        for (name, mine), theirs in zip(whole.named_parameters(), halved.parameters(), strict=True):
-            if mine.grad is not None and theirs.grad is not None:
-                assert close(mine.grad, theirs.grad), f"the gradient of '{name}' depends on how the batch is divided into micro batches."
-        left, right = whole.state_dict(), halved.state_dict()
-        differing = [name for name in left if name.startswith("tasks.") and not close(left[name], right[name])]
-        assert not differing, f"commit makes another {differing[:3]} when the batch is divided into micro batches."
+        check_micro_batches(self.objective(dims), self.objective(dims), self.crops(dims), "tasks.")
+
+    def check_visible(self, task: PretextTask, batch: PretextBatch, visible: Tensor) -> None:
+        """Tokens that are left visible are numbers of tokens, each once."""
+        count = task.network.tokens
+        assert count, "`visible` leaves tokens out: set `tokens = True` in the suite, and refuse networks without tokens in __init__."
+        assert visible.dtype == torch.int64 and visible.dim() == 2, f"`visible` is {visible.dtype} of shape {tuple(visible.shape)}."
+        assert batch.inputs is not None and len(visible) == len(batch.inputs), "`visible` needs one row an input."
+        assert bool(((visible >= 0) & (visible < count)).all()), f"`visible` names tokens beyond 0 .. {count - 1}."
+        assert all(len(set(row)) == len(row) for row in visible.tolist()), "`visible` names a token twice."
 
     def prediction(self, task: PretextTask, batch: PretextBatch, crops: Crops) -> Tensor:
         """A random prediction of the right shape, with a gradient."""

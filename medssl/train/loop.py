@@ -77,7 +77,7 @@ class StepEngine(Trainer):  # type: ignore[misc]
         super().__init__(settings.device, max_epochs=1, data_loader=batches, epoch_length=state.steps, decollate=False, handlers=handlers)
         self.logger = logging.getLogger("medssl.train")
         self.objective, self.optimizer, self.run_state, self.settings = objective, optimizer, state, settings
-        self.module: Any = DistributedDataParallel(objective, broadcast_buffers=False) if world() > 1 else objective
+        self.module: Any = _distributed(objective) if world() > 1 else objective
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
         self._running = [buffer for part in (objective.network, objective.heads, objective.tasks) for buffer in part.buffers()]
         self.on_skip = on_skip
@@ -145,6 +145,11 @@ class StepEngine(Trainer):  # type: ignore[misc]
                 f"(train.max_skipped: {self.settings.max_skipped}). Lower train.learning_rate, set train.precision: fp32, or look at the "
                 "samples named in skipped.jsonl."
             )
+
+
+def _distributed(objective: Objective) -> DistributedDataParallel:
+    """Looks for parameters without a gradient only where a term may leave some out, as annealed ones do: it costs a walk of the graph."""
+    return DistributedDataParallel(objective, broadcast_buffers=False, find_unused_parameters=objective.sometimes_unreached)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from medssl.augment import ViewOptions
 from medssl.config import check
 from medssl.contracts import ConsistencyLoss, PretextTask
 from medssl.errors import ConfigError, PluginError, TransferError
-from medssl.learn import Objective, build_objective
+from medssl.learn import Objective, build_objective, check_crop
 from medssl.learn.joining import rank, world
 from medssl.learn.terms import Term, TermOptions, resolve_losses, resolve_tasks
 from medssl.networks import NetworkSpec, as_spec
@@ -51,7 +51,7 @@ class Plan:
         """Network, heads and terms with their first weights, a function of the seed and of `from:`."""
         config = self.config
         built = build_objective(self.spec, self.tasks, self.losses, config.views, config.seed, self.plugins, config.data.size)
-        built.check_crop(config.data.size, config.data.batch)
+        check_crop(built, config.data.size, config.data.batch)
         if self.origin is not None:
             _load_origin(built, self.origin)
         return built

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from medssl.contracts import Crops
 from medssl.errors import CheckpointError, ConfigError
-from medssl.learn import Objective
+from medssl.learn import Objective, freeze_unreached, pictures, trivial
 from medssl.networks.difference import head_tensors
 from medssl.plugins import Plugins
 from medssl.run import Best, Run, RunState
@@ -138,11 +138,11 @@ def try_out(training: Training) -> _Start:
     with training.loader(0) as crops:
         first = next(iter(crops))[2]
     with seeded(training.seed, 0, 0, torch.device("cpu")):
-        frozen = objective.freeze_unreached(first)
+        frozen = freeze_unreached(objective, first)
         logger.info("not trained, since no term reaches them: %s", ", ".join(frozen) or "none")
-        start = _Start(first, objective.trivial(first, 0))
+        start = _Start(first, trivial(objective, first, 0))
         if training.options.picture_every:
-            objective.pictures(first, 0)
+            pictures(objective, first, 0)
     return start
 
 
@@ -239,7 +239,7 @@ def _attach_pictures(engine: StepEngine, objective: Objective, crops: Crops, fol
         if step % every and step != engine.run_state.steps:
             return
         shown: dict[str, dict[str, Tensor]] = {}
-        for name, images in objective.pictures(crops, 0).items():
+        for name, images in pictures(objective, crops, 0).items():
             task, _, what = name.partition("/")
             shown.setdefault(task, {})[what] = images
         for task, columns in shown.items():

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from medssl.errors import UsageError
+from medssl.learn import check_crop
 from medssl.learn.build import assemble
 from medssl.learn.joining import rank, world
 from medssl.learn.objective import Objective
@@ -152,7 +153,7 @@ def _objective(
         return network
 
     built = assemble(plan.spec, [segmentation, *tasks], losses, config.views, config.seed, plugins, config.data.size, first)
-    built.check_crop(config.data.size, config.data.batch)
+    check_crop(built, config.data.size, config.data.batch)
     return built, found[0]
 
 

@@ -24,7 +24,7 @@ from benchmarks.measure import Spent, alternately, bind, busy, call_cost, comman
 from benchmarks.report import Row, publish
 from medssl.config import load_config
 from medssl.contracts import Crops
-from medssl.learn import build_objective
+from medssl.learn import build_objective, freeze_unreached
 from medssl.networks import as_spec
 from medssl.testing import make_crops
 from medssl.train import RunState, TrainOptions, make_engine
@@ -158,7 +158,7 @@ def _engine_steps(network: nn.Module, questions: list[Question], rate: float) ->
 
 def _objective_steps(config: Mapping[str, Any], crops: list[Crops], rate: float) -> Any:
     objective = build_objective(config["network"], config["tasks"])
-    objective.freeze_unreached(crops[0])
+    freeze_unreached(objective, crops[0])
     options = TrainOptions(steps=BLOCK_STEPS, learning_rate=rate, device="cpu", precision="fp32")
     engine = make_engine(objective, _triples(crops), options)
     return lambda: run_steps(engine)

@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
-from medssl.learn import Objective, build_objective
+from medssl.learn import Objective, build_objective, freeze_unreached
 from medssl.learn.joining import world
 from medssl.testing import make_crops, select
 
@@ -21,7 +21,7 @@ STEPS = 3
 
 def build() -> Objective:
     objective = build_objective(UNET, ["inpainting", "relative-position"], ["agreement"], seed=3)
-    objective.freeze_unreached(make_crops(2, (24, 24)))
+    freeze_unreached(objective, make_crops(2, (24, 24)))
     return objective
 
 

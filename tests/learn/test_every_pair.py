@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from medssl.errors import NetworkError
-from medssl.learn import build_objective
+from medssl.learn import build_objective, freeze_unreached
 from medssl.plugins import Plugins
 from medssl.testing import make_crops
 
@@ -44,7 +44,7 @@ def test_one_step(network: str, task: str, loss: str, dims: int) -> None:
     side = SIDES[network] if task == "relative-position" else 32 if network == "BasicUNet" else 16
     crops = make_crops(2, (side,) * dims)
     objective = build_objective(spec, tasks, consistency, plugins=plugins)
-    objective.freeze_unreached(crops)
+    freeze_unreached(objective, crops)
     optimizer = torch.optim.SGD([p for p in objective.parameters() if p.requires_grad], lr=0.01)
     before = [p.detach().clone() for p in objective.network.parameters() if p.requires_grad]
     result = objective.run(crops, 0)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from medssl.augment import ViewOptions, is_identity, resample
 from medssl.errors import ConfigError, DataError, NetworkError, PluginError
-from medssl.learn import Objective, build_objective
+from medssl.learn import Objective, build_objective, check_crop, freeze_unreached, pictures, trivial
 from medssl.plugins import Plugins
 from medssl.testing import make_crops, select
 
@@ -92,7 +92,7 @@ def test_dense_answers_are_compared_on_the_grid_of_the_crop(terms: Plugins) -> N
         def forward(self, feature_map: Tensor) -> Tensor:
             return shown["inputs"]
 
-    for head in objective._heads.values():
+    for head in objective.built_heads.values():
         object.__setattr__(head, "module", Echo())
     objective.network.register_forward_pre_hook(lambda _, inputs: shown.update(inputs=inputs[0]))
     objective.run(crops, 1)
@@ -172,7 +172,7 @@ def test_first_weights_depend_on_the_seed_and_not_on_global_randomness(terms: Pl
 def test_unreached_parameters_are_frozen_and_nothing_else_changes(terms: Plugins) -> None:
     objective = build(terms, ["order"])
     before = deepcopy(objective.state_dict())
-    frozen = objective.freeze_unreached(make_crops(2, SIZE))
+    frozen = freeze_unreached(objective, make_crops(2, SIZE))
     assert frozen and all(name.startswith("network.model.") for name in frozen)
     objective.run(make_crops(2, SIZE), 0)["loss"].backward()
     for name, parameter in objective.named_parameters():
@@ -184,7 +184,7 @@ def test_the_dry_run_leaves_running_averages_alone(terms: Plugins) -> None:
     resnet = {"name": "ResNet", "spatial_dims": 2, "options": {"block_inplanes": [4, 4, 8, 8]}}
     objective = build_objective(resnet, ["own-module"], plugins=terms)
     before = deepcopy(objective.state_dict())
-    assert objective.freeze_unreached(make_crops(2, (64, 64))) == ["network.fc.weight", "network.fc.bias"]
+    assert freeze_unreached(objective, make_crops(2, (64, 64))) == ["network.fc.weight", "network.fc.bias"]
     assert all(torch.equal(value, before[name]) for name, value in objective.state_dict().items())
     objective.run(make_crops(2, (64, 64)), 0)
     assert any(not torch.equal(value, before[name]) for name, value in objective.state_dict().items())
@@ -192,12 +192,12 @@ def test_the_dry_run_leaves_running_averages_alone(terms: Plugins) -> None:
 
 def test_a_crop_the_network_cannot_take_is_refused_before_training(terms: Plugins) -> None:
     with pytest.raises(NetworkError, match="cannot take crops"):
-        build(terms, ["copy"]).check_crop((18, 20))
-    build(terms, ["copy"]).check_crop((16, 20))
-    build(terms, ["own-module"]).check_crop((18, 20))
+        check_crop(build(terms, ["copy"]), (18, 20))
+    check_crop(build(terms, ["copy"]), (16, 20))
+    check_crop(build(terms, ["own-module"]), (18, 20))
     with pytest.raises(NetworkError, match="cannot take crops"):
-        build(terms, [], ["vectors"]).check_crop((2, 2))
-    build(terms, ["order"]).check_crop((2, 2))
+        check_crop(build(terms, [], ["vectors"]), (2, 2))
+    check_crop(build(terms, ["order"]), (2, 2))
 
 
 def test_the_state_holds_each_tensor_once_and_makes_a_copy_equal(terms: Plugins) -> None:
@@ -247,7 +247,7 @@ def test_the_teacher_follows_gets_no_gradient_and_is_saved(terms: Plugins) -> No
     objective = build(terms, ["copy", "own-module"], ["follow"])
     assert objective.teacher is not None
     crops = make_crops(3, SIZE)
-    objective.freeze_unreached(crops)
+    freeze_unreached(objective, crops)
     objective.run(crops, 0)["loss"].backward()
     assert all(parameter.grad is None for parameter in objective.teacher.parameters())
     views = objective.losses["follow"].seen[-1]  # type: ignore[index,union-attr]
@@ -269,11 +269,11 @@ def test_pictures_and_trivial_answers_leave_everything_as_it_was(terms: Plugins)
     objective.train()
     crops = make_crops(3, (24, 24))
     before = deepcopy(objective.state_dict())
-    pictures, trivial = objective.pictures(crops, 0), objective.trivial(crops, 0)
-    assert {"inpainting/input", "inpainting/prediction", "inpainting/target", "relative-position/first"} <= set(pictures)
-    assert all(image.dim() == 4 and not image.requires_grad for image in pictures.values())
-    assert trivial["relative-position"] == pytest.approx(float(torch.log(torch.tensor(8.0))), rel=1e-3)
-    assert 0.3 < trivial["inpainting"] < 3
+    shown, to_beat = pictures(objective, crops, 0), trivial(objective, crops, 0)
+    assert {"inpainting/input", "inpainting/prediction", "inpainting/target", "relative-position/first"} <= set(shown)
+    assert all(image.dim() == 4 and not image.requires_grad for image in shown.values())
+    assert to_beat["relative-position"] == pytest.approx(float(torch.log(torch.tensor(8.0))), rel=1e-3)
+    assert 0.3 < to_beat["inpainting"] < 3
     assert objective.training and objective.network.training
     assert all(torch.equal(value, before[name]) for name, value in objective.state_dict().items())
 

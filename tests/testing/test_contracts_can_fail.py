@@ -13,7 +13,20 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from medssl.config import BaseOptions
-from medssl.contracts import ConsistencyLoss, Crops, DenseHead, Draw, Head, Needs, PooledHead, PretextBatch, PretextTask, Views
+from medssl.contracts import (
+    Compares,
+    ConsistencyLoss,
+    Crops,
+    DenseHead,
+    Draw,
+    Head,
+    Needs,
+    PooledHead,
+    PretextBatch,
+    PretextTask,
+    TaskNeeds,
+    Views,
+)
 from medssl.testing import ConsistencyLossContract, PretextTaskContract, select
 
 
@@ -301,7 +314,100 @@ class UnsavedState(Shift):
         return replace(batch, target=batch.target + self.number)
 
 
+class Flagged(Shift):
+    """Says by numbers which samples can be answered."""
+
+    def make(self, crops: Crops, draw: Draw) -> PretextBatch:
+        return replace(super().make(crops, draw), answerable=torch.ones(len(crops), device=crops.images.device))
+
+
+class TokensTwice(Shift):
+    """Shows a token twice."""
+
+    def make(self, crops: Crops, draw: Draw) -> PretextBatch:
+        visible = torch.zeros((len(crops), 2), dtype=torch.int64, device=crops.images.device)
+        return replace(super().make(crops, draw), visible=visible)
+
+
+class LooseExtra(Shift):
+    """Makes something further without a device."""
+
+    def make(self, crops: Crops, draw: Draw) -> PretextBatch:
+        return replace(super().make(crops, draw), extra={"ones": torch.ones(len(crops))})
+
+
+class GroupLeak(BatchMean):
+    """Says that it compares the crops of a volume, and compares the whole batch."""
+
+    compares: ClassVar[Compares] = "group"
+
+
+class Impatient(Shift):
+    """Its teacher runs ahead."""
+
+    needs: ClassVar[frozenset[TaskNeeds]] = frozenset({"teacher_answer"})
+
+    def teacher_momentum(self, progress: float) -> float:
+        return 2 * progress
+
+
+class FollowsNothing(Shift):
+    """Names a module that it does not have."""
+
+    needs: ClassVar[frozenset[TaskNeeds]] = frozenset({"teacher_answer"})
+    teacher_follows: ClassVar[tuple[str, ...]] = ("projector",)
+
+
+class Wishful(Shift):
+    """Needs what no task can have."""
+
+    needs: ClassVar[frozenset[TaskNeeds]] = frozenset({"embeddings"})  # type: ignore[arg-type]
+
+
+class Hoarding(Counting):
+    """What it keeps grows with every step."""
+
+    def commit(self, prediction: Tensor, batch: PretextBatch) -> None:
+        self.count = torch.zeros(len(prediction))
+
+
+class Absent(Counting):
+    """What it keeps is in no checkpoint, and changes its loss."""
+
+    seen = 0
+
+    def loss(self, prediction: Tensor, batch: PretextBatch) -> Tensor:
+        return Shift.loss(self, prediction, batch) + self.seen
+
+    def commit(self, prediction: Tensor, batch: PretextBatch) -> None:
+        self.seen += 1
+
+
+class LastBatch(Counting):
+    """Keeps the largest error that its last loss saw, not that of the step."""
+
+    last: Tensor
+
+    def loss(self, prediction: Tensor, batch: PretextBatch) -> Tensor:
+        value = Shift.loss(self, prediction, batch)
+        self.last = value.detach().sum()
+        return value
+
+    def commit(self, prediction: Tensor, batch: PretextBatch) -> None:
+        self.count.copy_(self.last)
+
+
 TASKS = [
+    (Flagged, "test_make_gives_inputs_and_a_target_that_fit_its_head"),
+    (TokensTwice, "test_make_gives_inputs_and_a_target_that_fit_its_head"),
+    (LooseExtra, "test_everything_stays_on_the_device_of_the_crops"),
+    (GroupLeak, "test_a_sample_does_not_depend_on_its_neighbours"),
+    (Impatient, "test_it_has_a_name_and_every_option_is_documented"),
+    (FollowsNothing, "test_it_has_a_name_and_every_option_is_documented"),
+    (Wishful, "test_it_has_a_name_and_every_option_is_documented"),
+    (Hoarding, "test_state_survives_a_checkpoint"),
+    (Absent, "test_state_survives_a_checkpoint"),
+    (LastBatch, "test_two_micro_batches_make_what_one_batch_would"),
     (Nameless, "test_it_has_a_name_and_every_option_is_documented"),
     (Undocumented, "test_it_has_a_name_and_every_option_is_documented"),
     (Forgetful, "test_options_survive_a_round_trip"),
@@ -348,6 +454,12 @@ def takes_dims(suite: type, check: str) -> list[int | None]:
     return [2, 3] if any(mark.name == "parametrize" for mark in marks) else [None]
 
 
+def test_tokens_that_are_shown_twice_are_caught_where_there_are_tokens() -> None:
+    suite = type("Suite", (PretextTaskContract,), {"task": TokensTwice, "tokens": True})()
+    with pytest.raises(AssertionError, match="names a token twice"):
+        suite.test_make_gives_inputs_and_a_target_that_fit_its_head(2)
+
+
 @pytest.mark.parametrize(("broken", "check"), TASKS)
 def test_a_broken_task_is_caught(broken: type[PretextTask], check: str) -> None:
     suite = type("Suite", (PretextTaskContract,), {"task": broken})()
@@ -376,7 +488,7 @@ class Apart(ConsistencyLoss):
 
     def __init__(self, options: BaseOptions, network: object) -> None:
         super().__init__(options, network)  # type: ignore[arg-type]
-        self.register_buffer("centre", torch.zeros(16))
+        self.register_buffer("centre", torch.zeros(self.network.embedding_width))
 
     centre: Tensor
 
@@ -394,6 +506,24 @@ class TestApart(ConsistencyLossContract):
     """The sound loss passes."""
 
     loss = Apart
+
+
+class Among(Apart):
+    """Compares the crops of a volume: a sound loss too."""
+
+    compares: ClassVar[Compares] = "group"
+
+    def forward(self, views: Views) -> Tensor:
+        group = views.crops.group
+        mine = (group[:, None] == group).float()
+        mean = mine @ views.embeddings[1] / mine.sum(1, keepdim=True)
+        return super().forward(views) + (views.embeddings[0] - mean).square().mean(1)
+
+
+class TestAmong(ConsistencyLossContract):
+    """The loss that compares groups passes."""
+
+    loss = Among
 
 
 class LoudName(Apart):
@@ -471,6 +601,45 @@ class Leaky(Apart):
         return super().forward(views) + (views.embeddings[0] - views.embeddings[1].mean(0)).square().mean(1)
 
 
+class LeakyGroups(Leaky):
+    """Says that it compares the crops of a volume, and compares the whole batch."""
+
+    compares: ClassVar[Compares] = "group"
+
+
+class CountsViews(Apart):
+    """Learns from how large the batch is."""
+
+    def forward(self, views: Views) -> Tensor:
+        return super().forward(views) * len(views.crops)
+
+
+class LastViews(Apart):
+    """Keeps the centre of the views that its last loss saw, not that of the step."""
+
+    last: Tensor
+
+    def forward(self, views: Views) -> Tensor:
+        self.last = views.embeddings[0].detach().mean(0)
+        return super().forward(views)
+
+    def commit(self, views: Views) -> None:
+        self.centre.copy_(self.last)
+
+
+class Runaway(Apart):
+    """Its teacher runs ahead."""
+
+    def teacher_momentum(self, progress: float) -> float:
+        return 2 * progress
+
+
+class FollowsNobody(Apart):
+    """Names a module that the teacher should follow, and asks for no teacher."""
+
+    teacher_follows: ClassVar[tuple[str, ...]] = ("projector",)
+
+
 class Blind(Apart):
     """Compares voxels that are not shown."""
 
@@ -498,10 +667,16 @@ class Hidden(Apart):
 
     def __init__(self, options: BaseOptions, network: object) -> None:
         super().__init__(options, network)
-        self.register_buffer("centre", torch.zeros(16), persistent=False)
+        self.register_buffer("centre", torch.zeros(self.network.embedding_width), persistent=False)
 
 
 LOSSES = [
+    (LeakyGroups, "test_a_sample_does_not_depend_on_its_neighbours"),
+    (CountsViews, "test_two_micro_batches_make_what_one_batch_would"),
+    (LastViews, "test_two_micro_batches_make_what_one_batch_would"),
+    (Cut, "test_it_trains_a_network"),
+    (Runaway, "test_it_has_a_name_and_every_option_is_documented"),
+    (FollowsNobody, "test_it_has_a_name_and_every_option_is_documented"),
     (LoudName, "test_it_has_a_name_and_every_option_is_documented"),
     (Loose, "test_options_survive_a_round_trip"),
     (OneNumber, "test_the_loss_is_one_finite_value_a_sample"),

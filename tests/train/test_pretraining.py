@@ -219,7 +219,7 @@ def copy_run(bad: set[int], store: Path, out: Path, **train: Any) -> Any:
 
 
 def test_a_step_without_a_number_is_skipped_counted_and_written(store: Path, tmp_path: Path) -> None:
-    run = copy_run({3}, store, tmp_path / "run", steps=4)  # the dry run before the first step asks once
+    run = copy_run({4}, store, tmp_path / "run", steps=4)  # before the first step the loss is tried at both ends of the run
     assert run.state.skipped == 1
     (row,) = read_rows(run.folder / "skipped.jsonl")
     assert row["step"] == 2
@@ -230,7 +230,7 @@ def test_a_step_without_a_number_is_skipped_counted_and_written(store: Path, tmp
 
 def test_too_many_such_steps_end_the_run_with_term_and_step(store: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"'copy' is not finite at step 3"):
-        copy_run({3, 4}, store, tmp_path / "run", steps=6, max_skipped=1)
+        copy_run({4, 5}, store, tmp_path / "run", steps=6, max_skipped=1)
 
 
 def test_any_handler_attaches_and_plugins_bring_theirs(config: Config, tmp_path: Path) -> None:

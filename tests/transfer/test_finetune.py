@@ -19,7 +19,8 @@ from ignite.engine import Events
 from monai.handlers import MetricLogger
 
 import medssl.archive.nifti
-from medssl.errors import ConfigError, DataError, TrainingError, UsageError
+from medssl.errors import ConfigError, DataError, PluginError, TrainingError, UsageError
+from medssl.plugins import Plugins
 from medssl.run import Run
 from medssl.train.checkpoint import load_checkpoint, newest_good
 from medssl.train.stopping import Stopped
@@ -178,7 +179,6 @@ def test_monai_handlers_attach(tmp_path: Path, finetune_config: Config) -> None:
 
 def test_plugins_add_handlers(tmp_path: Path, finetune_config: Config) -> None:
     import medssl
-    from medssl.plugins import Plugins
 
     seen: list[Any] = []
 
@@ -190,6 +190,40 @@ def test_plugins_add_handlers(tmp_path: Path, finetune_config: Config) -> None:
 
     run = fine_tune(config=finetune_config(1), out=tmp_path / "run", plugins=Plugins.load({"mine": Provider()}))
     assert seen == [run.network]
+
+
+def test_a_plugins_handler_that_fails_is_blamed(tmp_path: Path, finetune_config: Config) -> None:
+    import medssl
+
+    class Fails:
+        def attach(self, engine: Any) -> None:
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self.fail)
+
+        def fail(self, engine: Any) -> None:
+            raise ZeroDivisionError("oh")
+
+    class Provider:
+        @medssl.hookimpl
+        def medssl_handlers(self, run: medssl.run.Run) -> list[Any]:
+            assert isinstance(run, Run) and run.config.network is not None
+            return [Fails()]
+
+    with pytest.raises(PluginError, match=r"plugin 'mine'.*its handler Fails: ZeroDivisionError: oh"):
+        fine_tune(config=finetune_config(1), out=tmp_path / "run", plugins=Plugins.load({"mine": Provider()}))
+
+
+class StopAtOnce:
+    def attach(self, engine: Any) -> None:
+        engine.add_event_handler(Events.STARTED, lambda: os.kill(os.getpid(), signal.SIGINT))
+
+
+def test_stopped_before_its_first_step_it_promises_no_checkpoint(
+    tmp_path: Path, finetune_config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(Stopped) as stopped:
+        fine_tune(config=finetune_config(2), out=tmp_path / "run", handlers=[StopAtOnce()])
+    assert "stopped at step 0; go on" in str(stopped.value)
+    assert newest_good(tmp_path / "run") is None
 
 
 @pytest.mark.parametrize("size", [[8, 8], [8, 8, 8]])

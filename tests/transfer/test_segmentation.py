@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from medssl.augment import ViewOptions
 from medssl.contracts import Crops, Draw, PretextBatch
 from medssl.errors import DataError
-from medssl.learn import Objective
+from medssl.learn import Objective, freeze_unreached
 from medssl.learn.terms import BuiltTerm
 from medssl.networks import as_spec
 from medssl.testing import PretextTaskContract, make_crops, make_info, select
@@ -133,7 +133,7 @@ def test_it_trains_beside_a_network_whose_encoder_nobody_knows() -> None:
     spec = as_spec(Strange).model_copy(update={"out_channels": 3})
     term = BuiltTerm("segmentation", build(), 1.0)
     objective = Objective(spec.build(seed=0), spec, [term], [], ViewOptions(), 0)
-    assert objective.freeze_unreached(labelled()) == []
+    assert freeze_unreached(objective, labelled()) == []
     loss = objective.run(labelled(), 0)["loss"]
     loss.backward()
     assert all(parameter.grad is not None for parameter in objective.network.parameters())

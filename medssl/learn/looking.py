@@ -1,0 +1,120 @@
+"""What is looked at before and beside the steps: which crops fit, what no term reaches, answers that need no learning, pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medssl.contracts import Crops
+from medssl.learn import checks
+from medssl.learn.objective import Asked, Objective, part_of_mean
+from medssl.learn.questions import own_grid
+from medssl.learn.views import clean_view
+from medssl.networks import check_crop as check_network
+from medssl.plugins import blame
+
+
+def check_crop(objective: Objective, size: Sequence[int], batch: int = 2) -> None:
+    """Raise `NetworkError` naming the sides that work where the network cannot take whole crops of `size` for these terms."""
+    reads = {name for head in objective.built_heads.values() if head.parts == 1 for name in head.reads}
+    if reads & {"feature_map", "output"} or "feature_maps" in objective.needs:
+        check_network(objective.spec, size, batch, plugins=objective.plugins)
+    elif reads or objective.needs & {"embeddings", "task_embeddings"}:
+        check_network(objective.spec, size, batch, ("encoder_end",), objective.plugins)
+
+
+def freeze_unreached(objective: Objective, crops: Crops) -> list[str]:
+    """Freeze the parameters of the network that nothing reads and return their names (its own head, a decoder no term needs).
+
+    What a term reads counts as reached whether or not its loss counts yet, and a term's own parameters are left alone, so nothing
+    that is annealed in, or waits for a queue to be full, stays frozen. Takes a few of the `crops`, before training, and so also
+    finds a crop that is too small or a term that cannot run. Changes nothing else.
+    """
+    few = _first(crops, 2)
+    checks.check_groups(crops, {**objective.by_key("tasks"), **objective.by_key("losses")})
+    checks.check_clean(few, objective.by_key("tasks"))
+    buffers = {name: buffer.clone() for name, buffer in objective.named_buffers()}
+    asked = objective.ask(few, 0)
+    readings = [objective.read(view) for view in asked.views]
+    network = dict(objective.network.named_parameters(prefix="network"))
+    frozen = _without_gradient(network, [tensor for reading in readings for tensor in reading.tensors()])
+    for name in frozen:
+        network[name].requires_grad_(False)
+    trained = {name: parameter for name, parameter in objective.named_parameters() if parameter.requires_grad}
+    losses = [objective(one)["loss"] for one in (asked, objective.ask(few, 0, progress=1.0))]
+    objective.sometimes_unreached = any(_without_gradient(trained, [loss]) for loss in losses)
+    objective.forget()
+    with torch.no_grad():
+        for name, buffer in objective.named_buffers():
+            buffer.copy_(buffers[name])
+    return frozen
+
+
+def pictures(objective: Objective, crops: Crops, step: int) -> dict[str, Tensor]:
+    """What each task wants looked at: `task/what` -> (B, C, *size)."""
+    found: dict[str, Tensor] = {}
+    with _looking(objective):
+        asked = _asked(objective, crops, step)
+        objective.teach(asked)
+        view, reading = asked.views[0], objective.read(asked.views[0])
+        for key, task in objective.by_key("tasks").items():
+            answer = own_grid(view, objective.built_heads[key], key, reading.answers[key])
+            with blame(type(task), f"picture of task '{key}'"):
+                shown = task.picture(answer, view.questions[key].batch)
+            found |= {f"{key}/{what}": image.detach() for what, image in shown.items()}
+    return found
+
+
+def trivial(objective: Objective, crops: Crops, step: int) -> dict[str, float]:
+    """By task: its loss, and as `TASK/measure` its measures, for the answer that needs no learning; tasks without one are left out."""
+    found: dict[str, float] = {}
+    with _looking(objective):
+        asked = _asked(objective, crops, step)
+        objective.teach(asked)
+        for key, task in objective.by_key("tasks").items():
+            batch, counted = asked.views[0].questions[key].batch, asked.answerable(key)[0]
+            with blame(type(task), f"trivial of task '{key}'"):
+                answer = task.trivial(batch)
+                if answer is None:
+                    continue
+                values = {key: task.loss(answer, batch)}
+                values |= {f"{key}/{what}": value for what, value in task.measure(answer, batch).items()}
+            found |= {what: float(part_of_mean(value, counted, counted.sum())) for what, value in values.items()}
+    return found
+
+
+def _asked(objective: Objective, crops: Crops, step: int) -> Asked:
+    """Every task's question about the crops as they are."""
+    return Asked(crops, step, 0.0, [objective.ask_about(clean_view(crops), list(objective.tasks), step)])
+
+
+def _first(crops: Crops, count: int) -> Crops:
+    few: dict[str, Any] = {name: value[:count] for name, value in vars(crops).items() if isinstance(value, Tensor)}
+    return replace(crops, **few)
+
+
+def _without_gradient(parameters: dict[str, nn.Parameter], values: Sequence[Tensor]) -> list[str]:
+    """Names of the parameters that have no gradient from any of `values`."""
+    found = [value.sum() for value in values if value.requires_grad]
+    if not found:
+        return list(parameters)
+    gradients = torch.autograd.grad(torch.stack(found).sum(), list(parameters.values()), allow_unused=True)
+    return [name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None]
+
+
+@contextmanager
+def _looking(objective: Objective) -> Iterator[None]:
+    """Without gradients and with the network as at test time, then back to the mode each module had."""
+    modes = {module: module.training for module in objective.modules()}
+    objective.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

@@ -1,0 +1,154 @@
+"""What the probes are trained on: terms, network and crops of each, and a few steps of the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ignite.engine import Events
+from torch import Tensor
+
+from medssl import hookimpl
+from medssl.contracts import ConsistencyLoss, Crops, PretextTask
+from medssl.learn import Objective, build_objective, freeze_unreached
+from medssl.plugins import Plugins
+from medssl.run import RunState
+from medssl.testing import make_crops, select
+from medssl.train import TrainOptions, make_engine
+from medssl.train.loop import run_steps
+from probes.contrast import Alignment, BatchContrast, MomentumContrast, PretextInvariance
+from probes.latent_targets import LatentPrediction, SelfDistillation
+from probes.masked_autoencoder import MaskedAutoencoder
+from probes.overlap import Overlap
+from probes.pictures import BodyPosition, Colour, Halves, Hierarchy, Ramp, Translation, Windows
+
+TASKS = (
+    BodyPosition, Colour, Halves, Hierarchy, LatentPrediction, MaskedAutoencoder, Overlap, Ramp, SelfDistillation, Translation, Windows,
+)  # fmt: skip
+LOSSES = (Alignment, BatchContrast, MomentumContrast, PretextInvariance)
+STEPS = 4
+UNET = {"name": "UNet", "options": {"channels": [4, 8, 8], "strides": [2, 2]}}
+VIT = {
+    "name": "ViT",
+    "options": {
+        "img_size": [16, 16], "patch_size": [4, 4], "hidden_size": 16, "mlp_dim": 32, "num_layers": 2, "num_heads": 2,
+        "classification": True,
+    },
+}  # fmt: skip
+
+
+class Probes:
+    """The probes as a plugin in this process."""
+
+    @hookimpl
+    def medssl_pretext_tasks(self) -> list[type[PretextTask]]:
+        return list(TASKS)
+
+    @hookimpl
+    def medssl_consistency_losses(self) -> list[type[ConsistencyLoss]]:
+        return list(LOSSES)
+
+
+def plugins() -> Plugins:
+    return Plugins.load({"probes": Probes()})
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A run in miniature: 2D, batches of four crops of 16 x 16."""
+
+    tasks: Sequence[Any] = ()
+    consistency: Sequence[Any] = ()
+    network: Mapping[str, Any] = field(default_factory=lambda: UNET)
+    channels: int = 1
+    per_volume: int = 1
+    divides: bool = True
+    """False for losses that compare the whole batch: ranks make up one batch, micro batches do not."""
+
+    def objective(self) -> Objective:
+        network = {**self.network, "spatial_dims": 2, "in_channels": self.channels}
+        return build_objective(network, self.tasks, self.consistency, seed=3, plugins=plugins(), crop=(16, 16))
+
+    def crops(self, step: int) -> Crops:
+        return make_crops(4, (16, 16), self.channels, seed=step, per_volume=self.per_volume)
+
+
+SCENARIOS = {
+    "masked autoencoder": Scenario(["masked-autoencoder"], network=VIT),
+    "latent prediction": Scenario(["latent-prediction"], network=VIT),
+    "self-distillation": Scenario(["self-distillation"]),
+    "overlap of crops": Scenario(["overlap"], per_volume=2),
+    "a queue": Scenario([], ["momentum-contrast"]),
+    "colour beside embeddings": Scenario(["colour"], ["alignment"], channels=3),
+    "windows": Scenario(["windows"], ["alignment"]),
+    "position on views": Scenario([{"name": "inpainting", "block": 4}, "body-position"], ["agreement"]),
+    "one modality from another, both ways": Scenario(
+        [
+            {"name": "translation", "as": "t1-to-t2", "source": "channel 0", "target": "channel 1"},
+            {"name": "translation", "as": "t2-to-t1", "source": "channel 1", "target": "channel 0"},
+        ],
+        channels=2,
+    ),
+    "pretext invariance": Scenario(["halves"], ["pretext-invariance"]),
+    "two levels": Scenario(["hierarchy"], ["agreement"]),
+    "an annealed term": Scenario(["ramp"]),
+    "negatives of all ranks": Scenario([], ["batch-contrast"], divides=False),
+}
+
+
+@dataclass
+class Trained:
+    """What a few steps made."""
+
+    steps: list[dict[str, float]]
+    """Losses and measures of each step."""
+    gradients: dict[str, Tensor]
+    """Of the last step."""
+    state: dict[str, Tensor]
+    optimizer: dict[str, Any]
+
+
+def train(scenario: Scenario, accumulate: int = 1, rank: int = 0, world: int = 1) -> Trained:
+    """Four steps of four crops each, divided into micro batches or over ranks."""
+    objective = scenario.objective()
+    freeze_unreached(objective, scenario.crops(0))
+    return steps_of(scenario, objective, 0, STEPS, None, accumulate, rank, world)
+
+
+def steps_of(
+    scenario: Scenario,
+    objective: Objective,
+    first: int,
+    last: int,
+    optimizer: Mapping[str, Any] | None = None,
+    accumulate: int = 1,
+    rank: int = 0,
+    world: int = 1,
+) -> Trained:
+    """The steps `first` to `last` of a run of four, going on from an objective and the state of an optimizer."""
+    share = 4 // (accumulate * world)
+
+    def batches() -> Iterator[tuple[int, int, Crops]]:
+        for step in range(first, STEPS):
+            for micro in range(accumulate):
+                row = (micro * world + rank) * share
+                yield step, micro, select(scenario.crops(step), range(row, row + share))
+
+    options = TrainOptions(
+        steps=STEPS, accumulate=accumulate, optimizer="sgd", learning_rate=0.02, precision="fp32", device="cpu", clip=None
+    )
+    engine = make_engine(objective, batches(), options, RunState(STEPS, first))
+    if optimizer is not None:
+        engine.optimizer.load_state_dict(dict(optimizer))
+    steps: list[dict[str, float]] = []
+
+    def note() -> None:
+        steps.append(dict(engine.state.output[0]))
+        if engine.state.iteration == last:
+            engine.terminate()
+
+    engine.add_event_handler(Events.ITERATION_COMPLETED, note)
+    run_steps(engine)
+    gradients = {name: parameter.grad for name, parameter in objective.named_parameters() if parameter.grad is not None}
+    return Trained(steps, gradients, objective.state_dict(), engine.optimizer.state_dict())

@@ -1,0 +1,80 @@
+"""The probes keep the public contract, in 2D and 3D."""
+
+from __future__ import annotations
+
+from medssl.testing import ConsistencyLossContract, PretextTaskContract
+from probes.contrast import Alignment, BatchContrast, MomentumContrast, PretextInvariance
+from probes.latent_targets import LatentPrediction, SelfDistillation
+from probes.masked_autoencoder import MaskedAutoencoder
+from probes.overlap import Overlap
+from probes.pictures import BodyPosition, Colour, Halves, Hierarchy, Ramp, Translation, Windows
+
+
+class TestMaskedAutoencoder(PretextTaskContract):
+    task = MaskedAutoencoder
+    tokens = True
+
+
+class TestLatentPrediction(PretextTaskContract):
+    task = LatentPrediction
+    tokens = True
+
+
+class TestSelfDistillation(PretextTaskContract):
+    task = SelfDistillation
+
+
+class TestOverlap(PretextTaskContract):
+    task = Overlap
+    random = False
+
+
+class TestColour(PretextTaskContract):
+    task = Colour
+    channels = 3
+    random = False
+
+
+class TestWindows(PretextTaskContract):
+    task = Windows
+    channels = 2
+
+
+class TestTranslation(PretextTaskContract):
+    task = Translation
+    channels = 2
+    random = False
+
+
+class TestBodyPosition(PretextTaskContract):
+    task = BodyPosition
+    random = False
+
+
+class TestHalves(PretextTaskContract):
+    task = Halves
+
+
+class TestHierarchy(PretextTaskContract):
+    task = Hierarchy
+
+
+class TestRamp(PretextTaskContract):
+    task = Ramp
+
+
+class TestMomentumContrast(ConsistencyLossContract):
+    loss = MomentumContrast
+
+
+class TestPretextInvariance(ConsistencyLossContract):
+    loss = PretextInvariance
+    only = "parts"
+
+
+class TestBatchContrast(ConsistencyLossContract):
+    loss = BatchContrast
+
+
+class TestAlignment(ConsistencyLossContract):
+    loss = Alignment

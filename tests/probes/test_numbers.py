@@ -1,0 +1,68 @@
+"""Losses, gradients and kept state are the same in one batch, in two micro batches, and on two ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from probes.scenarios import SCENARIOS, STEPS, Trained, train
+
+WHOLE: dict[str, Trained] = {}
+
+
+def whole(name: str) -> Trained:
+    """Trained in one batch, once a session."""
+    if name not in WHOLE:
+        WHOLE[name] = train(SCENARIOS[name])
+    return WHOLE[name]
+
+
+def check(found: Trained, expected: Trained) -> None:
+    assert [set(step) for step in found.steps] == [set(step) for step in expected.steps]
+    for mine, theirs in zip(found.steps, expected.steps, strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-5)
+    assert found.gradients.keys() == expected.gradients.keys()
+    for kind, mine, theirs in (("gradient", found.gradients, expected.gradients), ("state", found.state, expected.state)):
+        for key, value in theirs.items():
+            torch.testing.assert_close(mine[key], value, atol=1e-5, rtol=1e-3, msg=lambda m, n=f"{kind} {key}": f"{n}: {m}")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", [name for name, scenario in SCENARIOS.items() if scenario.divides])
+def test_two_micro_batches_make_what_one_batch_would(name: str) -> None:
+    assert len(whole(name).steps) == STEPS
+    check(train(SCENARIOS[name], accumulate=2), whole(name))
+
+
+def run_rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    found = {name: vars(train(scenario, rank=rank, world=2)) for name, scenario in SCENARIOS.items()}
+    torch.save(found, Path(folder) / f"rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Trained]]:
+    """What two processes made that trained every scenario together."""
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.start_processes(run_rank, args=(str(folder),), nprocs=2, start_method="fork")
+    found = [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    return [{name: Trained(**values) for name, values in one.items()} for one in found]
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_two_ranks_make_what_one_would(name: str, ranks: list[dict[str, Trained]]) -> None:
+    for rank in ranks:
+        check(rank[name], whole(name))

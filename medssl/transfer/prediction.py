@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from medssl.archive import Index, VolumeRecord, build_index, write_nifti
+from medssl.archive.nifti_names import is_nifti_name, nifti_files, stem
 from medssl.config import check
 from medssl.errors import CheckpointError, DataError, MissingInput, UsageError
 from medssl.networks import NetworkSpec
 from medssl.train.checkpoint import Checkpoint, find_checkpoint
 from medssl.train.device import choose_device, choose_dtype, fit_threads
-from medssl.transfer.evaluate import SUFFIXES, case_name, nifti_files
 from medssl.transfer.images import ImageForm, load_image, prepare_image
 from medssl.transfer.segment import Windows
 from medssl.volumes import Prepared, restore_labels
@@ -119,8 +119,8 @@ def _volumes(path: Path, form: ImageForm, stack: ExitStack) -> list[_Input]:
         raise MissingInput(f"there is no input at {path}. Give NIfTI files, or folders of NIfTI or DICOM files.")
     if is_index(path):
         return _indexed(Index(path), form, path)
-    if path.is_file() and path.name.endswith(SUFFIXES):
-        return [_nifti(case_name(path), (path,), form)]
+    if path.is_file() and is_nifti_name(path.name):
+        return [_nifti(stem(path), (path,), form)]
     files = nifti_files(path) if path.is_dir() else []
     if files:
         return [_nifti(name, images, form) for name, images in grouped_by_case(files).items()]

@@ -41,7 +41,12 @@ class Case:
     @property
     def volume(self) -> str:
         """Its name in a store, which tells neither path nor case."""
-        return blake2b(self.name.encode(), digest_size=8).hexdigest()
+        return pseudonym(self.name)
+
+
+def pseudonym(name: str) -> str:
+    """What a store calls a case or patient of that name; the same on every machine."""
+    return blake2b(name.encode(), digest_size=8).hexdigest()
 
 
 class LabelledOptions(LoadOptions):

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medssl.archive.nifti_names import nifti_files, stem
 from medssl.errors import DataError, MissingInput
 
-SUFFIXES = (".nii.gz", ".nii")
 _SPLIT = {"training": "train", "train": "train", "validation": "validation", "val": "validation", "test": "test", "testing": "test"}
 _CHANNEL = re.compile(r"_(\d{4})$")
 
@@ -25,14 +25,6 @@ class Listed:
     """One file, or one a channel."""
     label: Path | None
     patient: str | None = None
-
-
-def stem(path: Path) -> str:
-    """File name without .nii or .nii.gz."""
-    for suffix in SUFFIXES:
-        if path.name.endswith(suffix):
-            return path.name.removesuffix(suffix)
-    return path.stem
 
 
 def read_json(path: Path) -> Any:
@@ -109,8 +101,8 @@ def folders(images: Path, labels: Path | None) -> list[Listed]:
 
     Raises `DataError` for a label without image.
     """
-    label_files = {name: files[0] for name, files in _by_name(nifti_files(labels), stem, {}).items()} if labels else {}
-    image_files = grouped_by_case(nifti_files(images), alone=label_files)
+    label_files = {name: files[0] for name, files in _by_name(_files(labels), stem, {}).items()} if labels else {}
+    image_files = grouped_by_case(_files(images), alone=label_files)
     orphans = sorted(set(label_files) - set(image_files))
     if orphans:
         raise DataError(
@@ -150,9 +142,7 @@ def _by_name(paths: Sequence[Path], name: Callable[[Path], str], counts: Mapping
     return {case: tuple(sorted(files)) for case, files in found.items()}
 
 
-def nifti_files(folder: Path) -> list[Path]:
-    """The NIfTI files that lie in a folder itself, sorted; hidden ones are left out. Raises `MissingInput` where it is no folder."""
+def _files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise MissingInput(f"there is no folder {folder}. Give a folder of NIfTI files.")
-    paths = (path for path in folder.iterdir() if path.name.endswith(SUFFIXES) and not path.name.startswith("."))
-    return sorted(path for path in paths if path.is_file())
+    return nifti_files(folder)

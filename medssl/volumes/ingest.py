@@ -36,9 +36,9 @@ from medssl.volumes.store import (
     Manifest,
     body_of,
     labels_path,
+    loose_rows,
     read_manifest,
     read_table,
-    row_from_json,
     row_to_json,
     stable_id,
     volume_path,
@@ -46,6 +46,7 @@ from medssl.volumes.store import (
 )
 from medssl.volumes.unusable import why_unusable
 
+FOLDERS = ("volumes", "labels", "rows", "table")
 POINTS = 128
 """Foreground points kept a volume: where crops may be placed without scanning it."""
 CLASS_POINTS = 512
@@ -154,10 +155,12 @@ def _open_folder(folder: Path, wanted: Manifest) -> None:
                 f"{'' if found.spacing != wanted.spacing else ', or with another preparation'}. Use the same, or another --out."
             )
         return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    # Another process may just be making the same store: what it has made so far is nobody else's.
+    foreign = folder.is_dir() and any(path.name not in FOLDERS and MANIFEST not in path.name for path in folder.iterdir())
+    if foreign or (folder.exists() and not folder.is_dir()):
         raise UsageError(f"{folder} exists and is no store. Give an empty or new folder to --out.")
     try:
-        for name in ("volumes", "labels", "rows", "table"):
+        for name in FOLDERS:
             (folder / name).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"the store {folder} cannot be made: {error.strerror or error}. Choose another folder.") from error
@@ -317,10 +320,10 @@ def sample_points(body: NDArray[np.bool_], count: int, seed: int) -> NDArray[np.
 
 def _consolidate(folder: Path) -> None:
     """Loose rows into one Parquet file of the table; a row is deleted only after that file is in place."""
-    loose = sorted((folder / "rows").glob("*.json"))
+    loose = loose_rows(folder)
     if not loose:
         return
-    rows = sorted((row_from_json(path.read_bytes()) for path in loose), key=lambda row: str(row["volume"]))
+    rows = sorted(loose.values(), key=lambda row: str(row["volume"]))
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), sink)
     write_file(folder / "table" / f"part-{time.time_ns():020d}-{uuid4().hex[:8]}.parquet", sink.getvalue().to_pybytes())

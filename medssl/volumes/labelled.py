@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from medssl.archive import read_nifti, read_nifti_channels
 from medssl.archive.geometry import Flips, to_ras, voxel_spacing
 from medssl.errors import DataError
-from medssl.volumes.cases import Case
+from medssl.volumes.cases import Case, pseudonym
 from medssl.volumes.grid import as_spacing, restore_nearest
 from medssl.volumes.ingest import Incoming, Progress, Unusable, placed, write_store
 from medssl.volumes.preparation import Channel, Preparation, statistics
@@ -53,10 +53,8 @@ def store_cases(
 def _incoming(case: Case, channels: tuple[Channel, ...]) -> Incoming:
     if case.label is None:
         raise DataError(f"case '{case.name}' has no label.")
-    modality = channels[0].modality
-    patient = Case(case.patient, (), None, "").volume
-    labels = partial(_case_labels, case.label)
-    return Incoming(case.volume, patient, case.volume, modality, partial(_read_images, case.images), channels, labels, _fingerprint(case))
+    load, labels = partial(_read_images, case.images), partial(_case_labels, case.label)
+    return Incoming(case.volume, pseudonym(case.patient), case.volume, channels[0].modality, load, channels, labels, _fingerprint(case))
 
 
 def _fingerprint(case: Case) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from hashlib import blake2b
 from itertools import pairwise
@@ -337,8 +338,8 @@ def write_file(path: Path, content: bytes) -> None:
 def read_table(folder: Path) -> pa.Table:
     """The whole table sorted by volume, rows of an ingest under way included; of two rows of one volume the later counts."""
     try:
+        loose = list(loose_rows(folder).values())
         parts = [pq.read_table(part, schema=SCHEMA, memory_map=True) for part in sorted((folder / "table").glob("part-*.parquet"))]
-        loose = [row_from_json(path.read_bytes()) for path in sorted((folder / "rows").glob("*.json"))]
         table = pa.concat_tables([*parts, pa.Table.from_pylist(loose, SCHEMA)])
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise StoreError(f"the table of the store {folder} is damaged: {error}. Make the store again in an empty folder.") from error
@@ -347,6 +348,15 @@ def read_table(folder: Path) -> pa.Table:
         return table
     last = {name: number for number, name in enumerate(names)}
     return table.take(pa.array([last[name] for name in sorted(last)], pa.int64()))
+
+
+def loose_rows(folder: Path) -> dict[Path, dict[str, Any]]:
+    """Rows of an ingest that is under way, by file; to be read before the table, into which another process may just move them."""
+    rows = {}
+    for path in sorted((folder / "rows").glob("*.json")):
+        with suppress(FileNotFoundError):
+            rows[path] = row_from_json(path.read_bytes())
+    return rows
 
 
 def row_to_json(row: dict[str, Any]) -> bytes:

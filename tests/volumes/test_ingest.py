@@ -151,6 +151,31 @@ def test_killing_an_ingest_loses_nothing_that_was_stored(tmp_path: Path) -> None
         assert np.array_equal(store.read_whole(number)[0], load(int(volume.volume[1:]))[0])
 
 
+_SMALL_INGEST = """
+import sys
+import numpy as np
+from medssl.volumes import Incoming, Store, write_store
+
+def load(i):
+    return np.random.default_rng(i).integers(-99, 99, (6, 6, 6)).astype(np.int16), np.eye(4)
+
+for turn in range(1, 9):
+    write_store([Incoming(f"v{i:03d}", "p", "s", "MR", lambda i=i: load(i)) for i in range(5 * turn)], sys.argv[1])
+    assert len(Store(sys.argv[1])) >= 5 * turn
+"""
+
+
+def test_several_processes_fill_one_store(tmp_path: Path) -> None:
+    """Each moves rows into the table while others read them."""
+    folder = tmp_path / "s"
+    children = [subprocess.Popen([sys.executable, "-c", _SMALL_INGEST, str(folder)], stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    for child in children:
+        _, said = child.communicate(timeout=120)
+        assert child.returncode == 0, said
+    assert len(Store(folder)) == 40
+    assert not list((folder / "rows").iterdir())
+
+
 def test_a_row_without_its_file_is_made_again(tmp_path: Path, incoming: Make) -> None:
     folder = tmp_path / "s"
     write_store(incoming(2), folder)

@@ -22,6 +22,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Randomizable
 from monai.utils import TransformBackends, convert_to_dst_type, convert_to_tensor, ensure_tuple
+from nibabel.orientations import aff2axcodes
 from torch import Tensor, nn
 
 from medssl.config import check
@@ -31,8 +32,7 @@ from medssl.learn.objective import part_of_mean
 from medssl.plugins import Plugins, blame
 from medssl.train.checkpoint import find_checkpoint
 from medssl.transfer import load_pretrained
-from medssl.transfer.images import as_spacing
-from medssl.volumes import Preparation, statistics
+from medssl.volumes import Preparation, as_spacing, statistics
 
 __all__ = [
     "PrepareImageD",
@@ -140,7 +140,8 @@ class PrepareImaged(MapTransform):  # type: ignore[misc]
     """Prepares intensities as a pretraining did, so that a network sees images as it learned on them.
 
     Each of `keys` is a whole volume (C, *size), before it is cropped or padded: its statistics are those of its foreground. Where
-    the pretraining resampled its volumes, bring them to `spacing` first (`Spacingd`); a MetaTensor on another grid is refused.
+    the pretraining resampled its volumes, bring them to `spacing` first (`Spacingd`); a MetaTensor on another grid, or with other
+    axes than RAS, is refused.
 
     Args:
         keys: the images.
@@ -168,17 +169,29 @@ class PrepareImaged(MapTransform):  # type: ignore[misc]
         return item
 
     def _prepared(self, image: Any, key: str) -> Any:
-        if self.spacing is not None and isinstance(image, MetaTensor):
-            self._check_spacing(image, self.spacing, key)
+        if isinstance(image, MetaTensor):
+            self._check_orientation(image, key)
+            if self.spacing is not None:
+                self._check_spacing(image, self.spacing, key)
         array = convert_to_tensor(image, track_meta=False).cpu().numpy()
         if not np.isfinite(array).all() or any(channel.min() == channel.max() for channel in array):
             raise DataError(f"'{key}' holds NaN, infinity, or one value alone, and cannot be prepared.")
         prepared = np.stack([self.preparation.apply(channel, statistics(channel), self.modality) for channel in array])
         return convert_to_dst_type(prepared, image, dtype=np.float32)[0]
 
-    def _check_spacing(self, image: MetaTensor, pretrained: float | tuple[float, float, float], key: str) -> None:
+    def _check_orientation(self, image: MetaTensor, key: str) -> None:
+        if image.dim() != 4:
+            return
+        codes = "".join(aff2axcodes(image.affine.cpu().numpy()))
+        if codes != "RAS":
+            raise DataError(
+                f"'{key}' has its axes along {codes}, and the network learned on images along RAS. "
+                f"Put Orientationd({key!r}, axcodes='RAS') before {type(self).__name__}."
+            )
+
+    def _check_spacing(self, image: MetaTensor, pretrained: tuple[float, float, float], key: str) -> None:
         spacing = tuple(float(side) for side in image.pixdim[: image.dim() - 1])
-        wanted = pretrained if isinstance(pretrained, tuple) else (pretrained,) * len(spacing)
+        wanted = pretrained[: len(spacing)]
         if not np.allclose(spacing, wanted, rtol=1e-2):
             raise DataError(
                 f"'{key}' has a spacing of {spacing} mm, the network was pretrained at {wanted}. "

@@ -141,8 +141,17 @@ class Plugins:
         return {name: cls for name, (cls, _) in self._named("medssl_consistency_losses").items()}
 
     def sources(self) -> dict[str, type[ArchiveSource]]:
-        """Archive source classes by the scheme they open (`folder`, `zip`, `dicomweb`)."""
-        return {scheme: cls for cls, _ in self._named("medssl_archive_sources").values() for scheme in cls.schemes}
+        """Archive source classes by the scheme they open (`folder`, `zip`, `dicomweb`); two providers of one scheme raise `PluginError`."""
+        found: dict[str, tuple[type[ArchiveSource], Provider]] = {}
+        for cls, provider in self._named("medssl_archive_sources").values():
+            for scheme in _schemes(cls, provider):
+                if scheme in found:
+                    raise PluginError(
+                        f"archives of the scheme '{scheme}:' are opened by two packages, by {found[scheme][1]} and by {provider}. "
+                        f"Leave one out with MEDSSL_DISABLE={provider.plugin}."
+                    )
+                found[scheme] = (cls, provider)
+        return {scheme: cls for scheme, (cls, _) in found.items()}
 
     def offered(self) -> dict[str, tuple[str, type[Any], Provider]]:
         """Everything a configuration can name: name -> (kind, class, provider); kind is "pretext task" or "consistency loss"."""
@@ -200,6 +209,15 @@ class Plugins:
             if not isinstance(getattr(cls, "name", None), str):
                 raise PluginError(f"{provider}: {hook} returned {cls!r}, which needs a class attribute `name`.")
         return classes
+
+
+def _schemes(cls: type[Any], provider: Provider) -> tuple[str, ...]:
+    schemes = getattr(cls, "schemes", None)
+    if not isinstance(schemes, tuple) or not all(isinstance(scheme, str) for scheme in schemes):
+        raise PluginError(
+            f"{provider}: the archive source '{cls.name}' needs a class attribute `schemes`, a tuple of texts, not {schemes!r}."
+        )
+    return tuple(dict.fromkeys(schemes))
 
 
 @contextmanager

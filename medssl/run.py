@@ -1,14 +1,23 @@
-"""A run as handlers and callers see it."""
+"""A run as handlers and callers see it, be it a pretraining or a fine-tuning."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
     from torch import nn
+
+
+@dataclass
+class Best:
+    """The best evaluation of a run so far."""
+
+    dice: float = -1.0
+    step: int = 0
+    """0 where nothing was evaluated."""
 
 
 @dataclass
@@ -20,9 +29,11 @@ class RunState:
     step: int = 0
     """Steps done, skipped ones included."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """The named losses of the last step."""
+    """The named losses and measures of the last step."""
     skipped: int = 0
     """Steps left out because a loss or a gradient was not finite."""
+    best: Best = field(default_factory=Best)
+    """The best evaluation on validation cases."""
 
 
 @dataclass
@@ -35,3 +46,16 @@ class Run:
     objective: nn.Module
     """What is trained; `objective.network` is the plain network."""
     state: RunState
+    report: Any = None
+    """What was loaded from a pretrained checkpoint (`medssl.transfer.LoadReport`); None from scratch or after a resume."""
+
+    @property
+    def network(self) -> nn.Module:
+        """The plain MONAI network: after a run with its best weights where there are validation cases, else with its last."""
+        network: Any = self.objective.network
+        return network  # type: ignore[no-any-return]
+
+    @property
+    def best(self) -> Best:
+        """The best evaluation on validation cases; step 0 where there are none."""
+        return self.state.best

@@ -12,7 +12,7 @@ import medssl
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = sorted([*ROOT.glob("plugins/medssl-*/medssl_*"), *ROOT.glob("docs/examples/medssl-*/medssl_*")])
-MODULES = {f"medssl.{name}" for name in ("contracts", "config", "errors", "augment", "learn.ops", "testing")}
+MODULES = {f"medssl.{name}" for name in ("contracts", "config", "errors", "augment", "learn.ops", "run", "testing")}
 """Every public name of these may be used."""
 NAMES = {"medssl": set(medssl.__all__), "medssl.archive": {"ArchiveSource", "Stat", "StatSource", "HeaderSource", "FrameSource"}}
 """Of these, some names only."""
@@ -62,7 +62,7 @@ def test_every_plugin_of_this_repository_is_looked_at() -> None:
         "from medssl.augment.intensity import add_noise",
         "from medssl.contracts import _private",
         "from medssl.contracts import *",
-        "if TYPE_CHECKING:\n    from medssl.run import Run",
+        "if TYPE_CHECKING:\n    from medssl.train.training import Training",
         "def late():\n    from medssl.train import loop",
         "import medssl\nmedssl.plugins.Plugins",
     ],

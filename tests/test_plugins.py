@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from medssl import hookimpl
+from medssl.archive import ArchiveSource
 from medssl.config import BaseOptions
 from medssl.contracts import Crops, DenseHead, Draw, PretextBatch, PretextTask
 from medssl.errors import PluginError
@@ -54,6 +55,27 @@ def test_a_registered_task_is_found_by_its_name() -> None:
 def test_two_providers_of_one_name_are_refused_and_both_are_named() -> None:
     with pytest.raises(PluginError, match=r"'copy' is offered twice, by first .* and by second"):
         Plugins.load({"first": offering(Copy), "second": offering(Copy)}, environ=ONLY_CORE).tasks()
+
+
+def source(name: str, schemes: object) -> SimpleNamespace:
+    cls = type(name, (ArchiveSource,), {"name": name, "schemes": schemes})
+    return SimpleNamespace(medssl_archive_sources=hookimpl(lambda: [cls]))
+
+
+def test_two_providers_of_one_archive_scheme_are_refused_and_both_are_named() -> None:
+    offered = {"first": source("pacs", ("dicomweb", "qido")), "second": source("other", ("wado", "dicomweb"))}
+    for name in ("first", "second"):
+        assert "dicomweb" in Plugins.load({name: offered[name]}, environ=ONLY_CORE).sources()
+    with pytest.raises(PluginError, match=r"'dicomweb:' .* by first .* and by second .*MEDSSL_DISABLE=second"):
+        Plugins.load(offered, environ=ONLY_CORE).sources()
+    with pytest.raises(PluginError, match=r"'zip:' .* by medssl .* and by mine"):
+        Plugins.load({"mine": source("packed", ("zip",))}, environ=ONLY_CORE).sources()
+
+
+@pytest.mark.parametrize("schemes", ["dicomweb", ("dicomweb", 3), None])
+def test_schemes_that_are_no_tuple_of_texts_are_refused(schemes: object) -> None:
+    with pytest.raises(PluginError, match="mine .*'pacs' needs a class attribute `schemes`"):
+        Plugins.load({"mine": source("pacs", schemes)}, environ=ONLY_CORE).sources()
 
 
 def test_an_unknown_hook_is_refused_with_the_nearest_right_name() -> None:

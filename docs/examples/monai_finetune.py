@@ -11,7 +11,7 @@ import torch
 from monai.data import DataLoader, Dataset
 from monai.losses import DiceCELoss
 from monai.networks.nets import SegResNet
-from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, RandCropByPosNegLabeld, SpatialPadd
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd, RandCropByPosNegLabeld, SpatialPadd
 from monai.utils import set_determinism
 
 from medssl.monai import PrepareImaged, load_pretrained
@@ -34,6 +34,7 @@ def main(arguments: list[str] | None = None) -> list[float]:
         [
             LoadImaged(["image", "label"]),
             EnsureChannelFirstd(["image", "label"]),
+            Orientationd(["image", "label"], axcodes="RAS"),
             PrepareImaged("image", given.checkpoint),  # intensities as in the pretraining
             SpatialPadd(["image", "label"], [given.size] * 3),
             RandCropByPosNegLabeld(["image", "label"], "label", [given.size] * 3, num_samples=2),

@@ -4,10 +4,11 @@ from medssl.archive.build import build_index
 from medssl.archive.export import write_volumes
 from medssl.archive.index import Index
 from medssl.archive.narrowing import narrow
-from medssl.archive.nifti import Nifti, canonical, read_nifti, write_nifti
+from medssl.archive.nifti import Nifti, read_nifti, read_nifti_channels, write_nifti
 from medssl.archive.outcomes import Reason
+from medssl.archive.packed import TarSource, ZipSource
 from medssl.archive.records import IndexSummary, Volume, VolumeRecord
-from medssl.archive.sources import FolderSource, TarSource, ZipSource, find_source
+from medssl.archive.sources import FolderSource, find_source
 from medssl.source import ArchiveSource, FrameSource, HeaderSource, Stat, StatSource
 
 __all__ = [
@@ -26,10 +27,10 @@ __all__ = [
     "VolumeRecord",
     "ZipSource",
     "build_index",
-    "canonical",
     "find_source",
     "narrow",
     "read_nifti",
+    "read_nifti_channels",
     "write_nifti",
     "write_volumes",
 ]

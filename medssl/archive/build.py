@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +29,9 @@ from medssl.errors import ArchiveError, MedsslError, UsageError
 from medssl.files import write_atomically
 from medssl.source import ArchiveSource
 
+if TYPE_CHECKING:
+    from medssl.plugins import Plugins
+
 Chosen = tuple[type[ArchiveSource], str]
 """A source's class and the location to make it with."""
 
@@ -41,16 +44,24 @@ class Made:
     slices: tuple[Instance, ...]
 
 
-def build_index(sources: Sequence[str | Path], folder: str | Path, *, workers: int = 2, progress: Progress | None = None) -> IndexSummary:
+def build_index(
+    sources: Sequence[str | Path],
+    folder: str | Path,
+    *,
+    workers: int = 2,
+    progress: Progress | None = None,
+    plugins: Plugins | None = None,
+) -> IndexSummary:
     """Read `sources` (folders, zip or tar files, what plugins open) into the index folder and say what they hold.
 
     Everything is grouped by UID over all sources. Every file ends in one volume or with one `Reason`. An index that is already in
     `folder` is replaced, and keeps its pseudonyms. `progress` is called with files done and files in all.
+    `plugins` open what no source of medssl's own does; without them the installed ones.
     Raises `UsageError`, `MissingInput` or `ArchiveError`.
     """
     if not sources:
         raise UsageError("no archive given. Name at least one folder, zip or tar file.")
-    chosen = [source_class(source) for source in sources]
+    chosen = [source_class(source, plugins) for source in sources]
     try:
         return _built(chosen, Path(folder), workers, progress)
     except MedsslError:  # MissingInput is an OSError too, and says more
@@ -63,8 +74,8 @@ def _built(chosen: Sequence[Chosen], folder: Path, workers: int, progress: Progr
     root = IndexFolder.prepared(folder)
     names = Pseudonyms.of(root.key)
     with root.building() as (public, private):
-        instances = _scanned(chosen, root, private, workers, progress)
-        instances = mark_duplicates(instances, _opener(chosen))
+        sources = [kind(place) for kind, place in chosen]
+        instances = mark_duplicates(_scanned(sources, root, private, workers, progress), sources)
         made, left = _volumes(instances, names)
         final = _final(instances, left)
         rows = _instances_table(final, made, names)
@@ -76,41 +87,30 @@ def _built(chosen: Sequence[Chosen], folder: Path, workers: int, progress: Progr
     return summarize(rows, records)
 
 
-def _scanned(chosen: Sequence[Chosen], root: IndexFolder, private: Path, workers: int, progress: Progress | None) -> list[Instance]:
-    shards = shards_of((number, kind, place, _keys(kind, place, root.root)) for number, (kind, place) in enumerate(chosen))
+def _scanned(sources: Sequence[ArchiveSource], root: IndexFolder, private: Path, workers: int, progress: Progress | None) -> list[Instance]:
+    """Every instance, sorted: what follows does not depend on the order in which a source names its files."""
+    shards = shards_of(_keys(source, root.root) for source in sources)
     if not shards:
-        places = ", ".join(place for _, place in chosen)
+        places = ", ".join(source.location for source in sources)
         raise ArchiveError(f"there is no file in {places}. Name the folder that holds the scans; it is read with all its subfolders.")
     waiting = private / "scan"
     waiting.mkdir(mode=0o700)
-    instances = scan(shards, waiting, workers, progress)
+    instances = scan(shards, sources, waiting, workers, progress)
     for file in waiting.iterdir():
         file.unlink()
     waiting.rmdir()
-    return instances
+    return sorted(instances, key=lambda one: one.identity)
 
 
-def _keys(kind: type[ArchiveSource], place: str, root: Path) -> Iterator[str]:
+def _keys(source: ArchiveSource, root: Path) -> Iterator[str]:
     """The source's names without those of the index itself, which may lie inside the archive's folder."""
     inside: str | None = None
-    if issubclass(kind, FolderSource):
-        relative = os.path.relpath(root.resolve(), Path(place).resolve())
+    if isinstance(source, FolderSource):
+        relative = os.path.relpath(root.resolve(), Path(source.location).resolve())
         inside = None if relative.startswith("..") else relative + os.sep
-    for key in kind(place).keys():  # noqa: SIM118 - a source is no dictionary
+    for key in source.keys():  # noqa: SIM118 - a source is no dictionary
         if inside is None or not key.startswith(inside):
             yield key
-
-
-def _opener(chosen: Sequence[Chosen]) -> Callable[[Instance], BinaryIO]:
-    opened: dict[int, ArchiveSource] = {}
-
-    def open_file(instance: Instance) -> BinaryIO:
-        if instance.source not in opened:
-            kind, place = chosen[instance.source]
-            opened[instance.source] = kind(place)
-        return opened[instance.source].open(os.fsdecode(instance.key))
-
-    return open_file
 
 
 def _volumes(instances: Sequence[Instance], names: Pseudonyms) -> tuple[list[Made], list[Left]]:
@@ -134,7 +134,7 @@ def _volumes(instances: Sequence[Instance], names: Pseudonyms) -> tuple[list[Mad
 
 def _from_stack(stack: Stack, names: Pseudonyms) -> Made:
     first = stack.slices[0]
-    identity = "\n".join([first.series, *(one.uid for one in stack.slices)])
+    identity = "\n".join([first.series, *(one.named(one.uid) for one in stack.slices)])
     return Made(
         _record(first, "dicom", names, identity, stack.shape, stack.affine, ", ".join(stack.split_by) or None, stack.warnings),
         stack.slices,
@@ -178,17 +178,18 @@ def _patient(one: Instance, names: Pseudonyms) -> str:
 
 
 def _final(instances: Sequence[Instance], left: Sequence[Left]) -> list[Instance]:
-    reasons = {(item.instance.source, item.instance.key): item.reason for item in left}
-    return [replace(one, reason=reasons[one.source, one.key].value) if (one.source, one.key) in reasons else one for one in instances]
+    reasons = {item.instance.identity: item.reason for item in left}
+    return [replace(one, reason=reasons[one.identity].value) if one.identity in reasons else one for one in instances]
 
 
 def _instances_table(instances: Sequence[Instance], made: Sequence[Made], names: Pseudonyms) -> pa.Table:
-    """The public row of each file: how it ended, and its place in its volume."""
-    place = {(one.source, one.key): (volume.record.volume, number) for volume in made for number, one in enumerate(volume.slices)}
-    where = [place.get((one.source, one.key), (None, None)) for one in instances]
+    """The public row of each instance: how it ended, and its place in its volume."""
+    place = {one.identity: (volume.record.volume, number) for volume in made for number, one in enumerate(volume.slices)}
+    where = [place.get(one.identity, (None, None)) for one in instances]
     return pa.table(
         {
-            "instance": [names.name("instance", f"{one.source}\n{os.fsdecode(one.key)}") for one in instances],
+            "instance": [names.name("instance", one.named(f"{one.source}\n{os.fsdecode(one.key)}")) for one in instances],
+            "frame": pa.array([one.frame for one in instances], pa.int64()),
             "kind": [one.kind for one in instances],
             "modality": [one.modality for one in instances],
             "ending": [ending(one.why) for one in instances],

@@ -107,6 +107,19 @@ def read_instance(file: BinaryIO, instance: Instance) -> Instance:
     """
     dataset = read_dataset(file, _TAGS, pixels=False)
     at = file.tell()
+    found = from_header(dataset, instance)
+    if found.reason:
+        return found
+    if _truncated(file, found, at):
+        return replace(found, reason=Reason.TRUNCATED.value)
+    return replace(found, pixels_at=at) if found.syntax in UNCOMPRESSED and found.syntax != _DEFLATED else found
+
+
+def from_header(dataset: pydicom.Dataset, instance: Instance) -> Instance:
+    """`instance` filled from a header, with the reason where the header alone decides it.
+
+    Raises the errors of `PARSE_ERRORS`, `OSError`, `struct.error` or `zlib.error` for values that are broken.
+    """
     if len(dataset) == 0 and len(getattr(dataset, "file_meta", ())) == 0:
         raise pydicom.errors.InvalidDicomError("no elements")
     found = replace(
@@ -117,18 +130,18 @@ def read_instance(file: BinaryIO, instance: Instance) -> Instance:
         study=_text(dataset, "StudyInstanceUID"),
         series=_text(dataset, "SeriesInstanceUID"),
         uid=_text(dataset, "SOPInstanceUID"),
-        sop_class=_text(dataset, "SOPClassUID") or str(dataset.file_meta.get("MediaStorageSOPClassUID", "")),
-        syntax=_syntax(dataset),
+        sop_class=_text(dataset, "SOPClassUID") or _meta(dataset, "MediaStorageSOPClassUID"),
+        syntax=transfer_syntax(dataset),
     )
-    reason = _kind(found, dataset, at)
+    reason = _kind(found, dataset)
     if reason is not None:
         return replace(found, reason=reason.value)
-    found = _with_pixels(_with_order(_with_place(found, dataset), dataset), dataset, at)
-    reason = _flaw(found, dataset) or (Reason.TRUNCATED if _truncated(file, found, at) else None)
+    found = _with_pixels(_with_order(_with_place(found, dataset), dataset), dataset)
+    reason = _flaw(found, dataset)
     return replace(found, reason=reason.value if reason else "")
 
 
-def _kind(found: Instance, dataset: pydicom.Dataset, at: int) -> Reason | None:
+def _kind(found: Instance, dataset: pydicom.Dataset) -> Reason | None:
     """What the object is, if it is none of one patient's slices."""
     for start, reason in _KINDS:
         # A class of the standard ends here or goes on with a dot: 1.1.7 is no start of 1.1.77.
@@ -162,7 +175,7 @@ def _with_place(found: Instance, dataset: pydicom.Dataset) -> Instance:
         pixel_spacing=_numbers(dataset, "PixelSpacing"),
         between_slices=_tolerant(dataset, "SpacingBetweenSlices"),
         thickness=_tolerant(dataset, "SliceThickness"),
-        frame=_text(dataset, "FrameOfReferenceUID"),
+        frame_of_reference=_text(dataset, "FrameOfReferenceUID"),
         rows=int(_number(dataset, "Rows", 0)),
         columns=int(_number(dataset, "Columns", 0)),
     )
@@ -186,7 +199,7 @@ def _with_order(found: Instance, dataset: pydicom.Dataset) -> Instance:
     )
 
 
-def _with_pixels(found: Instance, dataset: pydicom.Dataset, at: int) -> Instance:
+def _with_pixels(found: Instance, dataset: pydicom.Dataset) -> Instance:
     bits = int(_number(dataset, "BitsAllocated", 0))
     stored = int(_number(dataset, "BitsStored", bits))
     return replace(
@@ -199,7 +212,6 @@ def _with_pixels(found: Instance, dataset: pydicom.Dataset, at: int) -> Instance
         slope=_number(dataset, "RescaleSlope", 1.0),
         intercept=_number(dataset, "RescaleIntercept", 0.0),
         padding=_tolerant(dataset, "PixelPaddingValue"),
-        pixels_at=at if found.syntax in UNCOMPRESSED and found.syntax != _DEFLATED else -1,
     )
 
 
@@ -273,12 +285,19 @@ def _fragments_complete(file: BinaryIO, size: int) -> bool:
         file.seek(length, 1)
 
 
-def _syntax(dataset: pydicom.Dataset) -> str:
-    stated = str(dataset.file_meta.get("TransferSyntaxUID", "")).strip()
+def transfer_syntax(dataset: pydicom.Dataset) -> str:
+    """The transfer syntax that is stated, else the one that the elements were read in, else explicit VR little endian."""
+    stated = _meta(dataset, "TransferSyntaxUID").strip() or _text(dataset, "AvailableTransferSyntaxUID")
     if stated:
         return stated
     implicit, little = dataset.original_encoding
+    if implicit is None:
+        return UNCOMPRESSED[1]
     return UNCOMPRESSED[0] if implicit else UNCOMPRESSED[1] if little else UNCOMPRESSED[2]
+
+
+def _meta(dataset: pydicom.Dataset, keyword: str) -> str:
+    return str(getattr(dataset, "file_meta", {}).get(keyword, ""))
 
 
 def _modality(dataset: pydicom.Dataset) -> str:

@@ -2,38 +2,36 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from hashlib import blake2b
-from typing import BinaryIO
 
 from medssl.archive.instance import Instance
 from medssl.archive.outcomes import Reason
-from medssl.archive.pixels import PixelProblem, rescaled, stored_values
+from medssl.archive.pixels import PixelProblem, rescaled, slice_values
+from medssl.source import ArchiveSource
 
-Opener = Callable[[Instance], BinaryIO]
-
-_ENCODING = frozenset(
-    {"source", "key", "size", "reason", "syntax", "pixels_at", "bits_allocated", "bits_stored", "high_bit", "padding", "warnings"}
-)
-"""Fields that may differ between two encodings of one image."""
-_CONTENT = [field.name for field in fields(Instance) if field.name not in _ENCODING]
+_NAMING = frozenset({"source", "key", "size", "version", "reason", "warnings"})
+_ENCODING = frozenset({"syntax", "pixels_at", "bits_allocated", "bits_stored", "high_bit", "padding"})
+"""Fields that may differ between two files, and between two encodings, of one image."""
+_CONTENT = [field.name for field in fields(Instance) if field.name not in _NAMING | _ENCODING]
 
 
-def mark_duplicates(instances: Sequence[Instance], open_file: Opener) -> list[Instance]:
+def mark_duplicates(instances: Sequence[Instance], sources: Sequence[ArchiveSource]) -> list[Instance]:
     """The same instances in the same order, with `DUPLICATE` on all but the first of equal ones and `CONFLICT` on all of unequal ones.
 
     Equal means: the same bytes, or the same header (of what matters here) and the same decoded values.
     """
-    by_uid: dict[tuple[str, str], list[int]] = defaultdict(list)
+    by_uid: dict[tuple[str, str, int], list[int]] = defaultdict(list)
     for index, one in enumerate(instances):
         if not one.reason:
-            by_uid[one.kind, one.uid].append(index)
+            by_uid[one.kind, one.uid, one.frame].append(index)
     result = list(instances)
     for indices in by_uid.values():
         if len(indices) > 1:
-            same = _all_equal([instances[index] for index in indices], open_file)
+            same = _all_equal([instances[index] for index in indices], sources)
             for place, index in enumerate(indices):
                 if not same or place:
                     reason = Reason.DUPLICATE if same else Reason.CONFLICT
@@ -41,21 +39,21 @@ def mark_duplicates(instances: Sequence[Instance], open_file: Opener) -> list[In
     return result
 
 
-def _all_equal(group: Sequence[Instance], open_file: Opener) -> bool:
+def _all_equal(group: Sequence[Instance], sources: Sequence[ArchiveSource]) -> bool:
     if group[0].kind == "nifti":
         return True
-    if len({one.size for one in group}) == 1 and len({_file_digest(one, open_file) for one in group}) == 1:
+    if len({one.size for one in group}) == 1 and len({_file_digest(one, sources) for one in group}) == 1:
         return True
     if len({tuple(getattr(one, name) for name in _CONTENT) for one in group}) > 1:
         return False
-    digests = {_value_digest(one, open_file) for one in group}
+    digests = {_value_digest(one, sources) for one in group}
     return len(digests) == 1 and None not in digests
 
 
-def _file_digest(one: Instance, open_file: Opener) -> bytes:
+def _file_digest(one: Instance, sources: Sequence[ArchiveSource]) -> bytes:
     digest = blake2b(digest_size=20)
     try:
-        with open_file(one) as file:
+        with sources[one.source].open(os.fsdecode(one.key)) as file:
             while block := file.read(1 << 20):
                 digest.update(block)
     except OSError:
@@ -64,9 +62,9 @@ def _file_digest(one: Instance, open_file: Opener) -> bytes:
     return digest.digest()
 
 
-def _value_digest(one: Instance, open_file: Opener) -> bytes | None:
+def _value_digest(one: Instance, sources: Sequence[ArchiveSource]) -> bytes | None:
     try:
-        with open_file(one) as file:
-            return blake2b(rescaled(stored_values(file, one), one).tobytes(), digest_size=20).digest()
+        values = slice_values(sources[one.source], one)
+        return blake2b(rescaled(values, one).tobytes(), digest_size=20).digest()
     except (OSError, PixelProblem):
         return None

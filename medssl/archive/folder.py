@@ -2,7 +2,7 @@
 
 index.json                  format, version, which tables count
 tables-N/volumes.parquet    one row a volume        (pseudonyms only)
-tables-N/instances.parquet  one row a file          (pseudonyms only)
+tables-N/instances.parquet  one row an instance: a file, or a frame of it (pseudonyms only)
 private/key                 the secret of the pseudonyms
 private/tables-N/           paths and real UIDs
 """
@@ -21,7 +21,8 @@ from medssl.errors import ArchiveError, MissingInput, UsageError
 from medssl.files import write_atomically
 
 FORMAT = "medssl index"
-VERSION = 1
+VERSION = 2
+"""2: instances have a frame number and the version that their source gave."""
 _MARK = "index.json"
 
 
@@ -65,6 +66,12 @@ class IndexFolder:
         folder = cls(root)
         if not (root / _MARK).is_file():
             raise MissingInput(f"{root} is no index folder. Make one with: medssl index PATH --index {root}")
+        version = folder._read_mark()["version"]
+        if version != VERSION:
+            raise ArchiveError(
+                f"the index in {root} is of format {version}, from before instances had frame numbers; this medssl reads format {VERSION}. "
+                f"Make it again, with the same names: medssl index PATH --index {root}"
+            )
         if folder.tables() is None:
             raise ArchiveError(f"the index in {root} was never finished. Run medssl index again with the same folder.")
         return folder
@@ -75,16 +82,16 @@ class IndexFolder:
         return None if name is None else str(name)
 
     def _read_mark(self) -> dict[str, object]:
+        """Of this format version or an older one: an older index can be replaced, though not read."""
         try:
             mark = json.loads((self.root / _MARK).read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
             raise ArchiveError(f"{self.root / _MARK} is damaged. Remove the folder and index the archive again.") from error
         if not isinstance(mark, dict) or mark.get("format") != FORMAT or "tables" not in mark:
             raise UsageError(f"{self.root} holds an {_MARK} that is not medssl's. Give an empty folder or a new name.")
-        if mark.get("version") != VERSION:
-            raise ArchiveError(
-                f"the index in {self.root} has format version {mark.get('version')}, this medssl reads {VERSION}. Update medssl."
-            )
+        version = mark.get("version")
+        if not isinstance(version, int) or version > VERSION:
+            raise ArchiveError(f"the index in {self.root} is of format {version}, this medssl reads up to {VERSION}. Update medssl.")
         return mark
 
     def _write_mark(self, tables: str | None) -> None:

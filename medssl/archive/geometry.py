@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,6 +69,51 @@ def affine_from_dicom(orientation: Sequence[float], pixel_spacing: Sequence[floa
 def voxel_spacing(affine: Float) -> tuple[float, ...]:
     """Millimetres between neighbours along each axis of the affine."""
     return tuple(float(length) for length in np.linalg.norm(np.asarray(affine)[:3, :3], axis=0))
+
+
+@dataclass(frozen=True)
+class Flips:
+    """Permutation and flips that bring an array to the closest RAS+ axes; nothing is interpolated."""
+
+    order: tuple[int, ...]
+    """Axis of the input that becomes axis 0, 1, 2."""
+    flipped: tuple[bool, ...]
+    """Whether the new axis 0, 1, 2 runs backwards."""
+
+    def apply(self, array: NDArray[Any]) -> NDArray[Any]:
+        """(..., X, Y, Z) of the input -> (..., X, Y, Z) of RAS+; a view."""
+        return self._reversed(_transposed(array, self.order))
+
+    def undo(self, array: NDArray[Any]) -> NDArray[Any]:
+        """The exact inverse of `apply`; a view."""
+        return _transposed(self._reversed(array), np.argsort(self.order).tolist())
+
+    def _reversed(self, array: NDArray[Any]) -> NDArray[Any]:
+        x, y, z = (slice(None, None, -1 if flip else 1) for flip in self.flipped)
+        return array[..., x, y, z]
+
+    def affine(self, affine: Float, shape: Sequence[int]) -> NDArray[Any]:
+        """The affine of the turned array, for an input of three sides `shape`."""
+        step = np.zeros((4, 4))
+        step[3, 3] = 1
+        for new, (old, flip) in enumerate(zip(self.order, self.flipped, strict=True)):
+            step[old, new] = -1 if flip else 1
+            step[old, 3] = shape[old] - 1 if flip else 0
+        return np.asarray(affine, float) @ step
+
+
+def _transposed(array: NDArray[Any], order: Sequence[int]) -> NDArray[Any]:
+    lead = array.ndim - 3
+    return array.transpose((*range(lead), *(lead + axis for axis in order)))
+
+
+def to_ras(affine: Float) -> Flips:
+    """The flips and permutation towards RAS+ of an invertible (4, 4) affine: the assignment with the largest total cosine."""
+    columns = np.asarray(affine, float)[:3, :3]
+    cosines = columns / np.linalg.norm(columns, axis=0)
+    orders = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
+    order = max(orders, key=lambda axes: sum(abs(cosines[world, axis]) for world, axis in enumerate(axes)))
+    return Flips(order, tuple(bool(cosines[world, axis] < 0) for world, axis in enumerate(order)))
 
 
 def shear_degrees(affine: Float) -> float:

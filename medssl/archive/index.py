@@ -8,7 +8,7 @@ from collections import defaultdict
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,7 @@ from medssl.archive.folder import IndexFolder
 from medssl.archive.instance import SCHEMA, Instance, from_table
 from medssl.archive.narrowing import narrow
 from medssl.archive.nifti import NiftiProblem, read_stream
-from medssl.archive.pixels import PixelProblem, rescaled, stored_values, whole_range
+from medssl.archive.pixels import PixelProblem, rescaled, slice_values, whole_range
 from medssl.archive.query import select_volumes
 from medssl.archive.records import IndexSummary, Volume, VolumeRecord
 from medssl.archive.sources import find_source
@@ -27,18 +27,23 @@ from medssl.archive.tables import read_table
 from medssl.errors import ArchiveError, UsageError
 from medssl.source import ArchiveSource
 
+if TYPE_CHECKING:
+    from medssl.plugins import Plugins
+
 
 class Index:
     """A finished index folder, opened for reading; `read` may be called from several threads.
 
+    `plugins` open what no source of medssl's own does; without them the installed ones.
     Raises `MissingInput` where there is no index and `ArchiveError` where it is damaged or unfinished.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, plugins: Plugins | None = None) -> None:
         self._folder = IndexFolder.opened(Path(folder))
         self._tables = str(self._folder.tables())
         self._table = read_table(self._folder.root / self._tables / "volumes.parquet")
         self._records = {record.volume: record for record in records_from(self._table)}
+        self._plugins = plugins
         self._opened: dict[int, ArchiveSource] = {}
         self._lock = Lock()
 
@@ -94,7 +99,7 @@ class Index:
     def _source(self, number: int) -> ArchiveSource:
         with self._lock:
             if number not in self._opened:
-                self._opened[number] = find_source(self._places[number])
+                self._opened[number] = find_source(self._places[number], self._plugins)
             return self._opened[number]
 
     def _nifti(self, record: VolumeRecord, one: Instance) -> NDArray[Any]:
@@ -114,8 +119,7 @@ class Index:
         stacked = np.empty(record.shape[::-1], _target(slices))
         for number, one in enumerate(slices):
             try:
-                with self._source(one.source).open(os.fsdecode(one.key)) as file:
-                    stored = stored_values(file, one)
+                stored = slice_values(self._source(one.source), one)
             except OSError:
                 raise _gone(record, number) from None
             except PixelProblem as problem:

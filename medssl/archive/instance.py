@@ -1,4 +1,4 @@
-"""One file of the archive after its scan: what the header says that grouping, geometry and reading need, or why it is left out."""
+"""One image of the archive after its scan: what the header says that grouping, geometry and reading need, or why it is left out."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import pyarrow as pa
 
 from medssl.archive.outcomes import Reason
 
+WHOLE = -1
+"""The frame number of a file that is one image."""
+
 
 @dataclass(frozen=True, slots=True)
 class Instance:
@@ -18,7 +21,12 @@ class Instance:
     """Which of the sources of this index."""
     key: bytes
     """The source's name of the file."""
+    frame: int = WHOLE
+    """Which frame of the file this is, from 0; `WHOLE` where the file is one image. Source, key and frame name an instance."""
     size: int = 0
+    """Bytes of the file; 0 where only its header was asked for and the source does not know."""
+    version: str = ""
+    """What the source's `stat` said when the file was read; empty where it has none."""
     kind: str = ""
     """"dicom", "nifti" or empty."""
     reason: str = ""
@@ -55,7 +63,7 @@ class Instance:
     """SpacingBetweenSlices, only ever compared with the positions."""
     thickness: tuple[float, ...] = ()
     """SliceThickness, likewise."""
-    frame: str = ""
+    frame_of_reference: str = ""
     """FrameOfReferenceUID."""
 
     echo: str = ""
@@ -72,6 +80,15 @@ class Instance:
     shape: tuple[int, ...] = ()
     affine: tuple[float, ...] = ()
     warnings: tuple[str, ...] = ()
+
+    @property
+    def identity(self) -> tuple[int, bytes, int]:
+        """What no two instances of an index share."""
+        return self.source, self.key, self.frame
+
+    def named(self, name: str) -> str:
+        """The name of a file or object, and of a frame of it where the instance is one: pseudonyms are made from it."""
+        return name if self.frame == WHOLE else f"{name}\nframe {self.frame}"
 
     @property
     def why(self) -> Reason | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import zlib
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol
@@ -61,12 +62,29 @@ def read_nifti(path: str | Path) -> Nifti:
 
     Raises `MissingInput`, or `DataError` for files that are damaged, not one 3D image, without a usable affine or with NaN.
     """
-    file = Path(path)
+    return _read_file(Path(path), read_stream)
+
+
+def read_nifti_channels(path: str | Path) -> Nifti:
+    """As `read_nifti`, with an array (C, X, Y, Z): the fourth axis of a 4D file counts channels, a 3D file has one."""
+
+    def read(stream: BinaryIO) -> Nifti:
+        image = _open(_unpack(stream))
+        shape = tuple(int(side) for side in image.shape)
+        channels = shape[3] if len(shape) > 3 and set(shape[4:]) <= {1} else 1
+        header = _checked(image, shape[:3] if channels > 1 else shape)
+        array = _values(image, (*header.shape, channels))
+        return Nifti(np.moveaxis(array, 3, 0), header.affine)
+
+    return _read_file(Path(path), read)
+
+
+def _read_file(file: Path, read: Callable[[BinaryIO], Nifti]) -> Nifti:
     if not file.is_file():
         raise MissingInput(f"there is no NIfTI file at {file}.")
     try:
         with file.open("rb") as stream:
-            return read_stream(stream)
+            return read(stream)
     except NiftiProblem as problem:
         raise DataError(f"{file}: {problem}. Convert it again, or leave it out.") from problem
 
@@ -82,21 +100,25 @@ class NiftiProblem(DataError):
 def read_stream(stream: BinaryIO) -> Nifti:
     """As `read_nifti`, from a stream; raises `NiftiProblem`."""
     image = _open(_unpack(stream))
-    header = _checked(image)
+    header = _checked(image, image.shape)
+    return Nifti(_values(image, header.shape), header.affine)
+
+
+def _values(image: Any, shape: tuple[int, ...]) -> NDArray[Any]:
     try:
-        values = np.asanyarray(image.dataobj).reshape(header.shape)
+        values = np.asanyarray(image.dataobj).reshape(shape)
     except (OSError, ValueError, EOFError) as error:
         raise NiftiProblem(Reason.TRUNCATED) from error
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise NiftiProblem(Reason.NIFTI_NOT_FINITE)
-    return Nifti(narrow(values), header.affine)
+    return narrow(values)
 
 
 def read_nifti_header(stream: BinaryIO) -> NiftiHeader:
     """Shape and affine; the voxels are not read, but a file too short for them raises `NiftiProblem` as any other flaw does."""
     content = _unpack(stream)
     image = _open(content)
-    header = _checked(image)
+    header = _checked(image, image.shape)
     needed = image.dataobj.offset + int(np.prod(header.shape)) * image.get_data_dtype().itemsize
     if len(content) < needed:
         raise NiftiProblem(Reason.TRUNCATED)
@@ -146,11 +168,11 @@ def _sizes(content: bytes) -> tuple[int, int]:
     return int.from_bytes(content[:4], "little"), int.from_bytes(content[:4], "big")
 
 
-def _checked(image: Any) -> NiftiHeader:
+def _checked(image: Any, sides: Sequence[int]) -> NiftiHeader:
     header = image.header
     if image.get_data_dtype().kind not in "iufb":
         raise NiftiProblem(Reason.NIFTI_VALUES)
-    shape = _three(tuple(int(side) for side in image.shape))
+    shape = _three(tuple(int(side) for side in sides))
     if int(header["sform_code"]) <= 0 and int(header["qform_code"]) <= 0:
         raise NiftiProblem(Reason.NIFTI_ORIENTATION, "sform and qform codes are 0, so left and right are unknown")
     unit = _MILLIMETRES.get(int(header["xyzt_units"]) & 7)
@@ -192,16 +214,6 @@ def _warnings(header: Any, unit: float, affine: NDArray[np.float64], shape: tupl
     corners = np.array([[x, y, z, 1] for x in (0, shape[0] - 1) for y in (0, shape[1] - 1) for z in (0, shape[2] - 1)], float).T
     apart = float(np.abs((affine - other) @ corners).max())
     return (f"sform and qform disagree by up to {apart:.2f} mm; the sform is used",) if not apart <= 0.1 else ()
-
-
-def canonical(array: NDArray[Any], affine: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """The same voxels with axes as near to RAS+ as flips and permutations bring them: (array view, affine)."""
-    from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
-
-    check_affine(affine)
-    orientation = io_orientation(affine)
-    turned: NDArray[Any] = apply_orientation(array, orientation)
-    return turned, np.asarray(affine @ inv_ornt_aff(orientation, array.shape[:3]), np.float64)
 
 
 def write_nifti(volume: HasGrid, path: str | Path) -> Path:

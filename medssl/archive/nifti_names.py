@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 _LABEL_FOLDER = re.compile(r"^labels?(Tr|Ts|Val)?$", re.IGNORECASE)
 _LABEL_FILE = re.compile(r"(^|[_-])(seg|dseg|probseg|segmentation|mask|label|labels)$", re.IGNORECASE)
@@ -17,9 +17,14 @@ def is_nifti_name(name: str) -> bool:
     return name.lower().endswith((".nii", ".nii.gz"))
 
 
-def stem(name: str) -> str:
+def stem(name: str | PurePath) -> str:
     """The file name without folders and `.nii.gz`."""
     return re.sub(r"\.nii(\.gz)?$", "", PurePath(name).name, flags=re.IGNORECASE)
+
+
+def nifti_files(folder: Path) -> list[Path]:
+    """The NIfTI files that lie in a folder itself, sorted; hidden ones are left out."""
+    return sorted(path for path in folder.iterdir() if is_nifti_name(path.name) and not path.name.startswith(".") and path.is_file())
 
 
 def is_label(name: str) -> bool:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 import numpy as np
+import pydicom
 from numpy.typing import NDArray
 
-from medssl.archive.dicom import PARSE_ERRORS, UNCOMPRESSED, pixel_element, read_dataset
+from medssl.archive.dicom import PARSE_ERRORS, UNCOMPRESSED, pixel_element, read_dataset, transfer_syntax
 from medssl.archive.instance import Instance
 from medssl.errors import ArchiveError
+from medssl.source import ArchiveSource, FrameSource
 
 _WANTED = (
     "Rows Columns SamplesPerPixel PhotometricInterpretation BitsAllocated BitsStored HighBit PixelRepresentation NumberOfFrames PixelData"
@@ -25,18 +30,57 @@ class PixelProblem(ArchiveError):
 
 def stored_values(file: BinaryIO, instance: Instance) -> NDArray[Any]:
     """(rows, columns) integers before rescaling, sign and unused bits resolved; raises `PixelProblem`."""
-    try:
+    with _problems():
+        if instance.pixels_at >= 0:
+            return _significant(_at_offset(file, instance), instance)
+        dataset = read_dataset(file, _WANTED.split(), pixels=True)
+        # What the file itself states counts: a header that came without it may have known less.
+        syntax = transfer_syntax(dataset)
+        if syntax in UNCOMPRESSED:
+            element = dataset["PixelData"]
+            content = bytes(element.value)[: _length(instance)]
+            return _significant(_shaped(content, instance, big=syntax == _BIG_ENDIAN, words=element.VR == "OW"), instance)
+        return _decoded(dataset, instance)
+
+
+def frame_values(content: bytes, instance: Instance) -> NDArray[Any]:
+    """As `stored_values`, from the bytes of one frame in the instance's transfer syntax."""
+    with _problems():
         if instance.syntax in UNCOMPRESSED:
-            raw = _at_offset(file, instance) if instance.pixels_at >= 0 else _parsed(file, instance)
+            if len(content) - _length(instance) not in (0, 1):
+                raise PixelProblem("the frame has not the size that the header says")
+            raw = _shaped(content[: _length(instance)], instance, big=instance.syntax == _BIG_ENDIAN, words=False)
             return _significant(raw, instance)
-        decoded = read_dataset(file, _WANTED.split(), pixels=True).pixel_array
+        return _decoded(_single_frame(content, instance), instance)
+
+
+@contextmanager
+def _problems() -> Iterator[None]:
+    try:
+        yield
     except (*PARSE_ERRORS, OSError, struct.error, zlib.error, RuntimeError) as error:
         if isinstance(error, PixelProblem):
             raise
         raise PixelProblem(f"the pixels cannot be decoded ({type(error).__name__}); the file is damaged or has changed") from None
+
+
+def _decoded(dataset: pydicom.Dataset, instance: Instance) -> NDArray[Any]:
+    decoded = dataset.pixel_array
     if decoded.shape != (instance.rows, instance.columns):
         raise PixelProblem("the decoded image has not the size that the header says")
     return _significant(np.asarray(decoded), instance) if decoded.dtype.itemsize * 8 == instance.bits_allocated else np.asarray(decoded)
+
+
+def slice_values(source: ArchiveSource, instance: Instance) -> NDArray[Any]:
+    """The stored values of an instance, as one frame where the source has frames; raises `PixelProblem`, or `OSError` from the source."""
+    key = os.fsdecode(instance.key)
+    if not isinstance(source, FrameSource):
+        with source.open(key) as file:
+            return stored_values(file, instance)
+    contents = list(source.frames(key, (max(instance.frame, 0),)))
+    if len(contents) != 1:
+        raise PixelProblem(f"the source '{source.name}' gave {len(contents)} frames where one was asked for")
+    return frame_values(contents[0], instance)
 
 
 def rescaled(stored: NDArray[Any], instance: Instance) -> NDArray[np.float64]:
@@ -61,9 +105,16 @@ def _at_offset(file: BinaryIO, instance: Instance) -> NDArray[Any]:
     return _shaped(file.read(_length(instance)), instance, big=instance.syntax == _BIG_ENDIAN, words=element[0] == b"OW")
 
 
-def _parsed(file: BinaryIO, instance: Instance) -> NDArray[Any]:
-    dataset = read_dataset(file, _WANTED.split(), pixels=True)
-    return _shaped(bytes(dataset.PixelData)[: _length(instance)], instance, big=False, words=False)
+def _single_frame(content: bytes, instance: Instance) -> pydicom.Dataset:
+    """A compressed frame as an object that pydicom decodes."""
+    dataset = pydicom.Dataset()
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.UID(instance.syntax)
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, instance.photometric
+    dataset.Rows, dataset.Columns, dataset.PixelRepresentation = instance.rows, instance.columns, instance.signed
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = instance.bits_allocated, instance.bits_stored, instance.high_bit
+    dataset.add_new("PixelData", "OB", pydicom.encaps.encapsulate([content]))
+    return dataset
 
 
 def _length(instance: Instance) -> int:

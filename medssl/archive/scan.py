@@ -6,6 +6,7 @@ import gzip
 import logging
 import multiprocessing
 import os
+import pickle
 import struct
 import sys
 import warnings
@@ -15,10 +16,11 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_complet
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from medssl.archive import nifti_names
 from medssl.archive.instance import Instance, from_table, to_table
@@ -26,7 +28,11 @@ from medssl.archive.modality import UNKNOWN, modality_of
 from medssl.archive.nifti import NiftiProblem, is_nifti, read_nifti_header
 from medssl.archive.outcomes import Reason
 from medssl.archive.tables import read_table, write_table
-from medssl.source import ArchiveSource
+from medssl.plugins import blame
+from medssl.source import ArchiveSource, HeaderSource, StatSource
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
 
 SHARD = 256
 """Files a task reads: enough to make the task's own cost small, few enough to spread over the workers."""
@@ -36,34 +42,35 @@ Progress = Callable[[int, int | None], None]
 
 @dataclass(frozen=True)
 class Shard:
-    """Work for one task, which makes its own source."""
+    """Work for one task."""
 
     number: int
     source: int
-    kind: type[ArchiveSource]
-    location: str
+    """Which of the sources."""
     keys: tuple[str, ...]
 
 
-def scan(shards: Sequence[Shard], folder: Path, workers: int, progress: Progress | None) -> list[Instance]:
+def scan(
+    shards: Sequence[Shard], sources: Sequence[ArchiveSource], folder: Path, workers: int, progress: Progress | None
+) -> list[Instance]:
     """Every instance of the shards, in their order; each shard is written to `folder` as it is done."""
     total = sum(len(shard.keys) for shard in shards)
     done = 0
     _report(progress, done, total)
     with _executor(workers if len(shards) > 1 else 1) as executor:
-        for count in _results(executor, shards, folder):
+        for count in _results(executor, shards, sources, folder):
             done += count
             _report(progress, done, total)
     return [one for shard in shards for one in from_table(read_table(folder / _name(shard)))]
 
 
-def shards_of(sources: Iterable[tuple[int, type[ArchiveSource], str, Iterable[str]]]) -> list[Shard]:
-    """Names of each source in shards of `SHARD`."""
+def shards_of(sources: Iterable[Iterable[str]]) -> list[Shard]:
+    """The keys of each source in shards of `SHARD`, in their order."""
     shards: list[Shard] = []
-    for source, kind, location, keys in sources:
+    for source, keys in enumerate(sources):
         names = iter(keys)
         while part := tuple(islice(names, SHARD)):
-            shards.append(Shard(len(shards), source, kind, location, part))
+            shards.append(Shard(len(shards), source, part))
     return shards
 
 
@@ -87,44 +94,56 @@ def _executor(workers: int, always: bool = False) -> Iterator[Executor | None]:
         executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _results(executor: Executor | None, shards: Sequence[Shard], folder: Path) -> Iterator[int]:
+def _results(executor: Executor | None, shards: Sequence[Shard], sources: Sequence[ArchiveSource], folder: Path) -> Iterator[int]:
     if executor is None:
-        yield from (scan_shard(shard, folder) for shard in shards)
+        yield from (scan_shard(shard, sources[shard.source], folder) for shard in shards)
         return
-    waiting: list[Future[int]] = [executor.submit(scan_shard, shard, folder) for shard in shards]
+    pickled = [pickle.dumps(source) for source in sources]
+    waiting: list[Future[int]] = [executor.submit(_in_worker, shard, pickled[shard.source], folder) for shard in shards]
     try:
         for future in as_completed(waiting):
             yield future.result()
     except BrokenProcessPool:
         for shard in shards:
             if not (folder / _name(shard)).exists():
-                write_table(to_table(_alone(shard, folder)), folder / _name(shard))
+                write_table(to_table(_alone(shard, pickled[shard.source], folder)), folder / _name(shard))
                 yield len(shard.keys)
 
 
-def _alone(shard: Shard, folder: Path) -> list[Instance]:
+def _alone(shard: Shard, pickled: bytes, folder: Path) -> list[Instance]:
     """A shard in a process of its own, halved as long as that process gets killed, until the file that does it is found."""
     with _executor(1, always=True) as executor, suppress(BrokenProcessPool):
         assert executor is not None
-        executor.submit(scan_shard, shard, folder).result()
+        executor.submit(_in_worker, shard, pickled, folder).result()
         return from_table(read_table(folder / _name(shard)))
     if len(shard.keys) == 1:
         return [Instance(source=shard.source, key=os.fsencode(shard.keys[0]), reason=Reason.KILLED.value)]
     middle = len(shard.keys) // 2
     halves = (replace(shard, keys=keys) for keys in (shard.keys[:middle], shard.keys[middle:]))
-    return [one for half in halves for one in _alone(half, folder)]
+    return [one for half in halves for one in _alone(half, pickled, folder)]
 
 
 def _name(shard: Shard) -> str:
     return f"shard-{shard.number:08d}.parquet"
 
 
-def scan_shard(shard: Shard, folder: Path) -> int:
+def _in_worker(shard: Shard, pickled: bytes, folder: Path) -> int:
+    return scan_shard(shard, _received(pickled), folder)
+
+
+@lru_cache(maxsize=1)
+def _received(pickled: bytes) -> ArchiveSource:
+    """A worker process opens a source once, not for each shard: a zip or tar file lists all its members when it is opened."""
+    source: ArchiveSource = pickle.loads(pickled)
+    return source
+
+
+def scan_shard(shard: Shard, source: ArchiveSource, folder: Path) -> int:
     """Scan one shard and write it; returns the number of files."""
-    source = shard.kind(shard.location)
     with quiet_pydicom():
+        found = scan_headers(source, shard.source, shard.keys) if isinstance(source, HeaderSource) else {}
         side_files: dict[str, Any] = {}
-        instances = [_with_modality(scan_file(source, shard.source, key), source, key, side_files) for key in shard.keys]
+        instances = [found.get(key) or _opened(source, shard.source, key, side_files) for key in shard.keys]
     write_table(to_table(instances), folder / _name(shard))
     return len(instances)
 
@@ -143,15 +162,53 @@ def quiet_pydicom() -> Iterator[None]:
         logger.disabled = disabled
 
 
-def _with_modality(instance: Instance, source: ArchiveSource, key: str, side_files: dict[str, Any]) -> Instance:
+def _opened(source: ArchiveSource, number: int, key: str, side_files: dict[str, Any]) -> Instance:
+    instance = scan_file(source, number, key)
     if instance.kind != "nifti" or instance.reason:
         return instance
     return replace(instance, modality=modality_of(source, key, side_files))
 
 
+def _unread(source: ArchiveSource, number: int, key: str) -> Instance:
+    """What the source says of a file without opening it."""
+    instance = Instance(number, os.fsencode(key))
+    if not isinstance(source, StatSource):
+        return instance
+    try:
+        size, version = source.stat(key)
+    except OSError:
+        # Opening it tells more; what cannot be opened either ends there.
+        return instance
+    return replace(instance, size=size, version=version)
+
+
+def scan_headers(source: HeaderSource, number: int, keys: Sequence[str]) -> dict[str, Instance]:
+    """Key -> what the header says, for those of `keys` that the source has a header of; all others where it cannot be asked."""
+    assert isinstance(source, ArchiveSource)
+    asked, found = set(keys), dict[str, Instance]()
+    with blame(type(source), "headers"):
+        try:
+            for key, header in source.headers(keys):
+                if key in asked:
+                    found[key] = _scan_header(header, _unread(source, number, key))
+        except OSError:
+            left = (_unread(source, number, key) for key in keys if key not in found)
+            found |= {os.fsdecode(one.key): replace(one, reason=Reason.UNREADABLE.value) for one in left}
+    return found
+
+
+def _scan_header(header: Dataset, instance: Instance) -> Instance:
+    from medssl.archive.dicom import PARSE_ERRORS, from_header
+
+    try:
+        return from_header(header, instance)
+    except (*PARSE_ERRORS, OSError, struct.error, zlib.error):
+        return replace(instance, kind="dicom", reason=Reason.CORRUPT.value)
+
+
 def scan_file(source: ArchiveSource, number: int, key: str) -> Instance:
     """What one file is; never raises for what the file holds."""
-    instance = Instance(source=number, key=os.fsencode(key))
+    instance = _unread(source, number, key)
     try:
         with source.open(key) as file:
             instance = replace(instance, size=file.seek(0, os.SEEK_END))

@@ -16,7 +16,7 @@ from medssl.archive.outcomes import Reason
 _ALWAYS: tuple[tuple[str, Callable[[Instance], Hashable]], ...] = (
     ("matrix", lambda one: (one.rows, one.columns)),
     ("pixel spacing", lambda one: tuple(round(value, 4) for value in one.pixel_spacing)),
-    ("frame of reference", lambda one: one.frame),
+    ("frame of reference", lambda one: one.frame_of_reference),
     ("image type", lambda one: one.component),
     ("echo", lambda one: one.echo),
     ("photometric interpretation", lambda one: one.photometric),
@@ -70,7 +70,7 @@ def split_volumes(instances: Sequence[Instance]) -> Outcome:
 
     The order of `instances` has no influence. Each needs a usable position, orientation and pixel spacing.
     """
-    ordered = sorted(instances, key=lambda one: (one.orientation, one.uid, one.key))
+    ordered = sorted(instances, key=lambda one: (one.orientation, one.uid, one.identity))
     groups = _alike(ordered)
     stacks: list[Stack] = []
     left: list[Left] = []

@@ -8,19 +8,16 @@ import stat
 import tarfile
 import zipfile
 from collections.abc import Iterable, Iterator
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, ClassVar
 
+from medssl.archive.packed import TarSource, ZipSource
 from medssl.errors import ArchiveError, MissingInput, PluginError
 from medssl.hookspecs import hookimpl
-from medssl.source import ArchiveSource
+from medssl.source import ArchiveSource, Stat
 
 if TYPE_CHECKING:
     from medssl.plugins import Plugins
-
-MEMBER_LIMIT = 2**31
-"""Bytes that one member of a zip or tar file may unpack to."""
 
 
 class FolderSource(ArchiveSource):
@@ -30,7 +27,7 @@ class FolderSource(ArchiveSource):
     schemes: ClassVar[tuple[str, ...]] = ("folder",)
 
     def keys(self) -> Iterator[str]:
-        """Paths below the folder, sorted by name within each folder."""
+        """Paths below the folder, by name within each folder."""
         yield from self._walk("", frozenset())
 
     def _walk(self, below: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
@@ -61,6 +58,11 @@ class FolderSource(ArchiveSource):
             raise OSError("not a regular file")
         return os.fdopen(descriptor, "rb")
 
+    def stat(self, key: str) -> Stat:
+        """Size and time of the last change."""
+        found = os.stat(os.path.join(self.location, key))  # noqa: PTH116, PTH118
+        return Stat(found.st_size, str(found.st_mtime_ns))
+
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
@@ -75,65 +77,6 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
         return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))  # noqa: PTH110
     except OSError:
         return entry.is_symlink()
-
-
-class ZipSource(ArchiveSource):
-    """Every file inside a zip file."""
-
-    name = "zip"
-    schemes: ClassVar[tuple[str, ...]] = ("zip",)
-
-    def __init__(self, location: str) -> None:
-        super().__init__(location)
-        try:
-            self._zip = zipfile.ZipFile(location)
-        except (zipfile.BadZipFile, OSError) as error:
-            raise ArchiveError("a zip file given as source cannot be opened: it is damaged, truncated or may not be read.") from error
-
-    def keys(self) -> Iterator[str]:
-        """Member names, sorted; of members with one name the last counts, as for any unzip."""
-        yield from sorted({info.filename for info in self._zip.infolist() if not info.is_dir()})
-
-    def open(self, key: str) -> BinaryIO:
-        """The unpacked member in memory; one over the limit or with a wrong checksum raises `OSError`."""
-        try:
-            info = self._zip.getinfo(key)
-            if info.file_size > MEMBER_LIMIT:
-                raise OSError(f"member unpacks to {info.file_size} bytes")
-            with self._zip.open(info) as member:
-                return BytesIO(member.read(MEMBER_LIMIT))
-        except (zipfile.BadZipFile, KeyError, RuntimeError, NotImplementedError, EOFError) as error:
-            raise OSError(f"zip member cannot be unpacked: {type(error).__name__}") from error
-
-
-class TarSource(ArchiveSource):
-    """Every regular file inside a tar file, compressed or not."""
-
-    name = "tar"
-    schemes: ClassVar[tuple[str, ...]] = ("tar",)
-
-    def __init__(self, location: str) -> None:
-        super().__init__(location)
-        try:
-            self._tar = tarfile.open(location)  # noqa: SIM115 - stays open as long as the source
-            self._members = {member.name: member for member in self._tar.getmembers() if member.isreg()}
-        except (tarfile.TarError, OSError, EOFError) as error:
-            raise ArchiveError("a tar file given as source cannot be opened: it is damaged, truncated or may not be read.") from error
-
-    def keys(self) -> Iterator[str]:
-        """Member names, sorted."""
-        yield from sorted(self._members)
-
-    def open(self, key: str) -> BinaryIO:
-        """The member in memory; one over the limit raises `OSError`."""
-        member = self._members.get(key)
-        if member is None or member.size > MEMBER_LIMIT:
-            raise OSError("tar member is missing or too large")
-        try:
-            stream = self._tar.extractfile(member)
-            return BytesIO(stream.read() if stream else b"")
-        except (tarfile.TarError, EOFError) as error:
-            raise OSError(f"tar member cannot be unpacked: {type(error).__name__}") from error
 
 
 @hookimpl

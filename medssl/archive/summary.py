@@ -55,9 +55,11 @@ def records_from(table: pa.Table) -> list[VolumeRecord]:
 
 def summarize(instances: pa.Table, records: Sequence[VolumeRecord]) -> IndexSummary:
     """Counts over the public instance table."""
+    # A file with frames has a row for each; that of frame 0 stands for the file.
+    kinds = [kind for kind, frame in zip(instances["kind"].to_pylist(), instances["frame"].to_pylist(), strict=True) if frame < 1]
     return IndexSummary(
-        files=instances.num_rows,
-        instances=sum(1 for kind in instances["kind"].to_pylist() if kind),
+        files=len(kinds),
+        instances=sum(1 for kind in kinds if kind),
         volumes=list(records),
         rejected=count_reasons(instances),
     )

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from medssl.augment import ViewOptions
+from medssl.contracts import ConsistencyLoss, PretextTask
 from medssl.learn.checks import input_channels
 from medssl.learn.objective import Objective
-from medssl.learn.terms import check_keys, resolve_losses, resolve_tasks
-from medssl.networks import as_spec, network_info
+from medssl.learn.terms import Term, check_keys, resolve_losses, resolve_tasks
+from medssl.networks import NetworkSpec, as_spec, network_info
 from medssl.plugins import Plugins
 
 
@@ -32,14 +34,27 @@ def build_objective(
     that this network cannot answer.
     """
     plugins = plugins or Plugins.load()
-    spec = as_spec(network).pretraining()
-    task_terms, loss_terms = resolve_tasks(tasks, plugins), resolve_losses(consistency, plugins)
-    check_keys([*task_terms, *loss_terms])
+    terms = resolve_tasks(tasks, plugins), resolve_losses(consistency, plugins)
+    return assemble(as_spec(network).pretraining(), *terms, views or ViewOptions(), seed, plugins, crop, lambda own: own.build(seed=seed))
+
+
+def assemble(
+    spec: NetworkSpec,
+    tasks: Sequence[Term[PretextTask]],
+    losses: Sequence[Term[ConsistencyLoss]],
+    views: ViewOptions,
+    seed: int,
+    plugins: Plugins,
+    crop: Sequence[int] | None,
+    first: Callable[[NetworkSpec], nn.Module],
+) -> Objective:
+    """The objective of resolved terms over the network that `first` gives for the specification it takes with these tasks."""
+    check_keys([*tasks, *losses])
     info = network_info(spec, plugins, crop)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        built = [term.build(info) for term in task_terms]
-        losses = [term.build(info) for term in loss_terms]
+        built = [term.build(info) for term in tasks]
+        compared = [term.build(info) for term in losses]
         takes = input_channels({term.key: term.module for term in built}, info.channels)
         own = spec.model_copy(update={"in_channels": takes})
-        return Objective(own.build(seed=seed), own, built, losses, views or ViewOptions(), seed, plugins, info.channels)
+        return Objective(first(own), own, built, compared, views, seed, plugins, info.channels)

@@ -23,7 +23,7 @@ KEY = r"^[A-Za-z0-9][A-Za-z0-9 _-]*$"
 class TermOptions(BaseModel):
     """One entry of `tasks:` or `consistency:`; every other key is an option of the task or loss itself."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True, allow_inf_nan=False, serialize_by_alias=True)
+    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True, allow_inf_nan=False)
 
     name: str
     """Which pretext task or consistency loss (`medssl plugins list`)."""
@@ -36,6 +36,11 @@ class TermOptions(BaseModel):
     def options(self) -> dict[str, Any]:
         """The options of the term itself, unchecked."""
         return dict(self.model_extra or {})
+
+    def document(self) -> dict[str, Any]:
+        """The entry as a configuration has it."""
+        renamed = {"as": self.as_} if self.as_ is not None else {}
+        return {"name": self.name, "weight": self.weight, **renamed, **self.options}
 
 
 @dataclass(frozen=True)

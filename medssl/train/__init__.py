@@ -8,22 +8,23 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from medssl.run import Run, RunState
+from medssl.run import Best, Run, RunState
 
 if TYPE_CHECKING:
     from medssl.train.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, newest_good, save_checkpoint
     from medssl.train.config import PretrainConfig, TrainOptions, pretrain_schema
-    from medssl.train.pretraining import Pretrainer, pretrain
+    from medssl.train.pretraining import pretrain
     from medssl.train.stopping import Stopped
+    from medssl.train.training import make_engine
 
 _WHERE = {
     "Checkpoint": "checkpoint",
     "PretrainConfig": "config",
-    "Pretrainer": "pretraining",
     "Stopped": "stopping",
     "TrainOptions": "config",
     "find_checkpoint": "checkpoint",
     "load_checkpoint": "checkpoint",
+    "make_engine": "training",
     "newest_good": "checkpoint",
     "pretrain": "pretraining",
     "pretrain_schema": "config",
@@ -31,15 +32,16 @@ _WHERE = {
 }
 
 __all__ = [
+    "Best",
     "Checkpoint",
     "PretrainConfig",
-    "Pretrainer",
     "Run",
     "RunState",
     "Stopped",
     "TrainOptions",
     "find_checkpoint",
     "load_checkpoint",
+    "make_engine",
     "newest_good",
     "pretrain",
     "pretrain_schema",

@@ -25,7 +25,8 @@ from torch import Tensor, contiguous_format
 from medssl.errors import CheckpointError, MissingInput
 
 FORMAT = "medssl-checkpoint"
-VERSION = 1
+VERSION = 2
+"""1: heads and terms by class name, one line of preparation a volume, and no word of what a task made the network take."""
 STATE = "state.json"
 _BLANK = "0" * 16
 _NAME = re.compile(r"^(?P<series>[a-z]+)-(?P<step>\d{8,})$")
@@ -216,6 +217,13 @@ def _read_state(file: Path) -> dict[str, Any]:
     document: dict[str, Any] = json.loads(content)
     if document["version"] > VERSION:
         raise CheckpointError(f"{file} has format version {document['version']}, this medssl reads up to {VERSION}. Update medssl.")
+    if document["version"] < VERSION:
+        writer = document.get("versions", {}).get("medssl", "unknown")
+        raise CheckpointError(
+            f"{file} has format version {document['version']}, of an earlier medssl ({writer}): "
+            "it does not say all that this one needs to know of channels, preparation and terms, so it is not read in part. "
+            "Train again with this medssl, or go on with the earlier one."
+        )
     for key in ("checksum", "format", "version"):
         del document[key]
     return document

@@ -1,13 +1,15 @@
-"""The options of a training loop and the configuration of a pretraining."""
+"""The options of a training loop, the configuration of a pretraining, and how a configuration is read."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from medssl.augment import ViewOptions
-from medssl.config import BaseOptions
+from medssl.config import BaseOptions, check, load_config, with_overrides
 from medssl.learn.terms import TermOptions, term_schemas
 from medssl.networks import NetworkSpec
 from medssl.plugins import Plugins
@@ -53,6 +55,14 @@ class TrainOptions(BaseOptions):
     """Steps that may be skipped for a loss or gradient that is not finite before the run stops."""
 
 
+def by_name(terms: Any) -> Any:
+    """Terms of which some are given by their name alone, as mappings."""
+    return [{"name": term} if isinstance(term, str) else term for term in terms] if isinstance(terms, list | tuple) else terms
+
+
+Terms = Annotated[tuple[TermOptions, ...], BeforeValidator(by_name)]
+
+
 class PretrainConfig(BaseOptions):
     """What `medssl pretrain` reads."""
 
@@ -60,9 +70,9 @@ class PretrainConfig(BaseOptions):
     """The network: a name with its options, or an import path (`_target_`); null: that of the run named by `from`."""
     data: DataOptions
     """The store and how crops are taken from it."""
-    tasks: tuple[TermOptions, ...] = ()
+    tasks: Terms = ()
     """Pretext tasks: `name`, `weight`, and the task's own options."""
-    consistency: tuple[TermOptions, ...] = ()
+    consistency: Terms = ()
     """Consistency losses: `name`, `weight`, and the loss's own options."""
     views: ViewOptions = ViewOptions()
     """How the views differ that consistency losses compare."""
@@ -73,11 +83,6 @@ class PretrainConfig(BaseOptions):
     from_: str | None = Field(None, alias="from")
     """A run folder or checkpoint whose network this round goes on from."""
 
-    @field_validator("tasks", "consistency", mode="before")
-    @classmethod
-    def _by_name(cls, terms: Any) -> Any:
-        return [{"name": term} if isinstance(term, str) else term for term in terms] if isinstance(terms, list | tuple) else terms
-
     @model_validator(mode="after")
     def _has_network(self) -> PretrainConfig:
         if self.network is None and self.from_ is None:
@@ -85,9 +90,30 @@ class PretrainConfig(BaseOptions):
         return self
 
 
-def pretrain_schema(plugins: Plugins) -> dict[str, Any]:
-    """The JSON schema of a pretraining configuration, with the options of every installed task and loss."""
-    schema = PretrainConfig.model_json_schema(by_alias=True)
+Config = TypeVar("Config", bound=BaseModel)
+
+
+def read_config(model: type[Config], config: Any, overrides: Sequence[str], given: Mapping[str, Any], what: str) -> Config:
+    """A configuration (a file, a mapping, a `model`, or nothing) with overrides, then the arguments `given`, laid over it."""
+    where = str(config) if isinstance(config, str | Path) else f"{what} configuration"
+    if isinstance(config, BaseModel):
+        # A network made by Python code cannot be dumped and read again: it goes over as it is.
+        base: dict[str, Any] = {**config.model_dump(exclude_unset=True, by_alias=True), "network": getattr(config, "network", None)}
+    else:
+        base = dict(config or {}) if isinstance(config, Mapping) or config is None else load_config(config)
+    base = with_overrides(base, overrides)
+    for key, value in given.items():
+        base[key] = {**(base.get(key) or {}), **value} if isinstance(value, Mapping) and key in ("data", "train") else value
+    return check(model, base, where)
+
+
+def with_terms(schema: dict[str, Any], plugins: Plugins) -> dict[str, Any]:
+    """A configuration's JSON schema with the options of every installed task and loss."""
     for key, terms in term_schemas(plugins).items():
         schema["properties"][key] = {**terms, "description": schema["properties"][key]["description"]}
     return schema
+
+
+def pretrain_schema(plugins: Plugins) -> dict[str, Any]:
+    """The JSON schema of a pretraining configuration, with the options of every installed task and loss."""
+    return with_terms(PretrainConfig.model_json_schema(by_alias=True), plugins)

@@ -58,8 +58,11 @@ class ProgressDisplay:
 
 
 def describe(losses: Mapping[str, float], samples_per_second: float, waiting: float, seconds_left: float) -> str:
-    """One line: `loss 0.312 inpainting 0.298 | 12.3 samples/s | 1 % waiting for data | 0:12:34 left`."""
-    numbers = " ".join(f"{name} {value:.4g}" for name, value in losses.items())
+    """One line: `loss 0.312 inpainting 0.298 | 12.3 samples/s | 1 % waiting for data | 0:12:34 left`.
+
+    The share of samples that can be answered is shown where it is not all of them.
+    """
+    numbers = " ".join(f"{name} {value:.4g}" for name, value in losses.items() if not (name.endswith("/answerable") and value >= 1))
     minutes, seconds = divmod(round(seconds_left), 60)
     hours, minutes = divmod(minutes, 60)
     left = f"{hours}:{minutes:02d}:{seconds:02d} left"

@@ -20,6 +20,7 @@ from pydantic import BaseModel
 
 from medssl.config import dump_config, load_config
 from medssl.errors import ConfigError, MissingInput, TrainingError, UsageError
+from medssl.files import write_atomically
 from medssl.train.checkpoint import clear_leftovers, list_checkpoints
 
 CONFIG = "config.yaml"
@@ -27,6 +28,8 @@ METRICS = "metrics.jsonl"
 TIMINGS = "timings.jsonl"
 SKIPPED = "skipped.jsonl"
 PICTURES = "pictures"
+LABELLED = "labelled"
+"""The store of the labelled cases; it may be there before the run begins."""
 _LOCK = ".lock"
 _OWN = (CONFIG, METRICS, "checkpoints")
 _LOGS = (".log", ".out", ".err")
@@ -85,7 +88,7 @@ def check_room(folder: str | Path, needed: int) -> None:
 def begin_run(folder: str | Path, config: BaseModel) -> None:
     """Write the resolved configuration into a folder that holds no run yet; `TrainingError` where it does."""
     refuse_other_run(folder)
-    _write_whole(Path(folder) / CONFIG, dump_config(config))
+    _write_config(Path(folder), config)
 
 
 def refuse_other_run(folder: str | Path) -> None:
@@ -98,7 +101,7 @@ def refuse_other_run(folder: str | Path) -> None:
             "Go on with it by --resume, or give another --out."
         )
     shown = (name.name for name in path.iterdir() if not name.name.startswith(".")) if path.is_dir() else ()
-    foreign = sorted(name for name in shown if not name.endswith(_LOGS))
+    foreign = sorted(name for name in shown if not name.endswith(_LOGS) and name != LABELLED)
     if foreign:
         raise TrainingError(f"{path} holds files that belong to no run ({', '.join(foreign[:5])}). Give a new or an empty folder as --out.")
 
@@ -107,7 +110,7 @@ def continue_run(folder: str | Path, config: BaseModel, free: frozenset[str], st
     """Check that the folder's run is the one of `config`, as `check_same_run` does, and cut its rows past `step`."""
     path = Path(folder)
     check_same_run(path, config, free)
-    _write_whole(path / CONFIG, dump_config(config))
+    _write_config(path, config)
     for name in (METRICS, TIMINGS, SKIPPED):
         cut_rows(path / name, step)
 
@@ -147,13 +150,11 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
     return {key: leaf for name, inner in items for key, leaf in _flat(inner, f"{path}.{name}" if path else str(name)).items()}
 
 
-def _write_whole(file: Path, text: str) -> None:
-    partial = file.with_name(f".{file.name}.partial")
-    with partial.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(file)
+def _write_config(folder: Path, config: BaseModel) -> None:
+    try:
+        write_atomically(folder / CONFIG, dump_config(config).encode())
+    except OSError as error:
+        raise TrainingError(f"{folder / CONFIG} cannot be written: {error.strerror or error}. Make room, or give another --out.") from error
 
 
 def cut_rows(file: Path, step: int) -> None:

@@ -13,19 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from medssl.augment import ViewOptions
-from medssl.config import check, load_config, with_overrides
-from medssl.contracts import ConsistencyLoss, Crops, PretextTask
+from medssl.config import check
+from medssl.contracts import ConsistencyLoss, PretextTask
 from medssl.errors import ConfigError, PluginError, TransferError
 from medssl.learn import Objective, build_objective, check_crop
+from medssl.learn.joining import rank, world
 from medssl.learn.terms import Term, TermOptions, resolve_losses, resolve_tasks
 from medssl.networks import NetworkSpec, as_spec
 from medssl.networks.difference import head_tensors
 from medssl.networks.transferable import load_matching
 from medssl.plugins import Plugins
 from medssl.train.checkpoint import Checkpoint, checksum_of, find_checkpoint
-from medssl.train.config import PretrainConfig
+from medssl.train.config import PretrainConfig, read_config
 from medssl.train.device import choose_device, choose_dtype
-from medssl.volumes import CropLoader, DataOptions, Store
+from medssl.train.training import Training
+from medssl.volumes import CropLoader, DataOptions, Preparation, Store
 
 MIN_COVERAGE = 0.9
 """Least share of a network, its head aside, that a further round must find in the run it goes on from."""
@@ -54,14 +56,39 @@ class Plan:
             _load_origin(built, self.origin)
         return built
 
-    def first_crops(self) -> Crops:
-        """The run's first batch: what is tried before the first step, and what pictures show."""
-        with self.loader() as loader:
-            return next(loader)[2]
+    def training(self) -> Training:
+        """The plan made ready: what is trained, on which crops, and what its checkpoints say."""
+        config, store = self.config, self.store
+        objective = self.objective()
 
-    def loader(self, first_step: int = 0) -> CropLoader:
-        """Crops from that step on."""
-        return CropLoader(self.store, self.config.data, self.config.seed, self.config.train.accumulate, first_step)
+        def loader(first_step: int) -> CropLoader:
+            return CropLoader(
+                store, config.data, config.seed, config.train.accumulate, first_step, rank(), world(), body=objective.wants_body
+            )
+
+        document = {
+            "preparation": store.preparation.model_dump(mode="json"),
+            "spacing": store.manifest.spacing,
+            "channels": len(store.channels),
+            "channel_names": list(store.channels),
+            "size": list(config.data.size),
+            "tasks": [term.document() for term in config.tasks],
+            "consistency": [term.document() for term in config.consistency],
+        }
+        return Training(
+            kind="pretrain",
+            title="pretraining",
+            config=config,
+            options=config.train,
+            seed=config.seed,
+            objective=objective,
+            loader=loader,
+            batch=config.data.batch,
+            data=store_fingerprint(store),
+            document=document,
+            plugins=self.plugins,
+            origin=self.origin,
+        )
 
 
 def make_plan(
@@ -72,9 +99,10 @@ def make_plan(
 ) -> Plan:
     """Check a configuration (a file, a mapping, or nothing) with `given` arguments laid over it."""
     terms = {key: given[key] for key in ("tasks", "consistency") if key in given}
-    checked = _configuration(config, overrides, {key: value for key, value in given.items() if key not in terms})
-    tasks = tuple(resolve_tasks(terms.get("tasks", [term.model_dump() for term in checked.tasks]), plugins))
-    losses = tuple(resolve_losses(terms.get("consistency", [term.model_dump() for term in checked.consistency]), plugins))
+    others = {key: value for key, value in given.items() if key not in terms}
+    checked = read_config(PretrainConfig, config, overrides, others, "pretraining")
+    tasks = tuple(resolve_tasks(terms.get("tasks", [term.document() for term in checked.tasks]), plugins))
+    losses = tuple(resolve_losses(terms.get("consistency", [term.document() for term in checked.consistency]), plugins))
     if not tasks and not losses:
         _refuse_nothing(plugins)
     origin = find_checkpoint(checked.from_) if checked.from_ is not None else None
@@ -83,26 +111,12 @@ def make_plan(
     store = Store(checked.data.store)
     _check_channels(spec, store, checked.data)
     _check_preparation(store, origin)
-    documents = {"tasks": _documents(tasks), "consistency": _documents(losses)}
-    return Plan(checked.model_copy(update={"network": spec, **documents}), spec, store, tasks, losses, origin, plugins)
+    resolved = {"network": spec, "tasks": documents(tasks), "consistency": documents(losses)}
+    return Plan(checked.model_copy(update=resolved), spec, store, tasks, losses, origin, plugins)
 
 
-def _configuration(config: Any, overrides: Sequence[str], given: Mapping[str, Any]) -> PretrainConfig:
-    where = str(config) if isinstance(config, str | Path) else "pretraining configuration"
-    if isinstance(config, PretrainConfig):
-        base: dict[str, Any] = {
-            name: value for name, value in config.model_dump(exclude_unset=True, by_alias=True).items() if name != "network"
-        }
-        base["network"] = config.network
-    else:
-        base = dict(config or {}) if isinstance(config, Mapping) or config is None else load_config(config)
-    base = with_overrides(base, overrides)
-    for key, value in given.items():
-        base[key] = {**(base.get(key) or {}), **value} if isinstance(value, Mapping) and key in ("data", "train") else value
-    return check(PretrainConfig, base, where)
-
-
-def _documents(terms: Sequence[Term[Any]]) -> tuple[TermOptions, ...]:
+def documents(terms: Sequence[Term[Any]]) -> tuple[TermOptions, ...]:
+    """The terms with every option filled in, as the run's `config.yaml` has them."""
     return tuple(check(TermOptions, term.document()) for term in terms)
 
 
@@ -138,11 +152,13 @@ def _check_channels(spec: NetworkSpec, store: Store, data: DataOptions) -> None:
 
 
 def _check_preparation(store: Store, origin: Checkpoint | None) -> None:
-    theirs = origin.state.get("preparation") if origin is not None else None
-    ours = store.preparation.model_dump(mode="json")
-    if origin is not None and theirs is not None and theirs != ours:
+    if origin is None or origin.state.get("preparation") is None:
+        return
+    theirs = check(Preparation, origin.state["preparation"], f"preparation in {origin.path}")
+    if theirs != store.preparation:
+        ours, other = (one.model_dump(mode="json") for one in (store.preparation, theirs))
         raise ConfigError(
-            f"the store prepares images by {ours}, {origin.path} was trained on images prepared by {theirs}: the network would see "
+            f"the store prepares images by {ours}, {origin.path} was trained on images prepared by {other}: the network would see "
             "other images than it learned on. Make the store with the same preparation."
         )
 

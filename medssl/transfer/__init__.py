@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 from medssl.transfer.evaluate import Evaluation, evaluate
 
 if TYPE_CHECKING:
-    from medssl.transfer.finetune import FineTuned, fine_tune
+    from medssl.transfer.finetune import fine_tune
     from medssl.transfer.load import LoadReport, load_pretrained
     from medssl.transfer.options import FinetuneConfig, FinetuneTrainOptions, finetune_schema
     from medssl.transfer.prediction import predict
 
 _WHERE = {
-    "FineTuned": "finetune",
     "fine_tune": "finetune",
     "FinetuneConfig": "options",
     "FinetuneTrainOptions": "options",
@@ -29,7 +28,6 @@ _WHERE = {
 
 __all__ = [
     "Evaluation",
-    "FineTuned",
     "FinetuneConfig",
     "FinetuneTrainOptions",
     "LoadReport",

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medssl.archive import read_nifti
+from medssl.archive.nifti_names import nifti_files, stem
 from medssl.errors import DataError, MissingInput, UsageError
 
-SUFFIXES = (".nii.gz", ".nii")
 AFFINE_TOLERANCE = 1e-3
 """Millimetres by which two affines may differ: the rounding of a NIfTI header."""
 
@@ -173,19 +173,6 @@ def evaluate(predictions: str | Path, labels: str | Path) -> Evaluation:
     return Evaluation(rows, tuple(sorted(predicted.keys() - true.keys())), tuple(sorted(true.keys() - predicted.keys())))
 
 
-def case_name(path: Path) -> str:
-    """The file's name without `.nii` or `.nii.gz`."""
-    for suffix in SUFFIXES:
-        if path.name.endswith(suffix):
-            return path.name.removesuffix(suffix)
-    return path.stem
-
-
-def nifti_files(folder: Path) -> list[Path]:
-    """The NIfTI files that lie in a folder itself, sorted; hidden ones are left out."""
-    return [path for path in sorted(folder.iterdir()) if path.name.endswith(SUFFIXES) and not path.name.startswith(".") and path.is_file()]
-
-
 def read_label_map(path: Path) -> LabelMap:
     """A NIfTI file of whole numbers, stored as integers or as floats; anything else is a `DataError`."""
     array, affine = read_nifti(path)
@@ -252,7 +239,7 @@ def _label_maps(folder: str | Path, what: str) -> dict[str, Path]:
         raise MissingInput(f"the folder of {what} {place} holds no .nii or .nii.gz file.")
     found: dict[str, Path] = {}
     for path in files:
-        other = found.setdefault(case_name(path), path)
+        other = found.setdefault(stem(path), path)
         if other != path:
             raise DataError(f"{other} and {path} name the same case. Keep one of them.")
     return found

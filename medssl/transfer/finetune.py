@@ -1,71 +1,48 @@
-"""Fine-tuning: a plain MONAI network, labelled volumes, DiceCE, Dice on validation cases, best and last checkpoints.
+"""Fine-tuning: a plain MONAI network, labelled volumes, Dice on validation cases, best and last checkpoints.
 
-The engine is the one of pretraining (`medssl.train.loop.StepEngine`, a `monai.engines.Trainer`), the evaluator is MONAI's
-`SupervisedEvaluator`, so any MONAI or ignite handler attaches. Randomness is a function of (seed, step, place in the batch), so a
-resumed run equals one that was never stopped.
+It is a training as any other (`medssl.train.training`): segmentation is one term of an objective, its crops come from a store, and
+pretext tasks, consistency losses and unlabelled volumes may train beside it. The evaluator is MONAI's `SupervisedEvaluator`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
-from importlib.metadata import version
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from medssl.config import check, load_config, with_overrides
-from medssl.errors import CheckpointError, UsageError
-from medssl.networks import as_spec
-from medssl.networks.difference import head_tensors
+from medssl.errors import UsageError
+from medssl.learn import check_crop
+from medssl.learn.build import assemble
+from medssl.learn.joining import rank, world
+from medssl.learn.objective import Objective
+from medssl.learn.terms import Term, resolve_losses, resolve_tasks
+from medssl.networks import NetworkSpec, as_spec
 from medssl.plugins import Plugins
-from medssl.run import RunState
-from medssl.train.checkpoint import Checkpoint, newest_good, save_checkpoint
-from medssl.train.device import choose_device, choose_dtype
-from medssl.train.handlers import CheckpointWriter, Clock, Recorder
-from medssl.train.loop import Skip, StepEngine, StepSettings, run_steps
-from medssl.train.optim import learning_rate_at, load_optimizer, make_optimizer, optimizer_tensors, parameter_groups
-from medssl.train.progress import ProgressDisplay
-from medssl.train.run_folder import begin_run, continue_run, holds_run, locked
-from medssl.train.stopping import Stopped, StopRequest, stop_on_signals
-from medssl.transfer.objective import LabelledBatch, SegmentationLoss
+from medssl.run import Run
+from medssl.train.checkpoint import newest_good
+from medssl.train.config import read_config
+from medssl.train.device import choose_dtype
+from medssl.train.loop import StepEngine
+from medssl.train.run_folder import LABELLED
+from medssl.train.setup import documents, store_fingerprint
+from medssl.train.training import Batches, Save, Training, run_training
+from medssl.transfer.crops import Beside, check_unlabelled
 from medssl.transfer.options import FinetuneConfig
 from medssl.transfer.segment import Windows
+from medssl.transfer.segmentation import Segmentation
 from medssl.transfer.start import Plan, first_weights, make_plan
-from medssl.transfer.validation import Best, CaseBatches, Validate, make_evaluator
-from medssl.volumes import LabelledCrops, LabelledOptions
+from medssl.transfer.validation import CaseBatches, Validate, make_evaluator
+from medssl.volumes import CropLoader, DataOptions, LabelledOptions, Store
 
 if TYPE_CHECKING:
     from medssl.transfer.load import LoadReport
 
 REPORT = "load_report.json"
-FREE = frozenset({"train.keep", "train.checkpoint_every", "train.device", "data.threads"})
-"""Keys that may differ when a run is resumed: they change no number."""
-
-
-@dataclass
-class FineTuned:
-    """One fine-tuning with its folder. `medssl_handlers(run)` receives it before the first step."""
-
-    folder: Path
-    config: FinetuneConfig
-    """The resolved configuration."""
-    objective: SegmentationLoss
-    """What is trained; `objective.network` is the plain network."""
-    state: RunState
-    report: LoadReport | None = None
-    """What was loaded from the pretrained checkpoint; None from scratch or after a resume. Also in `load_report.json`."""
-    best: Best = field(default_factory=Best)
-    """The best evaluation on the validation cases; step 0 where there are none."""
-
-    @property
-    def network(self) -> nn.Module:
-        """The plain MONAI network: after the run with its best weights where there are validation cases, else with its last."""
-        return self.objective.network
 
 
 def fine_tune(
@@ -82,7 +59,7 @@ def fine_tune(
     handlers: Sequence[Any] = (),
     plugins: Plugins | None = None,
     **train: Any,
-) -> FineTuned:
+) -> Run:
     """Fine-tune a segmentation network on labelled volumes and return the run; `out` becomes its folder.
 
     Give a `config` (a YAML file or a mapping) or the parts: `network` as for `medssl.pretrain` (left out: the pretrained
@@ -97,10 +74,9 @@ def fine_tune(
     if out is None:
         raise UsageError("fine_tune needs out, the folder of the run.")
     given = _parts(network, data, pretrained, labelled, seed, train)
-    plan = make_plan(_configuration(config, given, overrides))
-    with locked(out) as folder, stop_on_signals() as request:
-        run, resumed = _open_run(plan, folder, resume)
-        _train(plan, run, resumed, request, handlers, plugins)
+    checked = read_config(FinetuneConfig, config, overrides, given, "fine-tuning")
+    run = run_training(out, partial(_ready, checked, plugins or Plugins.load()), resume=resume, handlers=handlers)
+    _take_best(run)
     return run
 
 
@@ -130,158 +106,94 @@ def _data(data: Any, labelled: int | None) -> dict[str, Any]:
     return values if labelled is None else {**values, "labelled": labelled}
 
 
-def _configuration(config: Any, given: Mapping[str, Any], overrides: Sequence[str]) -> FinetuneConfig:
-    """A configuration (a file, a mapping or nothing) with overrides, then the arguments, laid over it."""
-    where = str(config) if isinstance(config, str | Path) else "fine-tuning configuration"
-    if isinstance(config, FinetuneConfig):
-        base: dict[str, Any] = {**config.model_dump(exclude_unset=True, by_alias=True), "network": config.network}
-    else:
-        base = dict(config or {}) if isinstance(config, Mapping) or config is None else load_config(config)
-    base = with_overrides(base, overrides)
-    for key, value in given.items():
-        base[key] = {**(base.get(key) or {}), **value} if key in ("data", "train") else value
-    return check(FinetuneConfig, base, where)
+def _ready(config: FinetuneConfig, plugins: Plugins, out: Path) -> Training:
+    """Cases in a store, the network with its first weights, segmentation and whatever trains beside it as one objective."""
+    plan = make_plan(config, out / LABELLED)
+    tasks = resolve_tasks([term.document() for term in config.tasks], plugins)
+    losses = resolve_losses([term.document() for term in config.consistency], plugins)
+    config = plan.config.model_copy(update={"tasks": documents(tasks), "consistency": documents(losses)})
+    plan = replace(plan, config=config)
+    unlabelled = _unlabelled_store(plan)
+    objective, report = _objective(plan, tasks, losses, plugins)
+    document = {
+        **plan.form.document(),
+        "size": list(config.data.size),
+        "overlap": config.overlap,
+        "tasks": [term.document() for term in config.tasks],
+        "consistency": [term.document() for term in config.consistency],
+    }
+    return Training(
+        kind="finetune",
+        title="fine-tuning",
+        config=config,
+        options=config.train,
+        seed=config.seed,
+        objective=objective,
+        loader=partial(_loader, plan, unlabelled, objective.wants_body),
+        batch=config.data.batch + (config.unlabelled.batch if config.unlabelled is not None else 0),
+        data="-".join(store_fingerprint(store) for store in (plan.store, unlabelled) if store is not None),
+        document=document,
+        plugins=plugins,
+        origin=plan.origin,
+        report=report,
+        attach=partial(_attach, plan),
+    )
 
 
-def _open_run(plan: Plan, folder: Path, resume: bool) -> tuple[FineTuned, Checkpoint | None]:
-    """A new run with its first weights, or the run of the folder as its newest good checkpoint has it."""
-    options = plan.config.train
-    resumed = newest_good(folder) if resume else None
-    if resume and holds_run(folder):
-        continue_run(folder, plan.config, FREE, resumed.step if resumed is not None else 0)
-    if resumed is not None:
-        if resumed.state.get("kind") != "finetune":
-            raise CheckpointError(f"{resumed.path} is no checkpoint of a fine-tuning. Give another --out.")
-        network, report = plan.spec.build(seed=plan.config.seed), None
-        network.load_state_dict(resumed.tensors["network"])
-    else:
+def _objective(
+    plan: Plan, tasks: Sequence[Term[Any]], losses: Sequence[Term[Any]], plugins: Plugins
+) -> tuple[Objective, LoadReport | None]:
+    config, found = plan.config, list[Any]()
+    options = Segmentation.Options(augment=config.augment, batch_dice=config.batch_dice)
+    segmentation: Term[Any] = Term("tasks", Segmentation.name, Segmentation, options, 1.0)
+
+    def first(_: NetworkSpec) -> nn.Module:
         network, report = first_weights(plan)
-        if not (resume and holds_run(folder)):
-            begin_run(folder, plan.config)
-        if report is not None:
-            (folder / REPORT).write_text(json.dumps(report.document(), indent=1) + "\n", encoding="utf-8")
-    state, best = RunState(options.steps), Best()
-    if resumed is not None:
-        state.step, state.skipped = resumed.step, resumed.state["skipped"]
-        best = Best(**resumed.state["best"])
-    objective = SegmentationLoss(network, plan.config.augment, plan.config.seed)
-    return FineTuned(folder, plan.config, objective, state, report, best), resumed
+        found.append(report)
+        return network
+
+    built = assemble(plan.spec, [segmentation, *tasks], losses, config.views, config.seed, plugins, config.data.size, first)
+    check_crop(built, config.data.size, config.data.batch)
+    return built, found[0]
 
 
-def _train(
-    plan: Plan, run: FineTuned, resumed: Checkpoint | None, request: StopRequest, handlers: Sequence[Any], plugins: Plugins | None
-) -> None:
-    options = plan.config.train
-    run.objective.to(choose_device(options.device))
-    with ExitStack() as stack:
-        crops = stack.enter_context(_crops(plan, run.state.step))
-        display = stack.enter_context(ProgressDisplay("fine-tuning", options.steps, run.state.step))
-        clock = Clock(plan.config.data.batch)
-        recorder = Recorder(run.folder, 1, clock, display)
-        stack.callback(recorder.close)
-        engine = _engine(plan, run, resumed, crops, recorder)
-        clock.attach(engine)
-        _attach_validation(plan, run, engine)
-        recorder.attach(engine)
-        for handler in [*handlers, *_plugin_handlers(plugins, run)]:
-            handler.attach(engine)
-        save = _saver(plan, run, engine.optimizer, "step", options.keep, before=recorder.sync)
-        CheckpointWriter(save, options.checkpoint_every, request).attach(engine)
-        run_steps(engine)
-        if request.signal is not None:
-            stopped = Stopped(
-                request.signal, f"stopped at step {run.state.step}, a checkpoint is written; go on with the same command and --resume"
-            )
-            display.say(str(stopped))
-            raise stopped
-    _take_best(run)
+def _unlabelled_store(plan: Plan) -> Store | None:
+    if plan.config.unlabelled is None:
+        return None
+    store = Store(plan.config.unlabelled.store)
+    check_unlabelled(store, plan.store)
+    return store
 
 
-def _engine(plan: Plan, run: FineTuned, resumed: Checkpoint | None, crops: LabelledCrops, recorder: Recorder) -> StepEngine:
-    options, device = plan.config.train, choose_device(plan.config.train.device)
-    groups = parameter_groups(run.objective, options.weight_decay)
-    optimizer = make_optimizer(groups, options.optimizer, options.learning_rate, options.momentum)
-    if resumed is not None:
-        load_optimizer(optimizer, run.objective, resumed.tensors["optimizer"])
-
-    def rate(step: int) -> float:
-        return learning_rate_at(step, options.steps, options.learning_rate, options.warmup, options.schedule)
-
-    def on_skip(skip: Skip) -> None:
-        recorder.skip(skip, [name for batch in skip.batches for name in batch.cases])
-
-    dtype = choose_dtype(options.precision, device)
-    settings = StepSettings(device, rate, dtype, options.clip, plan.config.seed, options.max_skipped)
-    return StepEngine(run.objective, run.objective, optimizer, _batches(crops, device), run.state, settings, on_skip=on_skip)
+def _loader(plan: Plan, unlabelled: Store | None, body: bool, first_step: int) -> Batches:
+    config, accumulate = plan.config, plan.config.train.accumulate
+    labelled = CropLoader(plan.store, config.data, config.seed, accumulate, first_step, rank(), world(), body=body)
+    if unlabelled is None or config.unlabelled is None:
+        return labelled
+    options = DataOptions(
+        store=config.unlabelled.store,
+        batch=config.unlabelled.batch,
+        size=config.data.size,
+        threads=config.data.threads,
+        ahead=config.data.ahead,
+    )
+    others = CropLoader(unlabelled, options, config.seed, accumulate, first_step, rank(), world(), body=body)
+    return Beside(labelled, others, config.data.batch * accumulate * world())
 
 
-def _attach_validation(plan: Plan, run: FineTuned, engine: StepEngine) -> None:
+def _attach(plan: Plan, engine: StepEngine, run: Run, save_best: Save) -> None:
+    """Validation, and what was loaded as a file of the run."""
+    if run.report is not None:
+        (run.folder / REPORT).write_text(json.dumps(run.report.document(), indent=1) + "\n", encoding="utf-8")
     if not plan.validation:
         return
     options, device = plan.config.train, engine.settings.device
     windows = Windows(plan.config.data.size, plan.config.overlap, choose_dtype(options.validate_precision, device))
     evaluator = make_evaluator(run.network, CaseBatches(plan.validation, plan.form), windows, plan.classes, device)
-    Validate(evaluator, options.validate_every, options.steps, run.best, _saver(plan, run, None, "best", 1)).attach(engine)
+    Validate(evaluator, options.validate_every, options.steps, run.best, save_best).attach(engine)
 
 
-def _crops(plan: Plan, first_step: int) -> LabelledCrops:
-    config = plan.config
-    outputs = plan.spec.out_channels
-    return LabelledCrops(plan.training, config.data, plan.form.preparation, config.seed, out_channels=outputs, first_step=first_step)
-
-
-def _batches(crops: LabelledCrops, device: torch.device) -> Iterator[list[LabelledBatch]]:
-    for _, images, labels, names in crops:
-        yield [LabelledBatch(images, labels, names).to(device)]
-
-
-def _plugin_handlers(plugins: Plugins | None, run: FineTuned) -> list[Any]:
-    found = (plugins or Plugins.load()).hook.medssl_handlers(run=run)
-    return [handler for handlers in found for handler in handlers]
-
-
-def _saver(
-    plan: Plan,
-    run: FineTuned,
-    optimizer: torch.optim.Optimizer | None,
-    series: str,
-    keep: int,
-    before: Callable[[], None] = lambda: None,
-) -> Callable[[int], None]:
-    """`save(step)`: with an optimizer a checkpoint to resume from, without one the network alone."""
-
-    def save(step: int) -> None:
-        before()
-        tensors: dict[str, Mapping[str, Tensor]] = {"network": run.network.state_dict()}
-        if optimizer is not None:
-            tensors["optimizer"] = optimizer_tensors(optimizer, run.objective)
-        save_checkpoint(run.folder, step, tensors, checkpoint_state(plan, run), keep=keep, series=series)
-
-    return save
-
-
-def checkpoint_state(plan: Plan, run: FineTuned) -> dict[str, Any]:
-    """What a fine-tuning checkpoint says beside its tensors: all that prediction, transfer and resuming need."""
-    origin = plan.origin
-    lineage = list(origin.state.get("lineage") or []) if origin is not None else []
-    if origin is not None:
-        network = origin.state.get("files", {}).get("network.safetensors")
-        lineage.append({"kind": origin.state.get("kind"), "step": origin.step, "network": network})
-    return {
-        "kind": "finetune",
-        "network": plan.spec.model_dump(mode="json", by_alias=True, exclude_none=True),
-        "head": list(head_tensors(plan.spec)),
-        **plan.form.document(),
-        "size": list(plan.config.data.size),
-        "overlap": plan.config.overlap,
-        "lineage": lineage,
-        "versions": {name: version(name) for name in ("medssl", "torch", "monai")},
-        "skipped": run.state.skipped,
-        "best": {"dice": run.best.dice, "step": run.best.step},
-    }
-
-
-def _take_best(run: FineTuned) -> None:
+def _take_best(run: Run) -> None:
     best = newest_good(run.folder, "best")
     if best is not None and best.step != run.state.step:
         run.network.load_state_dict(best.tensors["network"])

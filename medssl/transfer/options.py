@@ -6,53 +6,23 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from medssl.augment import ViewOptions
 from medssl.config import BaseOptions
 from medssl.networks import NetworkSpec
 from medssl.plugins import Plugins
+from medssl.train.config import Terms, TrainOptions, with_terms
 from medssl.train.device import Precision
-from medssl.train.optim import OptimizerName, Schedule
+from medssl.transfer.segmentation import AugmentOptions
 from medssl.volumes import LabelledOptions, Preparation
 
 
-class AugmentOptions(BaseOptions):
-    """The `augment:` key: light changes of the training crops, on prepared intensities."""
-
-    flip: tuple[int, ...] = ()
-    """Axes (0: left-right, 1: back-front, 2: down-up) along which crops may be flipped. None by default: a flip along axis 0
-    would swap left and right organs while their labels stay."""
-    scale: float = Field(0.2, ge=0, lt=1)
-    """Contrast is multiplied by 1 - scale .. 1 + scale."""
-    shift: float = Field(0.2, ge=0)
-    """Brightness is shifted by up to this, in units of prepared intensity."""
-    noise: float = Field(0.1, ge=0)
-    """Largest standard deviation of added noise, in units of prepared intensity."""
-
-
-class FinetuneTrainOptions(BaseOptions):
-    """The `train:` key of a fine-tuning."""
+class FinetuneTrainOptions(TrainOptions):
+    """The `train:` key of a fine-tuning: that of a pretraining with other defaults, and validation."""
 
     preset: Literal["full"] = "full"
     """full: every layer is trained from the first step."""
-    steps: int = Field(1000, ge=1)
-    """Optimizer steps of the whole run."""
     learning_rate: float = Field(3e-3, gt=0, le=10)
     """Peak learning rate, reached after the warm-up."""
-    optimizer: OptimizerName = "adamw"
-    """AdamW, or SGD with Nesterov momentum."""
-    weight_decay: float = Field(1e-2, ge=0, le=1)
-    """Weight decay; norms and biases are left out of it."""
-    momentum: float = Field(0.9, ge=0, lt=1)
-    """Momentum of SGD; AdamW has its own."""
-    warmup: float = Field(0.05, ge=0, lt=1)
-    """Share of the steps over which the learning rate rises to its peak."""
-    schedule: Schedule = "cosine"
-    """How the learning rate falls after the warm-up."""
-    clip: float | None = Field(1.0, gt=0)
-    """Longest gradient that is taken as it is; null: no clipping."""
-    precision: Precision = "auto"
-    """auto: bf16 on GPUs that have units for it, fp32 on every CPU; bf16 on a CPU with such units by choice."""
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
-    """auto: the first GPU, else the CPU."""
     validate_every: int = Field(100, ge=1)
     """Steps between two evaluations on the validation cases; one more follows the last step."""
     validate_precision: Precision = "fp32"
@@ -61,8 +31,17 @@ class FinetuneTrainOptions(BaseOptions):
     """Steps between two checkpoints; one more is written at the end and on a signal."""
     keep: int = Field(1, ge=1)
     """Checkpoints that are kept, the newest ones; the best one is kept beside them."""
-    max_skipped: int = Field(10, ge=0)
-    """Steps that may be skipped for a loss or gradient that is not finite before the run stops."""
+    picture_every: int = Field(0, ge=0)
+    """Steps between two sheets of pictures; 0: none."""
+
+
+class UnlabelledOptions(BaseOptions):
+    """The `unlabelled:` key: volumes that consistency losses and pretext tasks see beside the labelled ones."""
+
+    store: str
+    """Folder of the store (`medssl store ... --out FOLDER`), prepared as the labelled images are."""
+    batch: int = Field(default=2, ge=1, le=4096)
+    """Unlabelled crops beside the labelled ones in one forward pass of one process."""
 
 
 class FinetuneConfig(BaseOptions):
@@ -78,6 +57,16 @@ class FinetuneConfig(BaseOptions):
     """How long and how fast."""
     augment: AugmentOptions = AugmentOptions()
     """Light changes of the training crops."""
+    batch_dice: bool = True
+    """Dice over all crops of a batch; false: the mean over the crops, each by itself, which `train.accumulate` does not change."""
+    tasks: Terms = ()
+    """Pretext tasks trained beside the segmentation."""
+    consistency: Terms = ()
+    """Consistency losses, on the segmentation's answers and those of the tasks."""
+    views: ViewOptions = ViewOptions()
+    """How the views differ that consistency losses compare."""
+    unlabelled: UnlabelledOptions | None = None
+    """Unlabelled volumes beside the labelled ones, for tasks and consistency losses; null: none."""
     overlap: float = Field(0.5, ge=0, lt=1)
     """Share by which the windows of the sliding-window prediction overlap."""
     pretrained: str | None = None
@@ -94,6 +83,12 @@ class FinetuneConfig(BaseOptions):
         return self
 
     @model_validator(mode="after")
+    def _unlabelled_are_used(self) -> FinetuneConfig:
+        if self.unlabelled is not None and not self.tasks and not self.consistency:
+            raise ValueError("unlabelled volumes teach nothing by themselves: name a loss under consistency (agreement) or a task")
+        return self
+
+    @model_validator(mode="after")
     def _flips_fit(self) -> FinetuneConfig:
         dims = len(self.data.size)
         if any(not 0 <= axis < dims for axis in self.augment.flip):
@@ -102,5 +97,5 @@ class FinetuneConfig(BaseOptions):
 
 
 def finetune_schema(plugins: Plugins) -> dict[str, Any]:
-    """The JSON schema of a fine-tuning configuration. No plugin adds to it yet; `plugins` is taken as `pretrain_schema` takes it."""
-    return FinetuneConfig.model_json_schema(by_alias=True)
+    """The JSON schema of a fine-tuning configuration, with the options of every installed task and loss."""
+    return with_terms(FinetuneConfig.model_json_schema(by_alias=True), plugins)

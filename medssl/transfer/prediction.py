@@ -15,15 +15,16 @@ from numpy.typing import NDArray
 from torch import nn
 
 from medssl.archive import Index, VolumeRecord, build_index, write_nifti
+from medssl.archive.nifti_names import is_nifti_name, nifti_files, stem
 from medssl.config import check
 from medssl.errors import CheckpointError, DataError, MissingInput, UsageError
 from medssl.networks import NetworkSpec
 from medssl.train.checkpoint import Checkpoint, find_checkpoint
 from medssl.train.device import choose_device, choose_dtype, fit_threads
-from medssl.transfer.evaluate import SUFFIXES, case_name, nifti_files
 from medssl.transfer.images import ImageForm, load_image, prepare_image
 from medssl.transfer.segment import Windows
 from medssl.volumes import Prepared, restore_labels
+from medssl.volumes.datalists import grouped_by_case
 from medssl.volumes.sources import is_index
 
 
@@ -63,9 +64,9 @@ def predict(run_dir: str | Path, inputs: Sequence[str | Path], out: str | Path, 
     """Write a NIfTI label map `NAME.nii.gz` for each volume of `inputs` into `out`, on its own grid; returns the paths.
 
     `run_dir` is a fine-tuning run (its best checkpoint, else its newest) or one of its checkpoints. An input is a NIfTI file, a
-    folder of NIfTI files (named as they are), an index folder (named by its volumes), or a folder, zip or tar of DICOM (named by
-    the volumes of an index made for this call). It calculates in fp32; `precision="bf16"`, or "auto" (bf16 on GPUs that
-    have it), is faster there and may move borders by a voxel.
+    folder of NIfTI files (named as they are, `CASE_0000` and `CASE_0001` being channels of `CASE`), an index folder (named by its
+    volumes), or a folder, zip or tar of DICOM (named by the volumes of an index made for this call). It
+    calculates in fp32; `precision="bf16"`, or "auto" (bf16 on GPUs that have it), is faster there and may move borders by a voxel.
 
     Raises:
         MissingInput: an input, run or checkpoint is not there.
@@ -118,18 +119,18 @@ def _volumes(path: Path, form: ImageForm, stack: ExitStack) -> list[_Input]:
         raise MissingInput(f"there is no input at {path}. Give NIfTI files, or folders of NIfTI or DICOM files.")
     if is_index(path):
         return _indexed(Index(path), form, path)
-    if path.is_file() and path.name.endswith(SUFFIXES):
-        return [_nifti(path, form)]
+    if path.is_file() and is_nifti_name(path.name):
+        return [_nifti(stem(path), (path,), form)]
     files = nifti_files(path) if path.is_dir() else []
     if files:
-        return [_nifti(file, form) for file in files]
+        return [_nifti(name, images, form) for name, images in grouped_by_case(files).items()]
     folder = Path(stack.enter_context(TemporaryDirectory(prefix="medssl-"))) / "index"
     build_index([path], folder)
     return _indexed(Index(folder), form, path)
 
 
-def _nifti(file: Path, form: ImageForm) -> _Input:
-    return _Input(case_name(file), file, lambda: load_image(file, form))
+def _nifti(name: str, files: tuple[Path, ...], form: ImageForm) -> _Input:
+    return _Input(name, files[0], lambda: load_image(files, form))
 
 
 def _indexed(index: Index, form: ImageForm, path: Path) -> list[_Input]:
@@ -152,10 +153,11 @@ def _from_index(index: Index, record: VolumeRecord, form: ImageForm, path: Path)
 
 def _check_modality(record: VolumeRecord, form: ImageForm, path: Path) -> None:
     """DICOM says its modality; one that would be prepared by another rule than the training's images is refused."""
-    rules, other = form.preparation.modalities, form.preparation.other
-    if rules.get(record.modality, other) != rules.get(form.modality, other):
+    rules = [form.preparation.rule(modality, channel.name) for channel in form.channels for modality in (record.modality, channel.modality)]
+    if rules[::2] != rules[1::2]:
+        known = ", ".join(dict.fromkeys(channel.modality for channel in form.channels))
         raise DataError(
-            f"volume {record.volume} of {path} is {record.modality}, the network was fine-tuned on {form.modality} images. "
+            f"volume {record.volume} of {path} is {record.modality}, the network was fine-tuned on {known} images. "
             "Leave it out, or give the folder of one series."
         )
 

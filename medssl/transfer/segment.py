@@ -31,18 +31,32 @@ class Windows:
     def __call__(self, inputs: Tensor, network: nn.Module) -> Tensor:
         """(1, C, *shape) prepared intensities -> (1, K, *shape) float32 logits.
 
-        What surrounds a volume smaller than a window is its darkest value, as in the crops of the training.
+        What surrounds a volume smaller than a window is the darkest value of each channel, as in the crops of the training.
         """
 
         def answer(window: Tensor) -> Tensor:
             with torch.autocast(window.device.type, dtype=self.dtype, enabled=self.dtype is not None):
                 return dense_output(network(window), window.shape[2:]).float()
 
-        spatial, darkest = inputs.dim() - 2, float(inputs.min())
-        options: dict[str, Any] = {"sw_batch_size": WINDOWS_AT_ONCE, "overlap": self.overlap, "mode": "gaussian", "cval": darkest}
+        spatial = inputs.dim() - 2
+        padded, shown = _padded(inputs, self.size)
+        options: dict[str, Any] = {"sw_batch_size": WINDOWS_AT_ONCE, "overlap": self.overlap, "mode": "gaussian"}
         if len(self.size) == spatial:
             inferer = SlidingWindowInferer(roi_size=self.size, **options)
         else:
             inferer = SliceInferer(roi_size=self.size, spatial_dim=spatial - 1, **options)
-        logits: Tensor = inferer(inputs, answer)
-        return logits
+        logits: Tensor = inferer(padded, answer)
+        return logits[shown]
+
+
+def _padded(inputs: Tensor, size: tuple[int, ...]) -> tuple[Tensor, tuple[slice, ...]]:
+    """The volume with sides of at least `size`, in its middle what was given, and where that is."""
+    shape = inputs.shape[2:]
+    sides = [max(side, window) for side, window in zip(shape, (*size, 1), strict=False)]
+    starts = [(wide - side) // 2 for wide, side in zip(sides, shape, strict=True)]
+    shown = (slice(None), slice(None), *(slice(start, start + side) for start, side in zip(starts, shape, strict=True)))
+    if tuple(sides) == tuple(shape):
+        return inputs, shown
+    padded = inputs.amin(dim=tuple(range(2, inputs.dim())), keepdim=True).repeat(1, 1, *sides)
+    padded[shown] = inputs
+    return padded, shown

@@ -19,9 +19,20 @@ from medssl.errors import ConfigError, DataError, TransferError
 from medssl.networks import NetworkSpec, as_spec, check_crop
 from medssl.train.checkpoint import STATE, Checkpoint, find_checkpoint
 from medssl.train.loop import seeded
-from medssl.transfer.images import ImageForm, Spacing, as_spacing
+from medssl.transfer.images import ImageForm, Spacing
 from medssl.transfer.options import FinetuneConfig
-from medssl.volumes import Case, Preparation, check_labels, load_labels, modality_of, training_cases
+from medssl.volumes import (
+    Case,
+    Preparation,
+    Store,
+    as_spacing,
+    channels_of,
+    check_classes,
+    check_labels,
+    load_labels,
+    store_cases,
+    training_cases,
+)
 
 if TYPE_CHECKING:
     from medssl.transfer.load import LoadReport
@@ -36,6 +47,8 @@ class Plan:
     spec: NetworkSpec
     training: tuple[Case, ...]
     validation: tuple[Case, ...]
+    store: Store
+    """The training cases."""
     form: ImageForm
     origin: Checkpoint | None
     """The pretrained checkpoint."""
@@ -46,22 +59,32 @@ class Plan:
         return tuple(range(1, int(self.spec.out_channels or 0)))
 
 
-def make_plan(config: FinetuneConfig) -> Plan:
-    """Check cases, labels, crop and pretrained checkpoint; the resolved configuration is the plan's."""
+def make_plan(config: FinetuneConfig, folder: Path) -> Plan:
+    """Check cases, labels, crop and pretrained checkpoint; the resolved configuration is the plan's.
+
+    The training cases go into a store in `folder`, or are found there.
+    """
     origin = _origin(config.pretrained)
     spec = _network(config, origin)
+    if spec.out_channels is not None and spec.out_channels < 2:
+        raise ConfigError("network.out_channels is 1; segmentation needs one for the background and one for each label value.")
     training, validation = training_cases(config.data)
-    spec = _with_outputs(spec, [*training, *validation])
-    check_crop(spec, config.data.size, config.data.batch)
-    preparation, spacing = _image_form(config, origin.state if origin is not None else {}, config.pretrained)
-    data = config.data.model_copy(update={"spacing": spacing, "modality": modality_of(config.data)})
-    resolved = config.model_copy(update={"network": spec, "data": data, "preparation": preparation})
-    form = ImageForm(preparation, spacing, str(data.modality), spec.in_channels)
-    if spec.in_channels != 1:
+    channels = channels_of(config.data, training)
+    if spec.in_channels != len(channels):
+        names = ", ".join(channel.name for channel in channels)
         raise ConfigError(
-            f"network.in_channels is {spec.in_channels}; the images of a case are one NIfTI file with 1 channel. Set it to 1."
+            f"network.in_channels is {spec.in_channels}; the cases have {len(channels)} channel(s) ({names}). Set it to that."
         )
-    return Plan(resolved, spec, tuple(training), tuple(validation), form, origin)
+    preparation, spacing = _image_form(config, origin.state if origin is not None else {}, config.pretrained)
+    check_crop(spec, config.data.size, config.data.batch)
+    store = store_cases(training, folder, channels, spacing=spacing, preparation=preparation, workers=config.data.threads)
+    spec = _with_outputs(spec, store, training, validation)
+    modalities = tuple(channel.modality for channel in channels)
+    modality = modalities[0] if len(set(modalities)) == 1 else modalities
+    data = config.data.model_copy(update={"spacing": spacing, "modality": modality})
+    resolved = config.model_copy(update={"network": spec, "data": data, "preparation": preparation})
+    form = ImageForm(preparation, spacing, channels)
+    return Plan(resolved, spec, tuple(training), tuple(validation), store, form, origin)
 
 
 def first_weights(plan: Plan) -> tuple[nn.Module, LoadReport | None]:
@@ -94,17 +117,17 @@ def _network(config: FinetuneConfig, origin: Checkpoint | None) -> NetworkSpec:
     return as_spec(spec.model_copy(update={"out_channels": None}))
 
 
-def _with_outputs(spec: NetworkSpec, cases: Sequence[Case]) -> NetworkSpec:
+def _with_outputs(spec: NetworkSpec, store: Store, training: Sequence[Case], validation: Sequence[Case]) -> NetworkSpec:
     """The specification with one output a label value and the background; given numbers are checked against every label."""
-    if spec.out_channels is None:
-        highest = max(int(load_labels(case.label).max()) for case in cases if case.label is not None)
-        if highest == 0:
-            raise DataError("no label of these cases has a labelled voxel: all are 0. Check that the label files are the right ones.")
-        return spec.model_copy(update={"out_channels": highest + 1})
-    if spec.out_channels < 2:
-        raise ConfigError("network.out_channels is 1; segmentation needs one for the background and one for each label value.")
-    check_labels(cases, spec.out_channels)
-    return spec
+    if spec.out_channels is not None:
+        check_classes(store, training, spec.out_channels)
+        check_labels(validation, spec.out_channels)
+        return spec
+    held = max((int(load_labels(case.label).max()) for case in validation if case.label is not None), default=0)
+    highest = max(held, max(max(volume.classes or (0,)) for volume in store.volumes))
+    if highest == 0:
+        raise DataError("no label of these cases has a labelled voxel: all are 0. Check that the label files are the right ones.")
+    return spec.model_copy(update={"out_channels": highest + 1})
 
 
 def _image_form(config: FinetuneConfig, state: Mapping[str, Any], origin: str | None) -> tuple[Preparation, Spacing]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,20 +13,13 @@ from monai.engines import SupervisedEvaluator
 from monai.utils import CommonKeys
 from torch import nn
 
+from medssl.run import Best
 from medssl.transfer.evaluate import dice_by_class, read_label_map
 from medssl.transfer.images import ImageForm, load_image
 from medssl.transfer.segment import Windows
 from medssl.volumes import Case, Prepared, restore_labels
 
 logging.getLogger("medssl.transfer").addHandler(logging.NullHandler())
-
-
-@dataclass
-class Best:
-    """The best evaluation of a run so far."""
-
-    dice: float = -1.0
-    step: int = 0
 
 
 class CaseBatches:
@@ -41,7 +33,7 @@ class CaseBatches:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for case in self.cases:
-            prepared = load_image(case.image, self.form)
+            prepared = load_image(case.images, self.form)
             yield {
                 CommonKeys.IMAGE: torch.from_numpy(np.ascontiguousarray(prepared.array))[None],
                 CommonKeys.LABEL: torch.empty(0),

@@ -1,24 +1,27 @@
 """Volumes: from an archive to a store, and from a store to batches of crops; labelled volumes for fine-tuning and prediction."""
 
-from medssl.volumes.cases import Case, LabelledOptions, find_cases, modality_of, training_cases
-from medssl.volumes.crops import Crop, CropOptions, CropPlan, DataOptions, crop_at
+from medssl.volumes.cases import Case, LabelledOptions, channels_of, find_cases, training_cases
+from medssl.volumes.crops import Crop, CropOptions, CropPlan, DataOptions, LoadOptions, crop_at
+from medssl.volumes.grid import as_spacing
 from medssl.volumes.ingest import Incoming, StoreSummary, write_store
 from medssl.volumes.labelled import (
-    LabelledCrops,
     Prepared,
+    check_classes,
     check_labels,
     load_case,
     load_labels,
     prepare_volume,
     restore_labels,
+    store_cases,
 )
 from medssl.volumes.loader import CropLoader, on_device
-from medssl.volumes.preparation import IntensityRule, Preparation, Statistics, statistics
+from medssl.volumes.preparation import Channel, IntensityRule, Preparation, Statistics, statistics
 from medssl.volumes.sources import make_store
 from medssl.volumes.store import Store, StoredVolume, stable_id
 
 __all__ = [
     "Case",
+    "Channel",
     "Crop",
     "CropLoader",
     "CropOptions",
@@ -26,26 +29,29 @@ __all__ = [
     "DataOptions",
     "Incoming",
     "IntensityRule",
-    "LabelledCrops",
     "LabelledOptions",
+    "LoadOptions",
     "Preparation",
     "Prepared",
     "Statistics",
     "Store",
     "StoreSummary",
     "StoredVolume",
+    "as_spacing",
+    "channels_of",
+    "check_classes",
     "check_labels",
     "crop_at",
     "find_cases",
     "load_case",
     "load_labels",
     "make_store",
-    "modality_of",
     "on_device",
     "prepare_volume",
     "restore_labels",
     "stable_id",
     "statistics",
+    "store_cases",
     "training_cases",
     "write_store",
 ]

@@ -19,24 +19,37 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from medssl.config import BaseOptions, did_you_mean
+from medssl.archive.geometry import voxel_spacing
+from medssl.config import did_you_mean
 from medssl.errors import ConfigError, DataError
+from medssl.volumes.crops import LoadOptions
 from medssl.volumes.datalists import Listed, folders, from_dataset, read_json
-from medssl.volumes.grid import spacing_of
+from medssl.volumes.preparation import Channel
 
 
 @dataclass(frozen=True)
 class Case:
-    """One image, with its label where it has one."""
+    """The images of one case, with its label where it has one."""
 
     name: str
-    image: Path
+    images: tuple[Path, ...]
+    """One file, of which a fourth axis counts channels, or one file a channel."""
     label: Path | None
     patient: str
     """Cases of one patient never lie on both sides of a split."""
 
+    @property
+    def volume(self) -> str:
+        """Its name in a store, which tells neither path nor case."""
+        return pseudonym(self.name)
 
-class LabelledOptions(BaseOptions):
+
+def pseudonym(name: str) -> str:
+    """What a store calls a case or patient of that name; the same on every machine."""
+    return blake2b(name.encode(), digest_size=8).hexdigest()
+
+
+class LabelledOptions(LoadOptions):
     """The `data:` key of a fine-tuning configuration."""
 
     dataset: str | None = None
@@ -57,25 +70,18 @@ class LabelledOptions(BaseOptions):
     """Seed of that order."""
     validation: float = Field(default=0.2, ge=0, lt=1)
     """Share of the patients kept for validation where neither splits nor fold say which."""
-    modality: str | None = None
-    """DICOM modality of the images, such as CT or MR, for the image preparation; null: what dataset.json says, else MR."""
-    size: tuple[int, ...] = Field(min_length=2, max_length=3)
-    """Sides of a training crop in voxels; two sides give axial slices."""
-    batch: int = Field(default=2, ge=1, le=1024)
-    """Crops in one step."""
+    modality: str | tuple[str, ...] | None = None
+    """DICOM modality of the images, such as CT or MR, for the image preparation, or one for each channel; null: what dataset.json says,
+    else MR."""
     spacing: float | tuple[float, float, float] | None = None
     """Resample images and labels to this spacing in mm; null: the pretrained network's, or each image's own."""
     foreground: float = Field(default=0.75, ge=0, le=1)
     """Share of the crops that are placed around a labelled voxel, each class alike; the others lie anywhere."""
-    threads: int = Field(default=2, ge=1, le=64)
-    """Threads that load cases and cut crops ahead of the training."""
 
     @model_validator(mode="after")
     def _one_form(self) -> LabelledOptions:
         if (self.dataset is None) == (self.images is None):
             raise ValueError("give either dataset, or images with labels")
-        if not all(1 <= side <= 4096 for side in self.size):
-            raise ValueError(f"each side of size must be from 1 to 4096 voxels, not {list(self.size)}")
         return self
 
 
@@ -111,18 +117,35 @@ def training_cases(options: LabelledOptions) -> tuple[list[Case], list[Case]]:
     return _checked(_first(training, options), options), _checked(validation, options) if validation else []
 
 
-def modality_of(options: LabelledOptions) -> str:
-    """The modality that prepares these images: the option, else what `dataset.json` says, else MR."""
-    if options.modality:
-        return options.modality.upper()
+def channels_of(options: LabelledOptions, cases: Sequence[Case]) -> tuple[Channel, ...]:
+    """The channels of these cases, with names and modalities: the option's, else those of `dataset.json`, else MR.
+
+    One channel is named by its modality, as in a store; several as `dataset.json` names them, else by their number.
+    """
+    count = channel_count(cases[0])
+    names = _channel_names(options)
+    names = names if len(names) == count else [f"channel {number}" for number in range(count)]
+    given = [options.modality] * count if isinstance(options.modality, str) else options.modality
+    modalities = [_modality(name) for name in names] if given is None else [modality.upper() for modality in given]
+    if len(modalities) != count:
+        raise ConfigError(f"data.modality names {len(modalities)} modalities, and the cases have {count} channel(s). Give one, or {count}.")
+    return tuple(map(Channel, names if count > 1 else modalities, modalities, range(count)))
+
+
+def _channel_names(options: LabelledOptions) -> list[str]:
     if options.dataset is None:
-        return "MR"
+        return []
     path = Path(options.dataset)
-    path = path / "dataset.json" if path.is_dir() else path
-    content = read_json(path)
+    content = read_json(path / "dataset.json" if path.is_dir() else path)
     names = (content.get("modality") or content.get("channel_names") or {}) if isinstance(content, Mapping) else {}
-    first = str(names if isinstance(names, str) else next(iter(names.values()), "MR") if isinstance(names, Mapping) else "MR").upper()
-    return "CT" if first.startswith("CT") else "PT" if first in ("PET", "PT") else "MR"
+    if isinstance(names, str):
+        return [names]
+    return [str(names[key]) for key in sorted(names, key=int)] if isinstance(names, Mapping) and all(key.isdigit() for key in names) else []
+
+
+def _modality(name: str) -> str:
+    upper = name.upper()
+    return "CT" if upper.startswith("CT") else "PT" if upper in ("PET", "PT") else "MR"
 
 
 def _splits(options: LabelledOptions) -> dict[str, list[Case]]:
@@ -160,16 +183,16 @@ def _named(names: Sequence[str], by_name: Mapping[str, Listed], where: str) -> l
 
 
 def _cases(items: Iterable[Listed]) -> list[Case]:
-    cases = sorted((Case(item.name, item.image, item.label, item.patient or _patient(item)) for item in items), key=lambda case: case.name)
+    cases = sorted((Case(item.name, item.images, item.label, item.patient or _patient(item)) for item in items), key=lambda case: case.name)
     for before, after in pairwise(cases):
         if before.name == after.name:
-            raise DataError(f"two cases are named '{before.name}': {before.image} and {after.image}. Rename one.")
+            raise DataError(f"two cases are named '{before.name}': {before.images[0]} and {after.images[0]}. Rename one.")
     return cases
 
 
 def _patient(item: Listed) -> str:
     """BIDS says it in the file name; otherwise each case counts as a patient."""
-    found = re.match(r"sub-[A-Za-z0-9]+", item.image.name)
+    found = re.match(r"sub-[A-Za-z0-9]+", item.images[0].name)
     return found.group() if found else item.name
 
 
@@ -194,30 +217,41 @@ def _checked(cases: Sequence[Case], options: LabelledOptions) -> list[Case]:
     bare = [case for case in cases if case.label is None]
     if bare:
         raise DataError(
-            f"{len(bare)} of {len(cases)} images in {where} have no label, such as {bare[0].image.name}. "
+            f"{len(bare)} of {len(cases)} images in {where} have no label, such as {bare[0].images[0].name}. "
             "Add the labels, remove the images, or name the labelled cases in data.splits."
         )
     for case in cases:
         check_grid(case)
+        if channel_count(case) != channel_count(cases[0]):
+            raise DataError(
+                f"case '{case.name}' has {channel_count(case)} channel(s) and case '{cases[0].name}' has {channel_count(cases[0])}. "
+                "All cases must have the same channels."
+            )
     return list(cases)
 
 
+def channel_count(case: Case) -> int:
+    """How many channels a case has: its files, or the fourth axis of its one file."""
+    shape, _ = header(case.images[0])
+    return len(case.images) if len(case.images) > 1 or len(shape) < 4 else shape[3]
+
+
 def check_grid(case: Case) -> None:
-    """Raises `DataError` where a case's label lies on another grid than its image."""
-    shape, affine = header(case.image)
-    if case.label is None:
-        return
-    label_shape, label_affine = header(case.label)
-    if shape == label_shape and np.allclose(affine, label_affine, rtol=0, atol=1e-2 * max(1e-3, min(spacing_of(affine)))):
-        return
-    raise DataError(
-        f"case '{case.name}': the label's grid differs from the image's: image {case.image} {_grid(shape, affine)}; "
-        f"label {case.label} {_grid(label_shape, label_affine)}. Resample the label onto the image's grid."
-    )
+    """Raises `DataError` where a case's label or a further image lies on another grid than its first image."""
+    shape, affine = header(case.images[0])
+    others = [("image", path) for path in case.images[1:]] + ([("label", case.label)] if case.label is not None else [])
+    for what, path in others:
+        other_shape, other_affine = header(path)
+        near = np.allclose(affine, other_affine, rtol=0, atol=1e-2 * max(1e-3, min(voxel_spacing(affine))))
+        if shape[:3] != other_shape or not near:
+            raise DataError(
+                f"case '{case.name}': the {what}'s grid differs from the image's: image {case.images[0]} {_grid(shape[:3], affine)}; "
+                f"{what} {path} {_grid(other_shape, other_affine)}. Resample the {what} onto the image's grid."
+            )
 
 
 def _grid(shape: tuple[int, ...], affine: NDArray[np.float64]) -> str:
-    spacing = "x".join(f"{side:.4g}" for side in spacing_of(affine))
+    spacing = "x".join(f"{side:.4g}" for side in voxel_spacing(affine))
     origin = ", ".join(f"{x:.4g}" for x in affine[:3, 3])
     axes = "".join(["LR", "PA", "IS"][int(np.argmax(np.abs(c[:3])))][int(c[int(np.argmax(np.abs(c[:3])))] > 0)] for c in affine.T[:3])
     return f"has shape {list(shape)}, spacing {spacing} mm, axes {axes}, origin ({origin})"

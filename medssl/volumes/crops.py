@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,8 @@ from medssl.volumes.store import Store, StoredVolume
 
 FRACTION = 4
 """The share of a crop that is body is counted on every fourth voxel of each axis."""
+UNKNOWN = -1
+"""The label of a voxel of which nothing is known."""
 
 
 class CropOptions(BaseOptions):
@@ -33,7 +35,8 @@ class CropOptions(BaseOptions):
     crops_per_volume: int = Field(default=1, ge=1, le=64)
     """Neighbouring crops of a batch that come from one volume; must divide the batch."""
     foreground: float = Field(default=0.9, ge=0, le=1)
-    """Share of the crops that are placed around a point of the body; the others lie anywhere in the volume."""
+    """Share of the crops that are placed around a point of the body or, in a labelled volume, of one of its classes, each class alike;
+    the others lie anywhere in the volume."""
     small: Literal["pad", "leave out"] = "pad"
     """What becomes of volumes that are smaller than the crop: padded with their darkest value, or left out."""
     balance: Literal["volume", "patient", "modality"] = "volume"
@@ -47,11 +50,9 @@ class CropOptions(BaseOptions):
         return size
 
 
-class DataOptions(CropOptions):
-    """The `data:` key of a pretraining configuration."""
+class LoadOptions(CropOptions):
+    """How crops are placed, joined to batches and read ahead."""
 
-    store: str
-    """Folder of the store (`medssl store ... --out FOLDER`)."""
     batch: int = Field(default=2, ge=1, le=4096)
     """Crops in one forward pass of one process."""
     threads: int = Field(default=2, ge=1, le=64)
@@ -60,10 +61,17 @@ class DataOptions(CropOptions):
     """Batches that are kept ready."""
 
     @model_validator(mode="after")
-    def _divides(self) -> DataOptions:
+    def _divides(self) -> Self:
         if self.batch % self.crops_per_volume:
             raise ValueError(f"batch {self.batch} is not a multiple of crops_per_volume {self.crops_per_volume}")
         return self
+
+
+class DataOptions(LoadOptions):
+    """The `data:` key of a pretraining configuration."""
+
+    store: str
+    """Folder of the store (`medssl store ... --out FOLDER`)."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +106,8 @@ class Crop:
     inside: float
     affine: NDArray[np.float32]
     """(3, D + 1) voxel of the crop -> mm in the volume."""
+    labels: NDArray[np.int64] | None
+    """(1, *size) classes, where the store has them."""
 
 
 class CropPlan:
@@ -127,8 +137,7 @@ class CropPlan:
     def _corner(self, number: int, draw: Draw) -> tuple[int, ...]:
         volume = self.store.volume(number)
         numbers = draw.uniform(2 + 2 * len(self.size))[0].tolist()
-        around = numbers[0] < self.options.foreground and len(volume.points)
-        point = volume.points[int(numbers[1] * len(volume.points))] if around else None
+        point = _point(volume, numbers[1]) if numbers[0] < self.options.foreground else None
         corner = []
         for axis, (side, want) in enumerate(zip(volume.shape, self.size, strict=True)):
             share = numbers[2 + axis]
@@ -139,6 +148,16 @@ class CropPlan:
             else:
                 corner.append(min(max(int(point[axis]) - int(share * want), 0), side - want))
         return tuple(corner)
+
+
+def _point(volume: StoredVolume, share: float) -> NDArray[np.int32] | None:
+    """A voxel of the body or, of a labelled volume, of a class, each class alike; None where it has none."""
+    sets = (volume.points,) if volume.classes is None else volume.class_points
+    if not sets:
+        return None
+    chosen, rest = divmod(share * len(sets), 1)
+    points = sets[int(chosen)]
+    return points[int(rest * len(points))] if len(points) else None
 
 
 def _grouped(column: Sequence[Any], numbers: NDArray[np.int64]) -> list[NDArray[np.int64]]:
@@ -183,33 +202,55 @@ def read_crop(
     store: Store,
     place: Place,
     out: NDArray[np.float32],
-    scratch: dict[Any, NDArray[Any]] | None = None,
+    *,
+    labels: NDArray[np.int64] | None = None,
     body: NDArray[np.bool_] | None = None,
+    scratch: dict[Any, NDArray[Any]] | None = None,
 ) -> float:
     """Fill `out` (C, *size) with the prepared box, padding included; the share of it that is body comes back.
 
-    `body` (*size), where given, becomes the mask of the body. `scratch` keeps the buffer of raw values from one call of a thread to
-    its next.
+    `labels` and `body` (*size), where given, become the classes and the mask of the body. `scratch` keeps the buffers of raw values
+    from one call of a thread to its next.
     """
     volume = store.volume(place.number)
-    line = store.preparation.line(volume.statistics, volume.modality)
     lo = tuple(max(0, -c) for c in place.corner)
     hi = tuple(min(s, n - c) for s, n, c in zip(place.size, volume.shape, place.corner, strict=True))
     kept = tuple(b - a for a, b in zip(lo, hi, strict=True))
-    raw = _buffer((out.shape[0], *kept), store.dtype(place.number), scratch)
-    store.read(place.number, tuple(c + a for c, a in zip(place.corner, lo, strict=True)), kept, raw)
-    if kept == place.size:
-        line.into(raw, out)
-    else:
-        out[...] = line.value(volume.statistics.minimum)
-        line.into(raw, out[(slice(None), *(slice(a, b) for a, b in zip(lo, hi, strict=True)))])
+    corner = tuple(c + a for c, a in zip(place.corner, lo, strict=True))
+    shown = tuple(slice(a, b) for a, b in zip(lo, hi, strict=True))
+    raw = _buffer((store.arrays(place.number), *kept), store.dtype(place.number), scratch)
+    store.read(place.number, corner, kept, raw)
+    for image, channel, numbers, line in zip(out, volume.channels, volume.statistics, volume.lines(store.preparation), strict=True):
+        if kept != place.size:
+            image[...] = line.value(numbers.minimum)
+        line.into(raw[channel.array], image[shown])
     if body is not None:
         body[...] = False
-        np.greater(raw[0], volume.statistics.threshold, out=body[tuple(slice(a, b) for a, b in zip(lo, hi, strict=True))])
+        body[shown] = volume.body(raw)
     every = tuple(slice(None, None, FRACTION if side >= 2 * FRACTION else 1) for side in kept)
-    sparse = raw[0][every]
-    share = float(np.count_nonzero(sparse > volume.statistics.threshold) / sparse.size)
+    sparse = volume.body(raw[(slice(None), *every)])
+    share = float(np.count_nonzero(sparse) / sparse.size)
+    if labels is not None:
+        _read_labels(store, place.number, corner, labels, shown, scratch)
     return share * math.prod(kept) / math.prod(place.size)
+
+
+def _read_labels(
+    store: Store,
+    number: int,
+    corner: tuple[int, ...],
+    out: NDArray[np.int64],
+    shown: tuple[slice, ...],
+    scratch: dict[Any, NDArray[Any]] | None,
+) -> None:
+    """What surrounds a labelled volume is background; of a volume without label nothing is known."""
+    if store.volume(number).classes is None:
+        out[...] = UNKNOWN
+        return
+    raw = _buffer((1, *out[shown].shape), store.labels_dtype(number), scratch)
+    store.read_labels(number, corner, raw.shape[1:], raw)
+    out[...] = 0
+    out[shown] = raw[0]
 
 
 def _buffer(shape: tuple[int, ...], dtype: np.dtype[Any], scratch: dict[Any, NDArray[Any]] | None) -> NDArray[Any]:
@@ -226,6 +267,8 @@ def crop_at(store: Store, options: CropOptions, seed: int, sample: int) -> Crop:
     """The crop of the sample with that global number: what the loader delivers there."""
     place = CropPlan(store, options).place(seed, sample)
     full = np.empty((len(store.channels), *place.size), np.float32)
-    inside = read_crop(store, place, full)
-    volume = store.volume(place.number)
-    return Crop(full.reshape(full.shape[0], *options.size), place, volume, inside, place.affine(volume, len(options.size)))
+    labels = np.empty(place.size, np.int64) if store.labelled else None
+    inside = read_crop(store, place, full, labels=labels)
+    volume, size = store.volume(place.number), options.size
+    classes = None if labels is None else labels.reshape(1, *size)
+    return Crop(full.reshape(len(full), *size), place, volume, inside, place.affine(volume, len(size)), classes)

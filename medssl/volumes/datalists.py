@@ -4,34 +4,27 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medssl.archive.nifti_names import nifti_files, stem
 from medssl.errors import DataError, MissingInput
 
-SUFFIXES = (".nii.gz", ".nii")
 _SPLIT = {"training": "train", "train": "train", "validation": "validation", "val": "validation", "test": "test", "testing": "test"}
 _CHANNEL = re.compile(r"_(\d{4})$")
 
 
 @dataclass(frozen=True)
 class Listed:
-    """An image that a list names, and its label if any."""
+    """The images of a case that a list names, and its label if any."""
 
     name: str
-    image: Path
+    images: tuple[Path, ...]
+    """One file, or one a channel."""
     label: Path | None
     patient: str | None = None
-
-
-def stem(path: Path) -> str:
-    """File name without .nii or .nii.gz."""
-    for suffix in SUFFIXES:
-        if path.name.endswith(suffix):
-            return path.name.removesuffix(suffix)
-    return path.stem
 
 
 def read_json(path: Path) -> Any:
@@ -69,17 +62,16 @@ def from_dataset(path: Path, fold: int | None = None) -> dict[str, list[Listed]]
 def _entry(entry: Any, file: Path, where: str) -> tuple[Listed, Any]:
     if isinstance(entry, str):
         entry = {"image": entry}
-    image = entry.get("image") if isinstance(entry, Mapping) else None
-    if isinstance(image, list):
-        if len(image) != 1:
-            raise DataError(f"{file}: {where} has {len(image)} images for one case; several channels are not read yet.")
-        image = image[0]
-    if not isinstance(image, str):
+    found = entry.get("image") if isinstance(entry, Mapping) else None
+    images = [found] if isinstance(found, str) else found
+    if not (isinstance(images, list) and images and all(isinstance(image, str) for image in images)):
         raise DataError(f"{file}: {where} names no image. Each entry needs 'image' and, for training, 'label'.")
     label = entry.get("label")
-    paths = [_existing(file, text, where) for text in (image, label) if isinstance(text, str)]
+    paths = tuple(_existing(file, image, where) for image in images)
     patient = entry.get("patient") or entry.get("subject")
-    case = Listed(_case_name(paths[0]), paths[0], paths[1] if len(paths) > 1 else None, str(patient) if patient else None)
+    case = Listed(
+        _case_name(paths[0]), paths, _existing(file, label, where) if isinstance(label, str) else None, str(patient) if patient else None
+    )
     return case, entry.get("fold")
 
 
@@ -105,29 +97,52 @@ def _nnunet(folder: Path) -> dict[str, list[Listed]]:
 
 
 def folders(images: Path, labels: Path | None) -> list[Listed]:
-    """Cases of two folders whose files have equal names (nnU-Net's `_0000` aside); raises `DataError` for a label without image."""
-    image_files, label_files = _files(images), _files(labels) if labels else {}
+    """Cases of two folders whose files have equal names, nnU-Net's `_0000`, `_0001` aside, which are channels of one case.
+
+    Raises `DataError` for a label without image.
+    """
+    label_files = {name: files[0] for name, files in _by_name(_files(labels), stem, {}).items()} if labels else {}
+    image_files = grouped_by_case(_files(images), alone=label_files)
     orphans = sorted(set(label_files) - set(image_files))
     if orphans:
         raise DataError(
             f"{len(orphans)} labels in {labels} have no image in {images}, such as {label_files[orphans[0]].name}. "
             "Image and label of a case must have the same file name."
         )
-    return [Listed(name, path, label_files.get(name)) for name, path in sorted(image_files.items())]
+    return [Listed(name, paths, label_files.get(name)) for name, paths in sorted(image_files.items())]
 
 
-def _files(folder: Path) -> dict[str, Path]:
+def grouped_by_case(paths: Sequence[Path], alone: Collection[str] = ()) -> dict[str, tuple[Path, ...]]:
+    """Case -> its images: `CASE_0000`, `CASE_0001` and so on, without a gap, are channels of `CASE`, other files cases of their own.
+
+    `alone` names files that are cases of their own in any event: those that have a label. Raises `DataError` where two files name
+    one case.
+    """
+    numbers: dict[str, list[int]] = {}
+    for path in paths:
+        found = _CHANNEL.search(stem(path))
+        if found and stem(path) not in alone:
+            numbers.setdefault(_case_name(path), []).append(int(found[1]))
+    whole = {case: len(found) for case, found in numbers.items() if sorted(found) == list(range(len(found)))}
+
+    def name(path: Path) -> str:
+        return _case_name(path) if _case_name(path) in whole and stem(path) not in alone else stem(path)
+
+    return _by_name(paths, name, whole)
+
+
+def _by_name(paths: Sequence[Path], name: Callable[[Path], str], counts: Mapping[str, int]) -> dict[str, tuple[Path, ...]]:
+    """Name -> its files, one each or as many as `counts` says; raises `DataError` for more."""
+    found: dict[str, list[Path]] = {}
+    for path in paths:
+        found.setdefault(name(path), []).append(path)
+    for case, files in found.items():
+        if len(files) > counts.get(case, 1):
+            raise DataError(f"{files[0]} and {files[1].name} both name the case '{case}'. Keep or rename one of them.")
+    return {case: tuple(sorted(files)) for case, files in found.items()}
+
+
+def _files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise MissingInput(f"there is no folder {folder}. Give a folder of NIfTI files.")
-    found: dict[str, Path] = {}
-    for path in _nifti_files(folder):
-        name = _case_name(path)
-        if name in found:
-            raise DataError(f"{folder} has several files of case '{name}', such as {path.name}; several channels are not read yet.")
-        found[name] = path
-    return found
-
-
-def _nifti_files(folder: Path) -> Sequence[Path]:
-    paths = (path for path in folder.iterdir() if path.name.endswith(SUFFIXES) and not path.name.startswith("."))
-    return sorted(path for path in paths if path.is_file())
+    return nifti_files(folder)

@@ -1,4 +1,4 @@
-"""The grid of a volume: canonical axes, resampling to another spacing, and the way back for label maps.
+"""The grid of a volume: resampling to another spacing, and the way back for label maps.
 
 Size convention: a side of n voxels at spacing s becomes `max(1, round(n * s / t))` voxels at exactly the spacing t, and both
 grids share the centre of the field of view. So the new field of view may differ from the old one by half a voxel at each end,
@@ -8,22 +8,17 @@ where the edge value is repeated.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
+from medssl.archive.geometry import voxel_spacing
 from medssl.errors import UsageError
 
 Array = NDArray[Any]
 WHOLE_RANGE = 200.0
-
-
-def spacing_of(affine: Array) -> tuple[float, ...]:
-    """Voxel size in mm along the three axes of a (4, 4) affine."""
-    return tuple(float(side) for side in np.linalg.norm(np.asarray(affine, float)[:3, :3], axis=0))
 
 
 def as_spacing(spacing: float | Sequence[float] | None) -> tuple[float, float, float] | None:
@@ -34,44 +29,6 @@ def as_spacing(spacing: float | Sequence[float] | None) -> tuple[float, float, f
     if len(sides) != 3 or not all(0.01 <= side <= 1000 for side in sides):
         raise UsageError(f"spacing {spacing} is not one number or three, each from 0.01 to 1000 mm. For example: --spacing 1.5")
     return sides[0], sides[1], sides[2]
-
-
-@dataclass(frozen=True)
-class Flips:
-    """Permutation and flips that bring an array to the closest RAS+ axes; nothing is interpolated."""
-
-    order: tuple[int, ...]
-    """Axis of the input that becomes axis 0, 1, 2."""
-    flipped: tuple[bool, ...]
-    """Whether the new axis 0, 1, 2 runs backwards."""
-
-    def apply(self, array: Array) -> Array:
-        """(X, Y, Z) of the input -> (X, Y, Z) of RAS+; a view."""
-        turned = array.transpose(self.order)
-        return turned[tuple(slice(None, None, -1 if flip else 1) for flip in self.flipped)]
-
-    def undo(self, array: Array) -> Array:
-        """The exact inverse of `apply`; a view."""
-        turned = array[tuple(slice(None, None, -1 if flip else 1) for flip in self.flipped)]
-        return turned.transpose(tuple(int(axis) for axis in np.argsort(self.order)))
-
-    def affine(self, affine: Array, shape: Sequence[int]) -> Array:
-        """The affine of the turned array, for an input of `shape`."""
-        step = np.zeros((4, 4))
-        step[3, 3] = 1
-        for new, (old, flip) in enumerate(zip(self.order, self.flipped, strict=True)):
-            step[old, new] = -1 if flip else 1
-            step[old, 3] = shape[old] - 1 if flip else 0
-        return np.asarray(affine, float) @ step
-
-
-def to_ras(affine: Array) -> Flips:
-    """The flips and permutation towards RAS+ of an invertible (4, 4) affine: the assignment with the largest total cosine."""
-    columns = np.asarray(affine, float)[:3, :3]
-    cosines = columns / np.linalg.norm(columns, axis=0)
-    orders = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
-    order = max(orders, key=lambda axes: sum(abs(cosines[world, axis]) for world, axis in enumerate(axes)))
-    return Flips(order, tuple(bool(cosines[world, axis] < 0) for world, axis in enumerate(order)))
 
 
 def new_size(size: int, old: float, new: float) -> int:
@@ -87,14 +44,17 @@ def positions(size: int, old: float, new: float) -> NDArray[np.float64]:
 
 
 def resample(array: Array, affine: Array, spacing: Sequence[float]) -> tuple[Array, Array]:
-    """(X, Y, Z) values and affine on the grid with `spacing` mm.
+    """(..., X, Y, Z) values and affine on the grid with `spacing` mm.
 
     Linear; where it shrinks, the triangle is as wide as a new voxel, so that fine structure is averaged and does not alias.
     Whole numbers that span 200 or more stay whole numbers (int16), others become float32.
     """
-    old = spacing_of(affine)
+    old = voxel_spacing(affine)
     if np.allclose(old, spacing, rtol=1e-4):
         return array, np.asarray(affine, float)
+    if array.ndim > 3:
+        parts = [resample(part, affine, spacing) for part in array]
+        return np.stack([part for part, _ in parts]), parts[0][1]
     whole = np.issubdtype(array.dtype, np.integer) and float(array.max()) - float(array.min()) >= WHOLE_RANGE
     result = array.astype(np.float32)
     for axis in sorted(range(3), key=lambda axis: old[axis] / spacing[axis]):

@@ -13,7 +13,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,26 +24,33 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from medssl.errors import MedsslError, StoreError, UsageError
+from medssl.archive import narrow
+from medssl.archive.geometry import to_ras, voxel_spacing
+from medssl.errors import DataError, MedsslError, StoreError, UsageError
 from medssl.volumes.frames import Codec, encode
-from medssl.volumes.grid import as_spacing, resample, spacing_of, to_ras
-from medssl.volumes.hostile import compact, fault
-from medssl.volumes.preparation import Preparation, statistics, statistics_row
+from medssl.volumes.grid import as_spacing, resample, resample_labels
+from medssl.volumes.preparation import Channel, Preparation, statistics
 from medssl.volumes.store import (
     MANIFEST,
     SCHEMA,
     Manifest,
+    body_of,
+    labels_path,
+    loose_rows,
     read_manifest,
     read_table,
-    row_from_json,
     row_to_json,
     stable_id,
     volume_path,
-    write_atomically,
+    write_file,
 )
+from medssl.volumes.unusable import why_unusable
 
+FOLDERS = ("volumes", "labels", "rows", "table")
 POINTS = 128
 """Foreground points kept a volume: where crops may be placed without scanning it."""
+CLASS_POINTS = 512
+"""Labelled voxels kept a class and volume, to place crops around."""
 
 Progress = Callable[[int, int | None], None]
 
@@ -58,7 +65,13 @@ class Incoming:
     series: str
     modality: str
     load: Callable[[], tuple[NDArray[Any], NDArray[Any]]]
-    """(X, Y, Z) values and (4, 4) affine to RAS+ mm, in any orientation."""
+    """(X, Y, Z) or (A, X, Y, Z) values and (4, 4) affine to RAS+ mm, in any orientation."""
+    channels: tuple[Channel, ...] = ()
+    """What a network sees of it; empty: each array, by the modality's rule."""
+    labels: Callable[[], NDArray[Any]] | None = None
+    """(X, Y, Z) classes on the grid of the values, uint8 or int16."""
+    fingerprint: str = ""
+    """Of the files it comes from: a volume that is in the store with another one is made again."""
 
 
 @dataclass(frozen=True)
@@ -109,10 +122,9 @@ def write_store(
     folder = Path(out)
     wanted = Manifest(spacing=as_spacing(spacing), preparation=preparation or Preparation())
     _open_folder(folder, wanted)
-    table = read_table(folder)
-    done = {name for name, reason in zip(table["volume"].to_pylist(), table["reason"].to_pylist(), strict=True) if reason is None}
     items = list(incoming)
-    todo = [item for item in items if item.volume not in done or not volume_path(folder, item.volume).is_file()]
+    done = _done(folder)
+    todo = [item for item in items if not _is_there(item, folder, done)]
     left_out: dict[str, str] = {}
     for number, (volume, reason) in enumerate(_work(todo, folder, wanted, codec, workers), 1):
         if reason is not None:
@@ -121,6 +133,17 @@ def write_store(
             progress(len(items) - len(todo) + number, len(items))
     _consolidate(folder)
     return StoreSummary(folder, len(items) - len(left_out), len(todo) - len(left_out), left_out)
+
+
+def _done(folder: Path) -> dict[str, str]:
+    """Volume -> fingerprint of those that are in the store."""
+    table = read_table(folder).select(["volume", "reason", "fingerprint"]).to_pylist()
+    return {row["volume"]: row["fingerprint"] or "" for row in table if row["reason"] is None}
+
+
+def _is_there(item: Incoming, folder: Path, done: dict[str, str]) -> bool:
+    files = [volume_path(folder, item.volume), *([labels_path(folder, item.volume)] if item.labels else [])]
+    return done.get(item.volume) == item.fingerprint and all(path.is_file() for path in files)
 
 
 def _open_folder(folder: Path, wanted: Manifest) -> None:
@@ -132,14 +155,16 @@ def _open_folder(folder: Path, wanted: Manifest) -> None:
                 f"{'' if found.spacing != wanted.spacing else ', or with another preparation'}. Use the same, or another --out."
             )
         return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    # Another process may just be making the same store: what it has made so far is nobody else's.
+    foreign = folder.is_dir() and any(path.name not in FOLDERS and MANIFEST not in path.name for path in folder.iterdir())
+    if foreign or (folder.exists() and not folder.is_dir()):
         raise UsageError(f"{folder} exists and is no store. Give an empty or new folder to --out.")
     try:
-        for name in ("volumes", "rows", "table"):
+        for name in FOLDERS:
             (folder / name).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"the store {folder} cannot be made: {error.strerror or error}. Choose another folder.") from error
-    write_atomically(folder / MANIFEST, wanted.model_dump_json(indent=1).encode())
+    write_file(folder / MANIFEST, wanted.model_dump_json(indent=1).encode())
 
 
 def _shown(manifest: Manifest) -> str:
@@ -164,60 +189,111 @@ def _work(todo: Sequence[Incoming], folder: Path, manifest: Manifest, codec: Cod
 
 
 def _store_one(item: Incoming, folder: Path, manifest: Manifest, codec: Codec) -> tuple[str, str | None]:
-    try:
-        array, affine = item.load()
-        reason = fault(array, affine)
-    except (MedsslError, OSError, ValueError, EOFError, MemoryError, zlib.error) as error:
-        said = str(error) if isinstance(error, MedsslError) else f"{type(error).__name__}: {error}"
-        reason = _without_paths(f"cannot be read: {said.partition('cannot be read: ')[2] or said}")
     row: dict[str, Any] = dict.fromkeys(SCHEMA.names)
-    row |= {
-        "volume": item.volume,
-        "patient": item.patient,
-        "series": item.series,
-        "modality": item.modality,
-        "points": b"",
-        "reason": reason,
-    }
-    if reason is None:
-        array, affine = canonical_grid(array, affine, manifest.spacing)
-        reason = row["reason"] = fault(array, affine)
-    if reason is None:
-        array = compact(array)
-        content = encode(array[None], codec)
-        write_atomically(volume_path(folder, item.volume), content)
-        row |= _facts(item, array, affine) | {"bytes": len(content)}
-    write_atomically(folder / "rows" / f"{item.volume}.json", row_to_json(row))
-    return item.volume, reason
+    row |= {name: getattr(item, name) for name in ("volume", "patient", "series", "modality", "fingerprint")} | {"points": b""}
+    try:
+        channels, values, affine, labels = _load(item, manifest)
+    except (MedsslError, OSError, ValueError, EOFError, MemoryError, zlib.error) as error:
+        row["reason"] = _reason(error)
+    else:
+        content = encode(values, codec)
+        write_file(volume_path(folder, item.volume), content)
+        row |= _facts(item, channels, values, affine) | {"bytes": len(content)}
+        if labels is not None:
+            write_file(labels_path(folder, item.volume), encode(labels[None], codec))
+            row |= _label_facts(item, labels)
+    write_file(folder / "rows" / f"{item.volume}.json", row_to_json(row))
+    return item.volume, row["reason"]
 
 
-def _without_paths(text: str) -> str:
+class Unusable(DataError):
+    """A volume that can be read and not be used."""
+
+
+def _load(item: Incoming, manifest: Manifest) -> tuple[tuple[Channel, ...], NDArray[Any], NDArray[Any], NDArray[Any] | None]:
+    """Channels, values, affine and labels as they are stored; raises `Unusable` and whatever loading raises."""
+    values, affine = item.load()
+    labels = item.labels() if item.labels is not None else None
+    channels = item.channels or _plain_channels(item.modality, values)
+    return channels, *placed(values, affine, manifest.spacing, channels, labels)
+
+
+def _reason(error: Exception) -> str:
     """A path can hold a patient's name: no reason in a store shows one."""
-    return re.sub(r"\S*[/\\]\S*", "FILE", text)[:300]
+    said = str(error) if isinstance(error, MedsslError) else f"{type(error).__name__}: {error}"
+    if not isinstance(error, Unusable):
+        said = f"cannot be read: {said.partition('cannot be read: ')[2] or said}"
+    return re.sub(r"\S*[/\\]\S*", "FILE", said)[:300]
 
 
-def canonical_grid(array: NDArray[Any], affine: NDArray[Any], spacing: Sequence[float] | None) -> tuple[NDArray[Any], NDArray[Any]]:
-    """(X, Y, Z) and its affine on RAS+ axes, resampled to `spacing` where given: the grid that stores and predictions share."""
+def _plain_channels(modality: str, values: NDArray[Any]) -> tuple[Channel, ...]:
+    name, count = modality or "image", values.shape[0] if values.ndim == 4 else 1
+    return tuple(Channel(name if count == 1 else f"{name} {number}", modality, number) for number in range(count))
+
+
+def placed(
+    values: NDArray[Any],
+    affine: NDArray[Any],
+    spacing: Sequence[float] | None,
+    channels: Sequence[Channel],
+    labels: NDArray[Any] | None = None,
+) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[Any] | None]:
+    """Values, affine and label on the grid that stores and predictions share: (A, X, Y, Z) on RAS+ axes, at `spacing` where given.
+
+    `values` are (X, Y, Z) or (A, X, Y, Z) in any orientation; int16 or float32 comes back. Raises `Unusable` with the reason.
+    """
+    names = {channel.array: channel.name for channel in reversed(channels)}
+    _refuse(why_unusable(values, affine, names))
+    values = values.reshape(-1, *values.shape[-3:])
+    if len(values) != 1 + max(names):
+        _refuse(f"it has {len(values)} channel(s), not {1 + max(names)} ({', '.join(channel.name for channel in channels)})")
+    if labels is not None and labels.shape != values.shape[1:]:
+        _refuse(f"its label has shape {list(labels.shape)} and the image {list(values.shape[1:])}")
     flips = to_ras(affine)
-    turned, turned_affine = flips.apply(array), flips.affine(affine, array.shape)
-    if spacing is None:
-        return turned, turned_affine
-    return resample(compact(turned), turned_affine, spacing)
+    turned, turned_affine = flips.apply(values), flips.affine(affine, values.shape[1:])
+    before = voxel_spacing(turned_affine)
+    labels = None if labels is None else flips.apply(labels)
+    if spacing is not None and not np.allclose(before, spacing, rtol=1e-4):
+        turned, turned_affine = resample(narrow(turned), turned_affine, spacing)
+        labels = None if labels is None else resample_labels(labels, before, spacing)
+        _refuse(why_unusable(turned, turned_affine, names))
+    return narrow(turned), turned_affine, labels
 
 
-def _facts(item: Incoming, array: NDArray[Any], affine: NDArray[Any]) -> dict[str, Any]:
-    numbers = statistics(array)
-    body = numbers.foreground(array)
+def _refuse(reason: str | None) -> None:
+    if reason is not None:
+        raise Unusable(reason)
+
+
+def _facts(item: Incoming, channels: Sequence[Channel], values: NDArray[Any], affine: NDArray[Any]) -> dict[str, Any]:
+    of_arrays = {number: statistics(values[number]) for number in {channel.array for channel in channels}}
+    numbers = [of_arrays[channel.array] for channel in channels]
+    body = body_of(values, channels, numbers)
     box = foreground_box(body)
     return {
-        "channels": [item.modality or "image"],
-        "shape": list(array.shape),
-        "spacing": list(spacing_of(affine)),
+        "channels": [channel.name for channel in channels],
+        "modalities": [channel.modality for channel in channels],
+        "arrays": [channel.array for channel in channels],
+        "shape": list(values.shape[1:]),
+        "spacing": list(voxel_spacing(affine)),
         "affine": np.asarray(affine, float).reshape(-1).tolist(),
-        "statistics": list(statistics_row(numbers)),
+        "statistics": [number for one in numbers for number in astuple(one)],
         "box": [*box[0], *box[1]],
-        "points": sample_points(body, POINTS, stable_id(item.volume)).astype("<u2").tobytes(),
+        "points": _packed(sample_points(body, POINTS, stable_id(item.volume))),
     }
+
+
+def _label_facts(item: Incoming, labels: NDArray[Any]) -> dict[str, Any]:
+    values = np.unique(labels).tolist()
+
+    def points(value: int) -> bytes:
+        return _packed(sample_points(labels == value, CLASS_POINTS, stable_id(f"{item.volume}/{value}"))) if value > 0 else b""
+
+    return {"classes": values, "class_points": [points(value) for value in values]}
+
+
+def _packed(points: NDArray[np.int64]) -> bytes:
+    return points.astype("<u2").tobytes()
 
 
 def foreground_box(body: NDArray[np.bool_]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -244,12 +320,12 @@ def sample_points(body: NDArray[np.bool_], count: int, seed: int) -> NDArray[np.
 
 def _consolidate(folder: Path) -> None:
     """Loose rows into one Parquet file of the table; a row is deleted only after that file is in place."""
-    loose = sorted((folder / "rows").glob("*.json"))
+    loose = loose_rows(folder)
     if not loose:
         return
-    rows = sorted((row_from_json(path.read_bytes()) for path in loose), key=lambda row: str(row["volume"]))
+    rows = sorted(loose.values(), key=lambda row: str(row["volume"]))
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), sink)
-    write_atomically(folder / "table" / f"part-{time.time_ns():020d}-{uuid4().hex[:8]}.parquet", sink.getvalue().to_pybytes())
+    write_file(folder / "table" / f"part-{time.time_ns():020d}-{uuid4().hex[:8]}.parquet", sink.getvalue().to_pybytes())
     for path in loose:
         path.unlink(missing_ok=True)

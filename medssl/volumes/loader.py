@@ -7,6 +7,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from medssl.contracts import Crops
-from medssl.volumes.crops import CropPlan, DataOptions, Place, extent, read_crop
+from medssl.volumes.crops import CropPlan, LoadOptions, Place, extent, read_crop
 from medssl.volumes.prefetch import Pending, Prefetch
 from medssl.volumes.store import Store
 
@@ -28,13 +29,13 @@ class BufferPool:
     So a batch stays valid as long as somebody holds it, and memory grows only by what is held.
     """
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self._shape = shape
-        self._free: list[NDArray[np.float32]] = []
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        self._shape, self._dtype = shape, dtype
+        self._free: list[NDArray[Any]] = []
         self.made = 0
         """Buffers that exist."""
 
-    def take(self) -> NDArray[np.float32]:
+    def take(self) -> NDArray[Any]:
         """A buffer whose content is undefined."""
         try:
             buffer = self._free.pop()
@@ -44,12 +45,25 @@ class BufferPool:
         weakref.finalize(lent, self._free.append, buffer).atexit = False
         return lent
 
-    def _make(self) -> NDArray[np.float32]:
+    def _make(self) -> NDArray[Any]:
         self.made += 1
-        if torch.cuda.is_available():
-            pinned: NDArray[np.float32] = torch.empty(self._shape, dtype=torch.float32, pin_memory=True).numpy()
-            return pinned
-        return np.empty(self._shape, np.float32)
+        made: NDArray[Any] = torch.empty(self._shape, dtype=self._dtype, pin_memory=torch.cuda.is_available()).numpy()
+        return made
+
+
+@dataclass(frozen=True)
+class _Filling:
+    """A batch that the reader threads are filling, slot by slot."""
+
+    index: range
+    images: NDArray[np.float32]
+    """(B, C, *size), with as many sides as the volumes have."""
+    labels: NDArray[np.int64] | None
+    """(B, *size)"""
+    body: NDArray[np.bool_] | None
+    """(B, *size)"""
+    inside: NDArray[np.float32]
+    places: dict[int, Place]
 
 
 def on_device(groups: Iterable[Sequence[Crops]], device: torch.device) -> Iterator[list[Crops]]:
@@ -84,7 +98,7 @@ class CropLoader:
     def __init__(
         self,
         store: Store | str,
-        options: DataOptions,
+        options: LoadOptions,
         seed: int,
         accumulate: int = 1,
         first_step: int = 0,
@@ -93,7 +107,7 @@ class CropLoader:
         *,
         body: bool = False,
     ) -> None:
-        """With `body` the crops say where the body is.
+        """With `body` the crops say where the body is; labels they have where the store has.
 
         Raises `ConfigError` where no volume holds the crop, and whatever `Store` raises.
         """
@@ -101,9 +115,10 @@ class CropLoader:
         self.plan = CropPlan(self.store, options)
         self.options, self.seed = options, seed
         self.channels = self.store.channels
-        self._body = body
         self._accumulate, self._first, self._rank, self._world = accumulate, first_step, rank, world
-        self._pool = BufferPool((options.batch, len(self.channels), *self.plan.size))
+        self._images = BufferPool((options.batch, len(self.channels), *self.plan.size), torch.float32)
+        self._labels = BufferPool((options.batch, *self.plan.size), torch.int64) if self.store.labelled else None
+        self._body = BufferPool((options.batch, *self.plan.size), torch.bool) if body else None
         self._local = threading.local()
         self._prefetch: Prefetch[Batch] = Prefetch(self._begin, options.threads, options.ahead)
 
@@ -115,7 +130,7 @@ class CropLoader:
     @property
     def buffers(self) -> int:
         """Batch buffers that were made: constant while the loop lets go of its batches."""
-        return self._pool.made
+        return self._images.made
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -135,22 +150,25 @@ class CropLoader:
 
     def _begin(self, number: int, executor: Executor) -> Pending[Batch]:
         steps, micro = divmod(number, self._accumulate)
-        step = self._first + steps
-        first = (micro * self._world + self._rank) * self.options.batch
-        index = range(first, first + self.options.batch)
-        before = step * self.options.batch * self._world * self._accumulate
-        buffer = self._pool.take()
-        places: list[Place | None] = [None] * len(index)
-        inside = np.zeros(len(index), np.float32)
-        body = np.empty((len(index), *self.plan.size), np.bool_) if self._body else None
+        step, count = self._first + steps, self.options.batch
+        first = (micro * self._world + self._rank) * count
+        before = step * count * self._world * self._accumulate
+        filling = _Filling(
+            range(first, first + count),
+            self._images.take(),
+            self._labels.take() if self._labels else None,
+            self._body.take() if self._body else None,
+            np.zeros(count, np.float32),
+            {},
+        )
+        parts = [executor.submit(self._fill, filling, slot, before) for slot in range(count)]
+        return parts, lambda: (step, micro, self._crops(filling))
 
-        def fill(slot: int) -> None:
-            place = self.plan.place(self.seed, before + index[slot])
-            inside[slot] = read_crop(self.store, place, buffer[slot], self._scratch(), None if body is None else body[slot])
-            places[slot] = place
-
-        parts = [executor.submit(fill, slot) for slot in range(len(index))]
-        return parts, lambda: (step, micro, self._crops(buffer, places, inside, body, index))
+    def _fill(self, filling: _Filling, slot: int, before: int) -> None:
+        place = self.plan.place(self.seed, before + filling.index[slot])
+        labels, body = (None if array is None else array[slot] for array in (filling.labels, filling.body))
+        filling.inside[slot] = read_crop(self.store, place, filling.images[slot], labels=labels, body=body, scratch=self._scratch())
+        filling.places[slot] = place
 
     def _scratch(self) -> dict[Any, NDArray[Any]]:
         scratch: dict[Any, NDArray[Any]] | None = getattr(self._local, "scratch", None)
@@ -158,27 +176,24 @@ class CropLoader:
             scratch = self._local.scratch = {}
         return scratch
 
-    def _crops(
-        self,
-        buffer: NDArray[np.float32],
-        places: list[Place | None],
-        inside: NDArray[np.float32],
-        body: NDArray[np.bool_] | None,
-        index: range,
-    ) -> Crops:
-        size, prepare = self.options.size, self.store.preparation.line
-        found = [place for place in places if place is not None]
-        volumes = [self.store.volume(place.number) for place in found]
+    def _crops(self, filling: _Filling) -> Crops:
+        size, preparation = self.options.size, self.store.preparation
+        places = [filling.places[slot] for slot in range(len(filling.index))]
+        volumes = [self.store.volume(place.number) for place in places]
+        masks = (None if array is None else torch.from_numpy(array).reshape(-1, 1, *size) for array in (filling.labels, filling.body))
+        labels, body = masks
         return Crops(
-            images=torch.from_numpy(buffer).reshape(*buffer.shape[:2], *size),
+            images=torch.from_numpy(filling.images).reshape(*filling.images.shape[:2], *size),
             channels=self.channels,
-            index=torch.arange(index.start, index.stop),
+            index=torch.arange(filling.index.start, filling.index.stop),
             sample=torch.tensor([volume.sample for volume in volumes]),
             patient=torch.tensor([volume.patient for volume in volumes]),
-            group=torch.tensor([place.number for place in found]),
-            affine=torch.from_numpy(np.stack([p.affine(v, len(size)) for p, v in zip(found, volumes, strict=True)])),
+            group=torch.tensor([place.number for place in places]),
+            affine=torch.from_numpy(np.stack([place.affine(volume, len(size)) for place, volume in zip(places, volumes, strict=True)])),
             extent=torch.tensor([extent(volume) for volume in volumes]),
-            rescale=torch.tensor([[prepare(v.statistics, v.modality).back] * buffer.shape[1] for v in volumes], dtype=torch.float32),
-            inside=torch.from_numpy(inside),
-            body=None if body is None else torch.from_numpy(body).reshape(len(found), 1, *size),
+            rescale=torch.tensor([[line.back for line in volume.lines(preparation)] for volume in volumes]),
+            inside=torch.from_numpy(filling.inside),
+            axis=self.store.manifest.axis,
+            body=body,
+            labels=labels,
         )

@@ -1,12 +1,14 @@
 """Image preparation as data: what turns raw values into what a network sees.
 
 The same `Preparation` travels from the store through checkpoints to fine-tuning and prediction, so that a volume looks alike
-everywhere. It is one clip and one straight line a volume, fixed by its modality and by statistics taken over its foreground.
+everywhere. It is one clip and one straight line for each channel of a volume, fixed by the channel's name or modality and by
+statistics taken over its foreground.
 """
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -19,8 +21,20 @@ BINS = 1024
 
 
 @dataclass(frozen=True)
+class Channel:
+    """One channel of what a network sees."""
+
+    name: str
+    """Such as "T1" or "CT[-160,240]"."""
+    modality: str
+    """DICOM modality; with the name it picks the rule that prepares the values."""
+    array: int = 0
+    """Which array of the volume it shows: several intensity windows may show one."""
+
+
+@dataclass(frozen=True)
 class Statistics:
-    """Numbers of one volume, over its foreground: the voxels above `threshold`."""
+    """Numbers of one array of a volume, over its foreground: the voxels above `threshold`."""
 
     mean: float
     """Of the foreground's values clipped to [low, high], so that a few wild voxels do not set the scale."""
@@ -127,18 +141,34 @@ class Line:
 
 
 class Preparation(BaseOptions):
-    """A rule for each modality; what has none follows `other`."""
+    """A rule for each channel: by its name, else by its modality; what has neither follows `other`."""
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     """Version of what the rules mean."""
+    channels: dict[str, IntensityRule] = Field(default_factory=dict)
+    """Rule by name of a channel, such as `lung: {kind: window, low: -1000, high: 200}`; it goes before the modality's."""
     modalities: dict[str, IntensityRule] = Field(default_factory=lambda: {"CT": IntensityRule(kind="window")})
     """Rule by DICOM modality, such as `CT: {kind: window, low: -160, high: 240}`."""
     other: IntensityRule = IntensityRule()
     """The rule of every modality that is not named: MR has no unit, so z-score."""
 
-    def line(self, statistics: Statistics, modality: str) -> Line:
-        """The clip and line that prepare a volume of this modality with these statistics."""
-        rule = self.modalities.get(modality.upper(), self.other)
+    @model_validator(mode="before")
+    @classmethod
+    def _of_this_version(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("version") == 1:
+            raise ValueError(
+                "it is of version 1, which prepared a volume as a whole and does not say how each of its channels is prepared. "
+                "Train again with this version of medssl"
+            )
+        return values
+
+    def rule(self, modality: str, channel: str = "") -> IntensityRule:
+        """The rule of a channel of that modality and name."""
+        return self.channels.get(channel) or self.modalities.get(modality.upper(), self.other)
+
+    def line(self, statistics: Statistics, modality: str, channel: str = "") -> Line:
+        """The clip and line that prepare a channel of that modality and name with these statistics."""
+        rule = self.rule(modality, channel)
         if rule.kind == "raw":
             return Line(-np.inf, np.inf, 1.0, 0.0)
         if rule.kind == "window":
@@ -146,13 +176,8 @@ class Preparation(BaseOptions):
             return Line(rule.low, rule.high, scale, -1.0 - rule.low * scale)
         return Line(statistics.low, statistics.high, 1.0 / statistics.std, -statistics.mean / statistics.std)
 
-    def apply(self, array: NDArray[Any], statistics: Statistics, modality: str) -> NDArray[np.float32]:
-        """The prepared `array`, float32, same shape."""
+    def apply(self, array: NDArray[Any], statistics: Statistics, modality: str, channel: str = "") -> NDArray[np.float32]:
+        """The prepared `array` of one channel, float32, same shape."""
         out = np.empty(array.shape, np.float32)
-        self.line(statistics, modality).into(array, out)
+        self.line(statistics, modality, channel).into(array, out)
         return out
-
-
-def statistics_row(statistics: Statistics) -> tuple[float, ...]:
-    """The numbers in the order of `Statistics`' fields, for a table."""
-    return astuple(statistics)

@@ -3,7 +3,8 @@
     store.json            version, preparation, spacing, axes
     table/*.parquet       one row a volume, or a volume's name and the reason why it was left out
     rows/*.json           rows of an ingest that is under way or was cut off
-    volumes/*.b2nd        one file a volume (`medssl.volumes.frames`)
+    volumes/*.b2nd        one file a volume (`medssl.volumes.frames`): its arrays, of which its channels are made when read
+    labels/*.b2nd         its classes on the same grid, where it is labelled
 
 Names of patients, volumes and series are pseudonyms. A row counts once its volume's file is in place.
 """
@@ -11,15 +12,14 @@ Names of patients, volumes and series are pseudonyms. A row counts once its volu
 from __future__ import annotations
 
 import json
-import os
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, fields
 from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
-from uuid import uuid4
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -30,10 +30,11 @@ from pydantic import ValidationError
 
 from medssl.config import BaseOptions
 from medssl.errors import MissingInput, StoreError
+from medssl.files import write_atomically
 from medssl.volumes.frames import FrameCache
-from medssl.volumes.preparation import Preparation, Statistics
+from medssl.volumes.preparation import Channel, Line, Preparation, Statistics
 
-VERSION = 1
+VERSION = 2
 MANIFEST = "store.json"
 
 _NUMBERS = pa.list_(pa.float64())
@@ -45,15 +46,22 @@ SCHEMA = pa.schema(
         ("series", pa.string()),
         ("modality", pa.string()),
         ("channels", pa.list_(pa.string())),
+        ("modalities", pa.list_(pa.string())),
+        ("arrays", pa.list_(pa.int32())),
         ("shape", pa.list_(pa.int32())),
         ("spacing", _NUMBERS),
         ("affine", _NUMBERS),
         ("statistics", _NUMBERS),
         ("box", pa.list_(pa.int32())),
         ("points", pa.binary()),
+        ("classes", pa.list_(pa.int32())),
+        ("class_points", pa.list_(pa.binary())),
+        ("fingerprint", pa.string()),
         ("bytes", pa.int64()),
     ]
 )
+"""`channels`, `modalities`, `arrays` and `statistics` (six numbers each) are as long as a volume has channels; `class_points` as
+`classes`, which is null where a volume has no label; `fingerprint` tells whether the files it was made from are still the same."""
 
 
 def stable_id(pseudonym: str) -> int:
@@ -70,6 +78,8 @@ class Manifest(BaseOptions):
     """Version of the layout; a store of a newer one is refused."""
     axes: str = "RAS"
     """Where the array's axes point to."""
+    axis: Literal["slice", "time"] | None = None
+    """What the channels count, when they are slices of a slab or frames."""
     spacing: tuple[float, ...] | None = None
     """mm that every volume was resampled to; none: each keeps its own grid."""
     preparation: Preparation = Preparation()
@@ -86,37 +96,62 @@ class StoredVolume:
     patient: int
     """int64 of the patient's pseudonym."""
     modality: str
-    channels: tuple[str, ...]
+    channels: tuple[Channel, ...]
+    statistics: tuple[Statistics, ...]
+    """Of each channel."""
     shape: tuple[int, ...]
-    """The D spatial sides."""
+    """The D spatial sides: 2 of an image, 3 of a volume."""
     spacing: tuple[float, ...]
     affine: NDArray[np.float64]
     """(4, 4) voxel -> RAS+ mm."""
-    statistics: Statistics
     box: tuple[tuple[int, ...], tuple[int, ...]]
     """First and one past the last corner of the foreground."""
     points: NDArray[np.int32] = field(repr=False)
     """(P, D) voxels of the foreground, evenly drawn."""
+    classes: tuple[int, ...] | None
+    """Values that its label file holds; None where it has no label."""
+    class_points: tuple[NDArray[np.int32], ...] = field(repr=False)
+    """(P, D) voxels of each class, evenly drawn; background and classes without a voxel on this grid are left out."""
     series: str
     patient_name: str
     """The patient's pseudonym."""
+
+    def lines(self, preparation: Preparation) -> tuple[Line, ...]:
+        """What prepares each channel."""
+        pairs = zip(self.channels, self.statistics, strict=True)
+        return tuple(preparation.line(numbers, channel.modality, channel.name) for channel, numbers in pairs)
+
+    def body(self, arrays: NDArray[Any]) -> NDArray[np.bool_]:
+        """Where any channel of raw `arrays` (A, ...) is above its own threshold."""
+        return body_of(arrays, self.channels, self.statistics)
+
+
+def body_of(arrays: NDArray[Any], channels: Sequence[Channel], statistics: Sequence[Statistics]) -> NDArray[np.bool_]:
+    """Where any channel of raw `arrays` (A, ...) is above its own threshold; of one that several channels show the first counts."""
+    thresholds = {channel.array: numbers for channel, numbers in zip(reversed(channels), reversed(statistics), strict=True)}
+    masks = [numbers.foreground(arrays[array]) for array, numbers in sorted(thresholds.items())]
+    return masks[0] if len(masks) == 1 else np.logical_or.reduce(masks)
 
 
 class Store:
     """A store opened for reading, by any number of threads."""
 
-    def __init__(self, folder: str | Path, native: bool = True) -> None:
-        """Raises `MissingInput` where there is none and `StoreError` where it is empty, damaged or of a newer version.
+    def __init__(self, folder: str | Path, native: bool = True, only: Collection[str] | None = None) -> None:
+        """Raises `MissingInput` where there is none and `StoreError` where it is empty, damaged or of another version.
 
-        `native=False` reads through blosc2's Python class instead of libblosc2.
+        `native=False` reads through blosc2's Python class instead of libblosc2. `only` names the volumes that count.
         """
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
         self.preparation = self.manifest.preparation
         table = read_table(self.folder)
         self._columns = table.filter(pc.is_null(table["reason"])) if table["reason"].null_count < len(table) else table
+        self._only = only
+        if only is not None:
+            self._columns = self._columns.filter(pc.is_in(self._columns["volume"], pa.array(sorted(only), pa.string())))
         if not self._columns.num_rows:
-            raise StoreError(f"the store {self.folder} holds no volumes. Its table says why they were left out; see `medssl store`.")
+            which = "no volumes" if only is None else "none of the volumes asked for"
+            raise StoreError(f"the store {self.folder} holds {which}. Its table says why they were left out; see `medssl store`.")
         self._native = native
         self._files = FrameCache(native)
         self._volumes: OrderedDict[int, StoredVolume] = OrderedDict()
@@ -125,7 +160,7 @@ class Store:
         return int(self._columns.num_rows)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Store, (self.folder, self._native)
+        return Store, (self.folder, self._native, self._only)
 
     @property
     def volumes(self) -> tuple[StoredVolume, ...]:
@@ -164,6 +199,11 @@ class Store:
         shared = {tuple(item) for item in names}
         return tuple(names[0]) if len(shared) == 1 else tuple(f"channel {i}" for i in range(len(names[0])))
 
+    @property
+    def labelled(self) -> bool:
+        """Whether any of its volumes has a label."""
+        return bool(self._columns["classes"].null_count < len(self))
+
     def path(self, number: int) -> Path:
         """The file of a volume."""
         return volume_path(self.folder, self.volume(number).volume)
@@ -173,21 +213,36 @@ class Store:
         kind: np.dtype[Any] = self._files.open(self.path(number)).dtype
         return kind
 
+    def arrays(self, number: int) -> int:
+        """How many arrays the file of a volume holds."""
+        return self._files.open(self.path(number)).shape[0]
+
     def read(self, number: int, corner: Sequence[int], size: Sequence[int], out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """(C, *size) raw values of the box at `corner`, which must lie inside the volume; into `out` where given.
+        """(A, *size) raw values of the box at `corner`, which must lie inside the volume; into `out` where given.
 
         Raises `Damaged` where a chunk does not match its checksum and `MissingInput` where the file is gone.
         """
-        file = self._files.open(self.path(number))
-        channels = file.shape[0]
+        return self._read(self.path(number), corner, size, out)
+
+    def read_labels(self, number: int, corner: Sequence[int], size: Sequence[int], out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """(1, *size) classes of that box of a labelled volume, uint8 or int16; as `read`."""
+        return self._read(labels_path(self.folder, self.volume(number).volume), corner, size, out)
+
+    def labels_dtype(self, number: int) -> np.dtype[Any]:
+        """uint8 or int16."""
+        kind: np.dtype[Any] = self._files.open(labels_path(self.folder, self.volume(number).volume)).dtype
+        return kind
+
+    def _read(self, path: Path, corner: Sequence[int], size: Sequence[int], out: NDArray[Any] | None) -> NDArray[Any]:
+        file = self._files.open(path)
         if out is None:
-            out = np.empty((channels, *size), file.dtype)
-        stop = (channels, *(c + s for c, s in zip(corner, size, strict=True)))
+            out = np.empty((file.shape[0], *size), file.dtype)
+        stop = (file.shape[0], *(c + s for c, s in zip(corner, size, strict=True)))
         file.read((0, *corner), stop, out)
         return out
 
     def read_whole(self, number: int) -> NDArray[Any]:
-        """(C, *shape) raw values of a volume."""
+        """(A, *shape) raw values of a volume."""
         shape = self.volume(number).shape
         return self.read(number, (0,) * len(shape), shape)
 
@@ -206,21 +261,37 @@ def _volume(row: dict[str, Any]) -> StoredVolume:
         sample=stable_id(row["volume"]),
         patient=stable_id(row["patient"]),
         modality=row["modality"],
-        channels=tuple(row["channels"]),
+        channels=tuple(map(Channel, row["channels"], row["modalities"], row["arrays"])),
+        statistics=_statistics(row["statistics"]),
         shape=tuple(row["shape"]),
         spacing=tuple(row["spacing"]),
         affine=np.asarray(row["affine"], np.float64).reshape(4, 4),
-        statistics=Statistics(*row["statistics"]),
         box=(tuple(box[:dims]), tuple(box[dims:])),
-        points=np.frombuffer(row["points"], "<u2").reshape(-1, dims).astype(np.int32),
+        points=_points(row["points"], dims),
+        classes=None if row["classes"] is None else tuple(row["classes"]),
+        class_points=tuple(_points(content, dims) for content in row["class_points"] or () if content),
         series=row["series"],
         patient_name=row["patient"],
     )
 
 
+def _statistics(numbers: Sequence[float]) -> tuple[Statistics, ...]:
+    width = len(fields(Statistics))
+    return tuple(Statistics(*numbers[start : start + width]) for start in range(0, len(numbers), width))
+
+
+def _points(content: bytes, dims: int) -> NDArray[np.int32]:
+    return np.frombuffer(content, "<u2").reshape(-1, dims).astype(np.int32)
+
+
 def volume_path(folder: Path, volume: str) -> Path:
     """Where a volume's file lies."""
     return folder / "volumes" / f"{volume}.b2nd"
+
+
+def labels_path(folder: Path, volume: str) -> Path:
+    """Where a labelled volume's classes lie."""
+    return folder / "labels" / f"{volume}.b2nd"
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -237,31 +308,38 @@ def read_manifest(folder: Path) -> Manifest:
         raise StoreError(f"{path} is not a medssl store but '{kind}'. Give the folder that `medssl store --out` wrote.")
     if version > VERSION:
         raise StoreError(f"the store {folder} is of version {version}, this medssl reads up to {VERSION}. Install a newer medssl.")
+    if version < VERSION:
+        raise StoreError(
+            f"the store {folder} is of version {version} and holds one channel a volume; this medssl reads version {VERSION}. "
+            f"Make it again: {_remake(folder, content)}"
+        )
     try:
         return Manifest.model_validate(content)
     except ValidationError as error:
         raise StoreError(f"{path} cannot be understood: {error}. Make the store again in an empty folder.") from error
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """All of `content` under `path` or nothing: temporary name, fsync, rename."""
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+def _remake(folder: Path, manifest: dict[str, Any]) -> str:
+    """The command that made a store, as far as it can be known; what it was made from may lie beside it."""
+    beside = folder.with_name(folder.name + ".index")
+    sides = set(manifest.get("spacing") or ())
+    spacing = f" --spacing {sides.pop()}" if len(sides) == 1 else ""
+    return f"medssl store {beside if beside.is_dir() else 'SOURCE'} --out {folder}-v{VERSION}{spacing}"
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """All of `content` under `path` or nothing; raises `StoreError`."""
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_atomically(path, content)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise StoreError(f"{path} cannot be written: {error.strerror or error}. Free space or choose another folder.") from error
 
 
 def read_table(folder: Path) -> pa.Table:
     """The whole table sorted by volume, rows of an ingest under way included; of two rows of one volume the later counts."""
     try:
+        loose = list(loose_rows(folder).values())
         parts = [pq.read_table(part, schema=SCHEMA, memory_map=True) for part in sorted((folder / "table").glob("part-*.parquet"))]
-        loose = [row_from_json(path.read_bytes()) for path in sorted((folder / "rows").glob("*.json"))]
         table = pa.concat_tables([*parts, pa.Table.from_pylist(loose, SCHEMA)])
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise StoreError(f"the table of the store {folder} is damaged: {error}. Make the store again in an empty folder.") from error
@@ -272,12 +350,23 @@ def read_table(folder: Path) -> pa.Table:
     return table.take(pa.array([last[name] for name in sorted(last)], pa.int64()))
 
 
+def loose_rows(folder: Path) -> dict[Path, dict[str, Any]]:
+    """Rows of an ingest that is under way, by file; to be read before the table, into which another process may just move them."""
+    rows = {}
+    for path in sorted((folder / "rows").glob("*.json")):
+        with suppress(FileNotFoundError):
+            rows[path] = row_from_json(path.read_bytes())
+    return rows
+
+
 def row_to_json(row: dict[str, Any]) -> bytes:
     """One row as JSON."""
-    return json.dumps(row | {"points": row["points"].hex()}).encode()
+    classes = None if row["class_points"] is None else [content.hex() for content in row["class_points"]]
+    return json.dumps(row | {"points": row["points"].hex(), "class_points": classes}).encode()
 
 
 def row_from_json(content: bytes) -> dict[str, Any]:
     """The row back."""
-    row: dict[str, Any] = json.loads(content)
-    return dict.fromkeys(SCHEMA.names) | row | {"points": bytes.fromhex(row["points"])}
+    row: dict[str, Any] = dict.fromkeys(SCHEMA.names) | json.loads(content)
+    classes = None if row["class_points"] is None else [bytes.fromhex(text) for text in row["class_points"]]
+    return row | {"points": bytes.fromhex(row["points"]), "class_points": classes}

@@ -12,7 +12,7 @@ import numpy as np
 import pydicom
 import pytest
 
-from medssl.archive import Index, canonical, write_volumes
+from medssl.archive import Index, write_volumes
 from medssl.testing.dicom import made_volume, write_series
 
 Indexed = Callable[..., Index]
@@ -52,7 +52,8 @@ def load(file: Path) -> Grid | None:
     image = nibabel.load(file)
     if image.ndim != 3 or image.get_data_dtype().kind == "V":
         return None
-    return canonical(np.asanyarray(image.dataobj), image.affine)
+    turned = nibabel.as_closest_canonical(image)
+    return np.asanyarray(turned.dataobj), turned.affine
 
 
 def same(one: Grid, other: Grid) -> bool:

@@ -221,8 +221,8 @@ class Deadly(FolderSource):
 def test_a_file_that_kills_its_worker_costs_only_itself(tmp_path: Path, archive: Path) -> None:
     write_series(archive, made_volume((4, 4, 8)), made_affine())
     keys = list(FolderSource(str(archive)).keys())
-    shards = [Shard(0, 0, Deadly, str(archive), tuple(keys[:4])), Shard(1, 0, Deadly, str(archive), tuple(keys[4:]))]
-    instances = scan(shards, tmp_path, 2, None)
+    shards = [Shard(0, 0, tuple(keys[:4])), Shard(1, 0, tuple(keys[4:]))]
+    instances = scan(shards, [Deadly(str(archive))], tmp_path, 2, None)
     assert [os.fsdecode(one.key) for one in instances] == keys
     assert [one.reason for one in instances] == [Reason.KILLED if key == "IM00002" else "" for key in keys]
 
@@ -395,5 +395,5 @@ def test_a_plugin_source_is_used(tmp_path: Path, archive: Path) -> None:
     source = find_source(archive)
     (archive / "b").write_bytes(b"2")
     (archive / "a").write_bytes(b"1")
-    assert {key: source.open(key).read() for key in source.keys()} == {"a": b"1", "b": b"2"}
+    assert {key: source.open(key).read() for key in list(source.keys())} == {"a": b"1", "b": b"2"}
     assert find_source(f"folder:{archive}").location == str(archive)

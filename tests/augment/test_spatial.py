@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from torch import Tensor
 
-from medssl.augment import ViewOptions, draw_affine, identity, invert, is_identity, make_view, resample, shown_by
+from medssl.augment import ViewOptions, draw_affine, identity, invert, is_identity, make_view, resample, resample_nearest, shown_by
 from medssl.augment.spatial import _sample, about_centre, rotation
 from medssl.contracts import Draw
 
@@ -51,6 +51,21 @@ def test_resampling_agrees_with_scipy(kind: str, size: tuple[int, ...], seed: in
     for channel in range(2):
         expected = ndimage.affine_transform(image[0, channel].double().numpy(), matrix, offset, order=1, mode="nearest")
         np.testing.assert_allclose(view[0, channel].numpy(), expected, atol=2e-3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(kind=st.sampled_from(["identity", "flip", "scale", "rotate", "general"]), size=st.sampled_from(SIZES), seed=st.integers(0, 10_000))
+def test_nearest_voxels_agree_with_scipy(kind: str, size: tuple[int, ...], seed: int) -> None:
+    affine = affine_of(kind, size, seed)
+    labels = torch.randint(0, 9, (1, 2, *size), generator=torch.Generator().manual_seed(seed))
+    view = resample_nearest(labels, affine, -1)
+    assert view.dtype == labels.dtype
+    matrix, offset = affine[0, :, :-1].double().numpy(), affine[0, :, -1].double().numpy()
+    where = np.tensordot(matrix, coordinates(size)[0].double().numpy(), 1) + offset.reshape(-1, *[1] * len(size))
+    clear = (np.abs(where - np.floor(where) - 0.5) > 1e-3).all(axis=0)
+    for channel in range(2):
+        expected = ndimage.affine_transform(labels[0, channel].numpy(), matrix, offset, order=0, mode="grid-constant", cval=-1)
+        np.testing.assert_array_equal(view[0, channel].numpy()[clear], expected[clear])
 
 
 @settings(max_examples=40, deadline=None)

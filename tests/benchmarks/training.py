@@ -27,7 +27,7 @@ from medssl.contracts import Crops
 from medssl.learn import build_objective, freeze_unreached
 from medssl.networks import as_spec
 from medssl.testing import make_crops
-from medssl.train import Pretrainer, RunState, TrainOptions
+from medssl.train import RunState, TrainOptions, make_engine
 from medssl.train.loop import StepEngine, StepSettings, run_steps
 from medssl.train.optim import learning_rate_at
 from medssl.volumes import make_store
@@ -89,7 +89,9 @@ def engine_rows(repeat: int) -> list[Row]:
     peer = "a plain torch loop on ready tensors"
     return [
         Row("a step of the engine on ready tensors, CPU", each["engine"], each["plain"], peer, "ms", 1.03),
-        Row("a step of Pretrainer, questions made and loss taken by the task, CPU", each["objective"], each["plain"], peer, "ms", 1.03),
+        Row(
+            "a step of medssl's engine, questions made and loss taken by the task, CPU", each["objective"], each["plain"], peer, "ms", 1.03
+        ),
     ]
 
 
@@ -121,7 +123,7 @@ def _question(images: Tensor, seed: int, task: Mapping[str, Any]) -> Question:
 
 def _loss(network: nn.Module, question: Question) -> Tensor:
     inputs, target, hidden = question
-    error = (network(inputs) - target).square() * hidden
+    error: Tensor = (network(inputs) - target).square() * hidden
     return (error.flatten(1).sum(1) / hidden.flatten(1).sum(1)).mean()
 
 
@@ -135,7 +137,7 @@ def _plain_steps(network: nn.Module, questions: list[Question], rate: float) -> 
                 group["lr"] = learning_rate_at(step, BLOCK_STEPS, rate, 0.05, "cosine")
             optimizer.zero_grad(set_to_none=True)
             loss = _loss(network, question)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             loss.item()
@@ -158,7 +160,7 @@ def _objective_steps(config: Mapping[str, Any], crops: list[Crops], rate: float)
     objective = build_objective(config["network"], config["tasks"])
     freeze_unreached(objective, crops[0])
     options = TrainOptions(steps=BLOCK_STEPS, learning_rate=rate, device="cpu", precision="fp32")
-    engine = Pretrainer(objective, _triples(crops), options)
+    engine = make_engine(objective, _triples(crops), options)
     return lambda: run_steps(engine)
 
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd
 
 from medssl.errors import ConfigError, DataError, MissingInput
 from medssl.monai import PrepareImageD, PrepareImaged, PrepareImageDict
 from medssl.train.checkpoint import save_checkpoint
-from medssl.volumes import IntensityRule, Preparation, load_case
+from medssl.volumes import Channel, IntensityRule, Preparation, load_case
 
 PREPARATION = Preparation(modalities={"CT": IntensityRule(kind="window", low=-100, high=300)})
 
@@ -33,7 +33,7 @@ def test_same_values_as_fine_tuning_and_prediction(checkpoint: Path, tmp_path: P
     result = pipeline({"image": tmp_path / "a.nii.gz"})["image"]
     assert isinstance(result, MetaTensor)
     assert result.dtype == torch.float32
-    expected = load_case(tmp_path / "a.nii.gz", PREPARATION, None, modality).array
+    expected = load_case(tmp_path / "a.nii.gz", PREPARATION, None, [Channel(modality, modality)]).array
     np.testing.assert_allclose(result.numpy(), expected, atol=1e-5)
     torch.testing.assert_close(result.affine, torch.diag(torch.tensor([1.0, 1.0, 2.0, 1.0], dtype=torch.float64)))
 
@@ -60,3 +60,13 @@ def test_what_cannot_be_prepared_is_one_message(checkpoint: Path, tmp_path: Path
     bare = save_checkpoint(tmp_path / "bare", 1, {"network": {"weight": torch.ones(1)}}, {"kind": "pretrain"})
     with pytest.raises(ConfigError, match="how its images were prepared"):
         PrepareImaged("image", bare)
+
+
+@pytest.mark.parametrize("codes", ["LPS", "RSA", "LAS"])
+def test_an_image_in_another_orientation_is_refused_with_the_remedy(checkpoint: Path, codes: str) -> None:
+    ras = MetaTensor(torch.rand(1, 4, 5, 6), affine=torch.diag(torch.tensor([1.0, 1.0, 2.0, 1.0])))
+    turned = Orientationd("image", axcodes=codes)({"image": ras})
+    with pytest.raises(DataError, match=rf"axes along {codes}.*Orientationd\('image', axcodes='RAS'\)"):
+        PrepareImaged("image", checkpoint)(turned)
+    mended = Compose([Orientationd("image", axcodes="RAS"), PrepareImaged("image", checkpoint)])(turned)["image"]
+    torch.testing.assert_close(mended, PrepareImaged("image", checkpoint)({"image": ras})["image"])

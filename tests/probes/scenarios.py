@@ -15,7 +15,7 @@ from medssl.learn import Objective, build_objective, freeze_unreached
 from medssl.plugins import Plugins
 from medssl.run import RunState
 from medssl.testing import make_crops, select
-from medssl.train import Pretrainer, TrainOptions
+from medssl.train import TrainOptions, make_engine
 from medssl.train.loop import run_steps
 from probes.contrast import Alignment, BatchContrast, MomentumContrast, PretextInvariance
 from probes.latent_targets import LatentPrediction, SelfDistillation
@@ -143,7 +143,7 @@ def steps_of(
     options = TrainOptions(
         steps=STEPS, accumulate=accumulate, optimizer="sgd", learning_rate=0.02, precision="fp32", device="cpu", clip=None
     )
-    engine = Pretrainer(objective, batches(), options, RunState(STEPS, first))
+    engine = make_engine(objective, batches(), options, RunState(STEPS, first))
     if optimizer is not None:
         engine.optimizer.load_state_dict(dict(optimizer))
     steps: list[dict[str, float]] = []

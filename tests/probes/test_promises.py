@@ -20,7 +20,7 @@ from medssl.learn.views import on_crops
 from medssl.plugins import Provider
 from medssl.run import RunState
 from medssl.testing import make_crops, select
-from medssl.train import Pretrainer, TrainOptions
+from medssl.train import TrainOptions, make_engine
 from medssl.train.loop import run_steps
 from probes.pictures import Colour
 from probes.scenarios import SCENARIOS, UNET, VIT, Scenario, plugins, steps_of
@@ -113,7 +113,7 @@ def test_commit_runs_once_a_step_with_all_four_micro_batches() -> None:
             for micro in range(4):
                 yield step, micro, select(make_crops(8, (16, 16), seed=step), [2 * micro, 2 * micro + 1])
 
-    run_steps(Pretrainer(objective, batches(), TrainOptions(steps=2, accumulate=4, device="cpu"), RunState(2)))
+    run_steps(make_engine(objective, batches(), TrainOptions(steps=2, accumulate=4, device="cpu"), RunState(2)))
     loss: Any = objective.losses["count"]
     assert loss.committed == [list(range(8))] * 2
 

@@ -103,6 +103,14 @@ def test_a_newer_format_says_update(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         load_checkpoint(path)
 
 
+def test_a_checkpoint_of_an_earlier_medssl_is_refused_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "VERSION", 1)
+    path = save_checkpoint(tmp_path, 1, tensors(), {"versions": {"medssl": "0.0.9"}})
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match=r"version 1, of an earlier medssl \(0\.0\.9\).*Train again"):
+        load_checkpoint(path)
+
+
 def test_newest_good_passes_over_damaged_ones_and_says_so(tmp_path: Path) -> None:
     assert newest_good(tmp_path) is None
     paths = [save_checkpoint(tmp_path, step, tensors(step), {}) for step in (1, 2, 3)]

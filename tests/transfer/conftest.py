@@ -10,7 +10,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from medssl.transfer.finetune import FineTuned, fine_tune
+from medssl.run import Run
+from medssl.transfer.finetune import fine_tune
 
 NETWORK: dict[str, Any] = {
     "name": "UNet",
@@ -63,7 +64,7 @@ def finetune_config(cases: Path) -> Callable[..., dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def tuned(tmp_path_factory: pytest.TempPathFactory, finetune_config: Callable[..., dict[str, Any]]) -> FineTuned:
+def tuned(tmp_path_factory: pytest.TempPathFactory, finetune_config: Callable[..., dict[str, Any]]) -> Run:
     """Fine-tuned from scratch until it knows the boxes."""
     config = finetune_config(120)
     config["train"] |= {"validate_every": 60, "checkpoint_every": 60}

@@ -18,13 +18,16 @@ import yaml
 from ignite.engine import Events
 from monai.handlers import MetricLogger
 
-from medssl.errors import ConfigError, DataError, TrainingError, UsageError
+import medssl.archive.nifti
+from medssl.errors import ConfigError, DataError, PluginError, TrainingError, UsageError
+from medssl.plugins import Plugins
+from medssl.run import Run
 from medssl.train.checkpoint import load_checkpoint, newest_good
 from medssl.train.stopping import Stopped
 from medssl.transfer import evaluate, predict
-from medssl.transfer.finetune import FineTuned, fine_tune
+from medssl.transfer.finetune import fine_tune
 from medssl.transfer.segment import Windows
-from medssl.volumes import Preparation
+from medssl.volumes import Preparation, training_cases
 
 Config = Callable[..., dict[str, Any]]
 
@@ -33,7 +36,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_it_learns_and_its_folder_says_how(tuned: FineTuned) -> None:
+def test_it_learns_and_its_folder_says_how(tuned: Run) -> None:
     folder = tuned.folder
     assert tuned.best.dice > 0.7
     assert tuned.report is None
@@ -53,23 +56,21 @@ def test_it_learns_and_its_folder_says_how(tuned: FineTuned) -> None:
     assert last.state["head"]
 
 
-def test_network_has_its_best_weights_and_is_plain_monai(tuned: FineTuned) -> None:
+def test_network_has_its_best_weights_and_is_plain_monai(tuned: Run) -> None:
     best = newest_good(tuned.folder, "best")
     assert best is not None
     assert type(tuned.network).__module__.startswith("monai.networks.nets")
     assert all(torch.equal(value, best.tensors["network"][name]) for name, value in tuned.network.state_dict().items())
 
 
-def test_validation_is_what_predict_and_evaluate_say(tuned: FineTuned, cases: Path, tmp_path: Path) -> None:
+def test_validation_is_what_predict_and_evaluate_say(tuned: Run, cases: Path, tmp_path: Path) -> None:
     held = {path.name for path in (cases / "images").iterdir()} - set(trained_on(tuned))
     predict(tuned.folder, [cases / "images" / name for name in held], tmp_path / "maps")
     assert evaluate(tmp_path / "maps", cases / "labels").dice == pytest.approx(tuned.best.dice, abs=1e-9)
 
 
-def trained_on(run: FineTuned) -> list[str]:
-    from medssl.volumes import training_cases
-
-    return [case.image.name for case in training_cases(run.config.data)[0]]
+def trained_on(run: Run) -> list[str]:
+    return [case.images[0].name for case in training_cases(run.config.data)[0]]
 
 
 def test_resolved_configuration_runs_again_as_it_stands(tmp_path: Path, finetune_config: Config) -> None:
@@ -178,7 +179,6 @@ def test_monai_handlers_attach(tmp_path: Path, finetune_config: Config) -> None:
 
 def test_plugins_add_handlers(tmp_path: Path, finetune_config: Config) -> None:
     import medssl
-    from medssl.plugins import Plugins
 
     seen: list[Any] = []
 
@@ -190,6 +190,40 @@ def test_plugins_add_handlers(tmp_path: Path, finetune_config: Config) -> None:
 
     run = fine_tune(config=finetune_config(1), out=tmp_path / "run", plugins=Plugins.load({"mine": Provider()}))
     assert seen == [run.network]
+
+
+def test_a_plugins_handler_that_fails_is_blamed(tmp_path: Path, finetune_config: Config) -> None:
+    import medssl
+
+    class Fails:
+        def attach(self, engine: Any) -> None:
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self.fail)
+
+        def fail(self, engine: Any) -> None:
+            raise ZeroDivisionError("oh")
+
+    class Provider:
+        @medssl.hookimpl
+        def medssl_handlers(self, run: medssl.run.Run) -> list[Any]:
+            assert isinstance(run, Run) and run.config.network is not None
+            return [Fails()]
+
+    with pytest.raises(PluginError, match=r"plugin 'mine'.*its handler Fails: ZeroDivisionError: oh"):
+        fine_tune(config=finetune_config(1), out=tmp_path / "run", plugins=Plugins.load({"mine": Provider()}))
+
+
+class StopAtOnce:
+    def attach(self, engine: Any) -> None:
+        engine.add_event_handler(Events.STARTED, lambda: os.kill(os.getpid(), signal.SIGINT))
+
+
+def test_stopped_before_its_first_step_it_promises_no_checkpoint(
+    tmp_path: Path, finetune_config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(Stopped) as stopped:
+        fine_tune(config=finetune_config(2), out=tmp_path / "run", handlers=[StopAtOnce()])
+    assert "stopped at step 0; go on" in str(stopped.value)
+    assert newest_good(tmp_path / "run") is None
 
 
 @pytest.mark.parametrize("size", [[8, 8], [8, 8, 8]])
@@ -205,6 +239,68 @@ def test_2d_and_3d_without_validation(tmp_path: Path, finetune_config: Config, c
         assert fine_tune(config=config, out=tmp_path / "validated").best.step > 0
 
 
+def nnunet(folder: Path, case_maker: Any, form: str) -> Path:
+    """A dataset whose cases have two channels: the image, and the image upside down; as files or as the fourth axis."""
+    entries = []
+    for number in range(3):
+        image = nib.load(case_maker(folder, f"case{number}", number))
+        array = np.asarray(image.dataobj)
+        pair = (array, 200 - array)
+        (folder / "imagesTr").mkdir(exist_ok=True)
+        if form == "files":
+            for channel, values in enumerate(pair):
+                nib.save(nib.Nifti1Image(values, image.affine), folder / "imagesTr" / f"case{number}_{channel:04d}.nii.gz")
+        else:
+            nib.save(nib.Nifti1Image(np.stack(pair, 3), image.affine), folder / "imagesTr" / f"case{number}.nii.gz")
+            entries.append({"image": f"imagesTr/case{number}.nii.gz", "label": f"labelsTr/case{number}.nii.gz"})
+    (folder / "labels").rename(folder / "labelsTr")
+    names = {"0": "T1", "1": "T2"}
+    content = {"channel_names": names} if form == "files" else {"modality": names, "training": entries}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize("form", ["files", "fourth axis"])
+def test_several_images_a_case_in_training_validation_and_prediction(
+    tmp_path: Path, finetune_config: Config, case_maker: Any, form: str
+) -> None:
+    dataset = nnunet(tmp_path / "data", case_maker, form)
+    config = finetune_config(2)
+    config["network"] = {**config["network"], "in_channels": 2}
+    config["data"] = {"dataset": str(dataset), "size": [8, 8, 8], "batch": 2}
+    run = fine_tune(config=config, out=tmp_path / "run")
+    assert run.best.step > 0
+    last = newest_good(run.folder)
+    assert last is not None
+    assert (last.state["channels"], last.state["channel_names"], last.state["modalities"]) == (2, ["T1", "T2"], ["MR", "MR"])
+    written = predict(run.folder, [dataset / "imagesTr"], tmp_path / "maps")
+    assert [path.name for path in written] == [f"case{number}.nii.gz" for number in range(3)]
+    held = training_cases(run.config.data)[1][0].label
+    assert held is not None
+    (tmp_path / "held").mkdir()
+    (tmp_path / "held" / held.name).symlink_to(held)
+    assert evaluate(tmp_path / "maps", tmp_path / "held").dice == pytest.approx(run.best.dice, abs=1e-9)
+    with pytest.raises(ConfigError, match=r"in_channels is 1; the cases have 2 channel\(s\) \(T1, T2\)"):
+        fine_tune(config=config, overrides=["network.in_channels=1"], out=tmp_path / "other")
+    if form == "files":
+        with pytest.raises(DataError, match=r"it has 1 channel\(s\), not 2 \(T1, T2\)"):
+            predict(run.folder, [dataset / "imagesTr" / "case0_0000.nii.gz"], tmp_path / "one")
+
+
+def test_labelled_cases_are_read_once_and_kept_for_a_resume(
+    tmp_path: Path, finetune_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    original = medssl.archive.nifti._unpack
+    monkeypatch.setattr(medssl.archive.nifti, "_unpack", lambda stream: read.append(Path(stream.name).name) or original(stream))
+    config = finetune_config(6, validation=0)
+    with pytest.raises(Stopped):
+        fine_tune(config=config, out=tmp_path / "run", handlers=[StopAt(3)])
+    assert sorted(read) == sorted(2 * [f"case{number}.nii.gz" for number in range(6)])
+    fine_tune(config=config, out=tmp_path / "run", resume=True)
+    assert len(read) == 12
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -212,7 +308,7 @@ def test_2d_and_3d_without_validation(tmp_path: Path, finetune_config: Config, c
         ("train.preset=gradual", "preset"),
         ("augment.flip=[3]", "axes from 0 to 2"),
         ("data.size=[7, 8, 8]", "cannot take crops"),
-        ("data.size=[64, 64, 64]", "larger than every image"),
+        ("data.size=[64, 64, 64]", "larger than every volume"),
         ("data.labelled=40", "data.labelled is 40"),
         ("network.in_channels=2", "1 channel"),
         ("network.name=SegResNett", "Did you mean 'SegResNet'"),
@@ -252,7 +348,7 @@ def test_a_run_needs_a_folder_and_a_network(finetune_config: Config, tmp_path: P
         fine_tune(config=config, out=tmp_path / "run")
 
 
-def test_checkpoint_keeps_no_paths_or_case_names(tuned: FineTuned, cases: Path) -> None:
+def test_checkpoint_keeps_no_paths_or_case_names(tuned: Run, cases: Path) -> None:
     last = newest_good(tuned.folder)
     assert last is not None
     text = (last.path / "state.json").read_text()

@@ -16,9 +16,10 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 from medssl.archive import Index, build_index
 from medssl.cli import main
 from medssl.errors import ArchiveError, CheckpointError, ConfigError, DataError, MissingInput, UsageError
+from medssl.run import Run
 from medssl.testing.dicom import write_series
 from medssl.train.checkpoint import newest_good, save_checkpoint
-from medssl.transfer.finetune import FineTuned, fine_tune
+from medssl.transfer.finetune import fine_tune
 from medssl.transfer.prediction import load_segmenter, predict
 
 MakeCase = Callable[..., Path]
@@ -28,7 +29,7 @@ def voxels(path: Path) -> np.ndarray:
     return np.asarray(nib.load(path).dataobj)
 
 
-def test_maps_are_named_by_case_and_lie_on_the_inputs_grid(tuned: FineTuned, cases: Path, tmp_path: Path) -> None:
+def test_maps_are_named_by_case_and_lie_on_the_inputs_grid(tuned: Run, cases: Path, tmp_path: Path) -> None:
     affine = np.array([[0.0, -1.2, 0, 7], [0.9, 0, 0.1, -3], [0, 0.1, -2.0, 11], [0, 0, 0, 1]])
     odd = tmp_path / "odd.nii.gz"
     nib.save(nib.Nifti1Image(voxels(cases / "images/case0.nii.gz").astype(np.float32), affine), odd)
@@ -43,7 +44,7 @@ def test_maps_are_named_by_case_and_lie_on_the_inputs_grid(tuned: FineTuned, cas
 
 
 @pytest.mark.parametrize("codes", [*itertools.product("LR", "AP", "SI"), tuple("SRP"), tuple("ILA"), tuple("PIR")])
-def test_orientation_of_the_file_changes_no_voxel(tuned: FineTuned, cases: Path, tmp_path: Path, codes: tuple[str, ...]) -> None:
+def test_orientation_of_the_file_changes_no_voxel(tuned: Run, cases: Path, tmp_path: Path, codes: tuple[str, ...]) -> None:
     image = nib.load(cases / "images/case1.nii.gz")
     turn = ornt_transform(io_orientation(image.affine), axcodes2ornt(codes))
     turned = apply_orientation(np.asarray(image.dataobj), turn)
@@ -53,14 +54,14 @@ def test_orientation_of_the_file_changes_no_voxel(tuned: FineTuned, cases: Path,
     assert len(np.unique(voxels(straight))) == 3
 
 
-def test_volume_smaller_than_the_crop_is_padded(tuned: FineTuned, tmp_path: Path) -> None:
+def test_volume_smaller_than_the_crop_is_padded(tuned: Run, tmp_path: Path) -> None:
     image = np.random.default_rng(0).normal(100, 20, (3, 9, 2)).astype(np.float32)
     nib.save(nib.Nifti1Image(image, np.eye(4)), tmp_path / "small.nii.gz")
     (path,) = predict(tuned.folder, [tmp_path / "small.nii.gz"], tmp_path / "maps")
     assert nib.load(path).shape == (3, 9, 2)
 
 
-def test_trailing_axes_are_dropped(tuned: FineTuned, tmp_path: Path) -> None:
+def test_trailing_axes_are_dropped(tuned: Run, tmp_path: Path) -> None:
     image = np.random.default_rng(0).normal(100, 20, (10, 9, 4, 1)).astype(np.float32)
     nib.save(nib.Nifti1Image(image, np.eye(4)), tmp_path / "trailing.nii")
     (trailing,) = predict(tuned.folder, [tmp_path / "trailing.nii"], tmp_path / "maps")
@@ -76,7 +77,7 @@ def test_resampled_input_comes_back_on_its_own_grid(tmp_path: Path, finetune_con
 
 
 @pytest.mark.usefixtures("bf16_units")
-def test_dicom_gives_the_same_voxels_as_nifti(tuned: FineTuned, cases: Path, tmp_path: Path) -> None:
+def test_dicom_gives_the_same_voxels_as_nifti(tuned: Run, cases: Path, tmp_path: Path) -> None:
     image = nib.load(cases / "images/case2.nii.gz")
     write_series(tmp_path / "dicom", np.asarray(image.dataobj), image.affine, modality="MR")
     (from_nifti,) = predict(tuned.folder, [cases / "images/case2.nii.gz"], tmp_path / "a")
@@ -93,14 +94,14 @@ def test_dicom_gives_the_same_voxels_as_nifti(tuned: FineTuned, cases: Path, tmp
     np.testing.assert_allclose(as_ras[0].affine, as_ras[1].affine, atol=1e-4)
 
 
-def test_dicom_of_another_modality_is_refused(tuned: FineTuned, cases: Path, tmp_path: Path) -> None:
+def test_dicom_of_another_modality_is_refused(tuned: Run, cases: Path, tmp_path: Path) -> None:
     image = nib.load(cases / "images/case2.nii.gz")
     write_series(tmp_path / "dicom", np.asarray(image.dataobj), image.affine, modality="CT")
     with pytest.raises(DataError, match="is CT, the network was fine-tuned on MR"):
         predict(tuned.folder, [tmp_path / "dicom"], tmp_path / "maps")
 
 
-def test_prediction_is_fp32_unless_told_otherwise(tuned: FineTuned, bf16_units: bool) -> None:
+def test_prediction_is_fp32_unless_told_otherwise(tuned: Run, bf16_units: bool) -> None:
     assert load_segmenter(tuned.folder).windows.dtype is None
     if bf16_units:
         assert load_segmenter(tuned.folder, precision="bf16").windows.dtype is torch.bfloat16
@@ -109,7 +110,7 @@ def test_prediction_is_fp32_unless_told_otherwise(tuned: FineTuned, bf16_units: 
             load_segmenter(tuned.folder, precision="bf16")
 
 
-def test_prediction_has_no_more_threads_than_cpus(tuned: FineTuned, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prediction_has_no_more_threads_than_cpus(tuned: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.get_num_threads()
     monkeypatch.setattr("medssl.train.device.available_cpus", lambda: 1)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
@@ -121,7 +122,7 @@ def test_prediction_has_no_more_threads_than_cpus(tuned: FineTuned, monkeypatch:
         torch.set_num_threads(before)
 
 
-def test_the_command_takes_a_precision(tuned: FineTuned, cases: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_takes_a_precision(tuned: Run, cases: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["predict", str(tuned.folder), str(cases / "images/case0.nii.gz"), "--out", str(tmp_path / "maps")]
     with pytest.raises(SystemExit) as ended:
         main([*words, "--precision", "fp16"])
@@ -133,7 +134,7 @@ def test_the_command_takes_a_precision(tuned: FineTuned, cases: Path, tmp_path: 
     assert (tmp_path / "maps/case0.nii.gz").is_file()
 
 
-def test_last_checkpoint_can_be_named(tuned: FineTuned, cases: Path, tmp_path: Path) -> None:
+def test_last_checkpoint_can_be_named(tuned: Run, cases: Path, tmp_path: Path) -> None:
     last = newest_good(tuned.folder)
     assert last is not None
     assert predict(last.path, [cases / "images/case0.nii.gz"], tmp_path / "maps")
@@ -162,7 +163,7 @@ def bad_inputs(kind: str, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["broken", "channels", "constant", "one slice", "nan", "text", "empty"])
-def test_bad_input_is_one_message_with_its_name(tuned: FineTuned, tmp_path: Path, kind: str) -> None:
+def test_bad_input_is_one_message_with_its_name(tuned: Run, tmp_path: Path, kind: str) -> None:
     path = bad_inputs(kind, tmp_path / "in")
     with pytest.raises((DataError, ArchiveError)) as raised:
         predict(tuned.folder, [path], tmp_path / "maps")
@@ -170,7 +171,7 @@ def test_bad_input_is_one_message_with_its_name(tuned: FineTuned, tmp_path: Path
     assert not list((tmp_path / "maps").glob("*")) if (tmp_path / "maps").exists() else True
 
 
-def test_wrong_use(tuned: FineTuned, cases: Path, tmp_path: Path) -> None:
+def test_wrong_use(tuned: Run, cases: Path, tmp_path: Path) -> None:
     image = cases / "images/case0.nii.gz"
     with pytest.raises(MissingInput, match="no input at"):
         predict(tuned.folder, [tmp_path / "nothing"], tmp_path / "maps")

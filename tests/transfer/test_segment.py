@@ -38,6 +38,12 @@ def test_small_volumes_are_padded_with_their_darkest_value() -> None:
     torch.testing.assert_close(logits, inputs.min().expand_as(inputs))
 
 
+def test_each_channel_is_padded_with_its_own_darkest_value() -> None:
+    inputs = torch.stack([torch.rand(3, 9, 3) + 5, torch.rand(3, 9, 3) - 7])[None]
+    logits = Windows((8, 8, 8))(inputs, Edge())
+    torch.testing.assert_close(logits, inputs.amin((2, 3, 4), keepdim=True).expand_as(inputs))
+
+
 def test_a_network_that_classifies_is_refused() -> None:
     with pytest.raises(NetworkError, match="segmentation needs one value a class and voxel"):
         Windows((4, 4, 4))(torch.zeros(1, 1, 4, 4, 4), nn.Sequential(nn.Flatten(), nn.Linear(64, 3)))

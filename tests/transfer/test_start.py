@@ -83,7 +83,7 @@ def test_image_form_network_and_lineage_are_taken_over(pretrained: Path, tmp_pat
 @pytest.mark.parametrize(
     ("keys", "shown"),
     [
-        ({"spacing": 2.0}, [r"data\.spacing is 2\.0", r"\(1\.0, 1\.0, 1\.5\)"]),
+        ({"spacing": 2.0}, [r"data\.spacing is \(2\.0, 2\.0, 2\.0\)", r"\(1\.0, 1\.0, 1\.5\)"]),
         ({"preparation": {"other": {"kind": "raw"}}}, ["preparation is", "'raw'", "'window'"]),
     ],
 )

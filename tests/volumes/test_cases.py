@@ -13,7 +13,8 @@ import pytest
 
 from medssl.config import check
 from medssl.errors import ConfigError, DataError, MedsslError, MissingInput
-from medssl.volumes import LabelledOptions, check_labels, find_cases, modality_of, training_cases
+from medssl.volumes import Channel, LabelledOptions, channels_of, check_labels, find_cases, training_cases
+from medssl.volumes.datalists import grouped_by_case
 
 Paired = Callable[..., Path]
 Write = Callable[..., Path]
@@ -34,6 +35,12 @@ def datalist(root: Path, name: str = "dataset.json", **changes: Any) -> Path:
     return path
 
 
+def modality_of(options: LabelledOptions) -> str:
+    (channel,) = channels_of(options, find_cases(options))
+    assert channel.name == channel.modality
+    return channel.modality
+
+
 def names(cases: list[Any]) -> list[str]:
     return [case.name for case in cases]
 
@@ -44,7 +51,7 @@ ALL = ["case_00", "case_01", "case_02", "case_03"]
 def test_two_folders(paired: Paired) -> None:
     cases = find_cases(folders(paired()))
     assert names(cases) == ALL
-    assert all(case.label is not None and case.label.name == case.image.name and case.patient == case.name for case in cases)
+    assert all(case.label is not None and case.label.name == case.images[0].name and case.patient == case.name for case in cases)
 
 
 def test_decathlon_folder_and_datalist_file(paired: Paired) -> None:
@@ -77,8 +84,65 @@ def test_nnunet_folder(paired: Paired) -> None:
     assert names(find_cases(dataset(root))) == ["case_00", "case_01"]
     assert modality_of(dataset(root)) == "CT"
     (root / "imagesTr" / "case_00_0001.nii.gz").write_bytes((root / "imagesTr" / "case_00_0000.nii.gz").read_bytes())
-    with pytest.raises(DataError, match="several channels"):
+    with pytest.raises(DataError, match=r"'case_01' has 1 channel\(s\) and case 'case_00' has 2"):
         find_cases(dataset(root))
+
+
+def nnunet_of_two(root: Path, write_image: Write) -> Path:
+    """Two cases of two channels."""
+    for number in range(2):
+        for channel in range(2):
+            path = root / "imagesTr" / f"case_{number}_{channel:04d}.nii.gz"
+            write_image(path, np.random.default_rng(2 * number + channel).integers(0, 99, (8, 9, 7)).astype(np.int16))
+        write_image(root / "labelsTr" / f"case_{number}.nii.gz", np.ones((8, 9, 7), np.uint8))
+    (root / "dataset.json").write_text(json.dumps({"channel_names": {"1": "T2", "0": "CT"}, "labels": {"background": 0}}))
+    return root
+
+
+def test_several_channels(tmp_path: Path, write_image: Write) -> None:
+    options = dataset(nnunet_of_two(tmp_path, write_image))
+    cases = find_cases(options)
+    assert [[path.name for path in case.images] for case in cases] == [
+        [f"case_{number}_0000.nii.gz", f"case_{number}_0001.nii.gz"] for number in range(2)
+    ]
+    assert channels_of(options, cases) == (Channel("CT", "CT", 0), Channel("T2", "MR", 1))
+    assert channels_of(dataset(tmp_path, modality=["MR", "pt"]), cases) == (Channel("CT", "MR", 0), Channel("T2", "PT", 1))
+    with pytest.raises(ConfigError, match=r"names 3 modalities, and the cases have 2 channel"):
+        channels_of(dataset(tmp_path, modality=["MR", "PT", "CT"]), cases)
+    plain = LabelledOptions(images=str(tmp_path / "imagesTr"), labels=str(tmp_path / "labelsTr"), size=(8, 8, 8))
+    assert [channel.name for channel in channels_of(plain, find_cases(plain))] == ["channel 0", "channel 1"]
+    write_image(tmp_path / "imagesTr" / "case_1_0001.nii.gz", np.zeros((8, 9, 6), np.int16))
+    with pytest.raises(DataError, match=r"case_1.*the image's grid differs.*\[8, 9, 6\]"):
+        find_cases(options)
+
+
+def test_the_fourth_axis_counts_channels(tmp_path: Path, write_image: Write) -> None:
+    write_image(tmp_path / "a.nii.gz", np.random.default_rng(0).integers(0, 99, (8, 9, 7, 3)).astype(np.int16))
+    write_image(tmp_path / "b.nii.gz", np.ones((8, 9, 7), np.uint8))
+    entries = [{"image": "a.nii.gz", "label": "b.nii.gz"}]
+    (tmp_path / "dataset.json").write_text(json.dumps({"modality": {"0": "FLAIR", "1": "T1w", "2": "T2w"}, "training": entries}))
+    options = dataset(tmp_path)
+    (case,) = find_cases(options)
+    assert [channel.name for channel in channels_of(options, [case])] == ["FLAIR", "T1w", "T2w"]
+    for name in ("t1", "t2"):
+        write_image(tmp_path / f"{name}.nii.gz", np.ones((8, 9, 7), np.int16))
+    entries[0]["image"] = ["t1.nii.gz", "t2.nii.gz"]  # type: ignore[assignment]
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": entries}))
+    assert len(find_cases(options)[0].images) == 2
+
+
+def test_numbers_at_the_end_of_a_name_are_not_always_channels(tmp_path: Path, write_image: Write) -> None:
+    """Case numbers of four digits: a gap, no 0000, or labels of the same names tell."""
+    for folder in ("images", "labels"):
+        for number in (0, 1, 2):
+            write_image(tmp_path / folder / f"vol_{number:04d}.nii.gz", np.ones((8, 9, 7), np.uint8))
+        write_image(tmp_path / folder / "amos_0003.nii.gz", np.ones((8, 9, 7), np.uint8))
+    assert names(find_cases(folders(tmp_path))) == ["amos_0003", "vol_0000", "vol_0001", "vol_0002"]
+    bare = grouped_by_case(sorted((tmp_path / "images").iterdir()))
+    assert {name: len(files) for name, files in bare.items()} == {"amos_0003": 1, "vol": 3}
+    for twice in (["a.nii", "a.nii.gz"], ["a.nii.gz", "a_0000.nii.gz"], ["a_0000.nii", "a_0000.nii.gz"]):
+        with pytest.raises(DataError, match="both name the case"):
+            grouped_by_case([Path(name) for name in twice])
 
 
 def test_splits_choose_cases(paired: Paired) -> None:

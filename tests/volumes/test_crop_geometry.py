@@ -115,7 +115,7 @@ def test_true_values_come_back(tmp_path: Path, make_body: Callable[..., Any], mo
     scale, shift = crops.rescale[..., 0].view(3, 1, 1, 1, 1), crops.rescale[..., 1].view(3, 1, 1, 1, 1)
     true = crops.images * scale + shift
     corner = (crops.affine[:, :, -1] / crops.spacing).round().long()
-    line = store.preparation.line(store.volume(0).statistics, modality)
+    line = store.preparation.line(store.volume(0).statistics[0], modality)
     for slot in range(3):
         box = tuple(slice(int(c), int(c) + 8) for c in corner[slot])
         np.testing.assert_allclose(true[slot, 0], np.clip(array[box], line.low, line.high), atol=0.05)
@@ -134,7 +134,7 @@ def test_the_body_is_said_where_it_is_asked_for(store_folder: Path) -> None:
     for slot in range(8):
         volume = store.volume(int(crops.group[slot]))
         corner = (crops.affine[slot, :, -1] / crops.spacing[slot]).round().long().tolist()
-        whole = volume.statistics.foreground(store.read_whole(int(crops.group[slot]))[0])
+        whole = volume.statistics[0].foreground(store.read_whole(int(crops.group[slot]))[0])
         pad = max(0, 50 - volume.shape[0])
         wide = np.pad(whole, [(pad, pad), (0, 0), (0, 0)])
         lo = [corner[0] + pad, *corner[1:]]

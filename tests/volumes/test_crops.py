@@ -30,11 +30,11 @@ def test_a_crop_equals_slicing_the_prepared_volume(
     assert crop.place == again.place
     assert crop.image.tobytes() == again.image.tobytes()
     assert crop.image.shape == (1, *size)
-    whole = store.preparation.apply(store.read_whole(crop.place.number), crop.volume.statistics, crop.volume.modality)
+    whole = store.preparation.apply(store.read_whole(crop.place.number), crop.volume.statistics[0], crop.volume.modality)
     full = crop.place.size
     pad = [(max(0, -c), max(0, c + s - n)) for c, s, n in zip(crop.place.corner, full, crop.volume.shape, strict=True)]
     assert all(low == 0 == high for (low, high), s, n in zip(pad, full, crop.volume.shape, strict=True) if s <= n)
-    dark = store.preparation.line(crop.volume.statistics, "MR").value(crop.volume.statistics.minimum)
+    dark = store.preparation.line(crop.volume.statistics[0], "MR").value(crop.volume.statistics[0].minimum)
     padded = np.pad(whole, [(0, 0), *pad], constant_values=np.float32(dark))
     corner = [c + low for c, (low, _) in zip(crop.place.corner, pad, strict=True)]
     expected = padded[(slice(None), *(slice(c, c + s) for c, s in zip(corner, full, strict=True)))]
@@ -109,7 +109,7 @@ def test_options_that_cannot_be(store_folder: Path) -> None:
 def test_2d_crops_are_axial_slices(store_folder: Path) -> None:
     store = Store(store_folder)
     crop = crop_at(store, CropOptions(size=(16, 12)), 0, 5)
-    whole = store.preparation.apply(store.read_whole(crop.place.number), crop.volume.statistics, "MR")
+    whole = store.preparation.apply(store.read_whole(crop.place.number), crop.volume.statistics[0], "MR")
     x, y, z = crop.place.corner
     assert np.array_equal(crop.image, whole[:, x : x + 16, y : y + 12, z])
 

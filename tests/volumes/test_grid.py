@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from scipy.ndimage import map_coordinates
 
+from medssl.archive.geometry import to_ras, voxel_spacing
 from medssl.errors import UsageError
-from medssl.volumes.grid import as_spacing, new_size, positions, resample, resample_labels, restore_nearest, spacing_of, to_ras
+from medssl.volumes.grid import as_spacing, new_size, positions, resample, resample_labels, restore_nearest
 
 ORIENTATIONS = [(order, signs) for order in itertools.permutations(range(3)) for signs in itertools.product((1, -1), repeat=3)]
 
@@ -69,7 +70,7 @@ def test_a_linear_ramp_stays_where_it_was(
         expected = world(placed, result.shape)
         kept = np.ix_(*[np.flatnonzero(mask) for mask in inside])
         np.testing.assert_allclose(result[kept], expected[kept], atol=1e-3)
-        np.testing.assert_allclose(spacing_of(placed), new)
+        np.testing.assert_allclose(voxel_spacing(placed), new)
 
 
 def test_enlarging_is_linear_interpolation() -> None:
@@ -99,7 +100,7 @@ def test_equal_spacing_changes_nothing() -> None:
     array = np.random.default_rng(0).normal(size=(5, 6, 7))
     result, placed = resample(array, np.diag([1.0, 2.0, 3.0, 1.0]), (1.0, 2.0, 3.00001))
     assert result is array
-    assert spacing_of(placed) == (1.0, 2.0, 3.0)
+    assert voxel_spacing(placed) == (1.0, 2.0, 3.0)
 
 
 def test_labels_come_back() -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import astuple
 from pathlib import Path
 
 import nibabel
@@ -15,7 +16,23 @@ import numpy as np
 import pytest
 
 from medssl.errors import DataError, MedsslError, MissingInput, StoreError, UsageError
-from medssl.volumes import Incoming, IntensityRule, Preparation, Store, make_store, statistics, write_store
+from medssl.volumes import (
+    Channel,
+    CropLoader,
+    CropOptions,
+    DataOptions,
+    Incoming,
+    IntensityRule,
+    Preparation,
+    Store,
+    crop_at,
+    make_store,
+    prepare_volume,
+    statistics,
+    write_store,
+)
+from medssl.volumes.frames import encode
+from medssl.volumes.store import row_to_json
 
 Make = Callable[..., list[Incoming]]
 
@@ -33,10 +50,10 @@ def test_values_and_facts_survive(tmp_path: Path, incoming: Make, kind: type) ->
         array, affine = item.load()
         assert store.dtype(number) == kind
         assert store.read_whole(number)[0].tobytes() == np.ascontiguousarray(array).tobytes()
-        assert volume.statistics == statistics(array)
+        assert volume.statistics == (statistics(array),)
         assert np.array_equal(volume.affine, affine)
         assert volume.spacing == (1.0, 1.0, 2.0)
-        mask = volume.statistics.foreground(array)
+        mask = volume.statistics[0].foreground(array)
         assert mask[tuple(volume.points.T)].all()
         assert len(volume.points) == 128
         lo, hi = volume.box
@@ -134,6 +151,31 @@ def test_killing_an_ingest_loses_nothing_that_was_stored(tmp_path: Path) -> None
         assert np.array_equal(store.read_whole(number)[0], load(int(volume.volume[1:]))[0])
 
 
+_SMALL_INGEST = """
+import sys
+import numpy as np
+from medssl.volumes import Incoming, Store, write_store
+
+def load(i):
+    return np.random.default_rng(i).integers(-99, 99, (6, 6, 6)).astype(np.int16), np.eye(4)
+
+for turn in range(1, 9):
+    write_store([Incoming(f"v{i:03d}", "p", "s", "MR", lambda i=i: load(i)) for i in range(5 * turn)], sys.argv[1])
+    assert len(Store(sys.argv[1])) >= 5 * turn
+"""
+
+
+def test_several_processes_fill_one_store(tmp_path: Path) -> None:
+    """Each moves rows into the table while others read them."""
+    folder = tmp_path / "s"
+    children = [subprocess.Popen([sys.executable, "-c", _SMALL_INGEST, str(folder)], stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    for child in children:
+        _, said = child.communicate(timeout=120)
+        assert child.returncode == 0, said
+    assert len(Store(folder)) == 40
+    assert not list((folder / "rows").iterdir())
+
+
 def test_a_row_without_its_file_is_made_again(tmp_path: Path, incoming: Make) -> None:
     folder = tmp_path / "s"
     write_store(incoming(2), folder)
@@ -142,7 +184,7 @@ def test_a_row_without_its_file_is_made_again(tmp_path: Path, incoming: Make) ->
     assert Store(folder).read_whole(1).shape == (1, 43, 36, 30)
 
 
-def hostile() -> dict[str, tuple[Incoming, str]]:
+def unusable() -> dict[str, tuple[Incoming, str]]:
     good = np.random.default_rng(0).normal(size=(6, 6, 6)).astype(np.float32)
     nan, infinite = good.copy(), good.copy()
     nan[1, 2, 3], infinite[1, 2, 3] = np.nan, -np.inf
@@ -155,7 +197,7 @@ def hostile() -> dict[str, tuple[Incoming, str]]:
         "infinite": (one(infinite), "infinite"),
         "constant": (one(np.full((5, 5, 5), 7, np.int16)), "constant"),
         "one slice": (one(good[:, :, :1]), "one slice"),
-        "4D": (one(np.stack([good] * 3, -1)), "4 dimensions"),
+        "one channel constant": (one(np.stack([good, good * 0])), "constant: every voxel is 0 (channel MR 1)"),
         "5D": (one(good[..., None, None]), "5 dimensions"),
         "singular": (one(good, np.diag([1.0, 1.0, 0.0, 1.0])), "spacing"),
         "flat": (one(good, np.array([[1.0, 1, 0, 0], [0, 0, 0, 0], [0, 1, 1, 0], [0, 0, 0, 1]])), "singular"),
@@ -167,9 +209,9 @@ def hostile() -> dict[str, tuple[Incoming, str]]:
     }
 
 
-@pytest.mark.parametrize("kind", list(hostile()))
+@pytest.mark.parametrize("kind", list(unusable()))
 def test_a_bad_volume_costs_a_reason(tmp_path: Path, incoming: Make, kind: str) -> None:
-    bad, words = hostile()[kind]
+    bad, words = unusable()[kind]
     summary = write_store([bad, *incoming(1)], tmp_path / "s")
     assert (summary.volumes, summary.added) == (1, 1)
     assert words in summary.left_out["v"]
@@ -231,6 +273,88 @@ def test_stores_that_cannot_be_opened(tmp_path: Path, incoming: Make) -> None:
         Store(tmp_path / "empty")
 
 
+def test_a_store_of_version_1_names_the_command_that_makes_it_again(tmp_path: Path, incoming: Make) -> None:
+    folder = tmp_path / "s"
+    write_store(incoming(1), folder, spacing=1.5)
+    manifest = json.loads((folder / "store.json").read_text())
+    (folder / "store.json").write_text(json.dumps(manifest | {"version": 1, "preparation": {"version": 1, "modalities": {}}}))
+    for use in (lambda: Store(folder), lambda: write_store(incoming(1), folder, spacing=1.5)):
+        with pytest.raises(StoreError, match=rf"one channel a volume.*medssl store SOURCE --out {folder}-v2 --spacing 1\.5$"):
+            use()
+    (tmp_path / "s.index").mkdir()
+    with pytest.raises(StoreError, match=rf"medssl store {folder}\.index --out"):
+        Store(folder)
+
+
+def test_channels_of_a_volume_have_statistics_of_their_own(tmp_path: Path, make_body: Callable[..., np.ndarray]) -> None:
+    values = np.stack([make_body(0), 3 * make_body(1)])
+    write_store([one(values)], tmp_path / "s")
+    store = Store(tmp_path / "s")
+    volume = store.volume(0)
+    assert store.channels == ("MR 0", "MR 1")
+    assert volume.statistics == tuple(statistics(channel) for channel in values)
+    assert np.array_equal(store.read_whole(0), values)
+    assert volume.body(values).any()
+    assert np.array_equal(volume.body(values), np.logical_or(*(statistics(channel).foreground(channel) for channel in values)))
+
+
+def test_two_windows_show_one_array(tmp_path: Path, make_body: Callable[..., np.ndarray]) -> None:
+    array = make_body(0)
+    windows = {"lung": IntensityRule(kind="window", low=-50, high=100), "bone": IntensityRule(kind="window", low=300, high=900)}
+    channels = tuple(Channel(name, "CT", 0) for name in windows)
+    item = Incoming("v", "p", "s", "CT", lambda: (array, np.eye(4)), channels)
+    write_store([item], tmp_path / "s", preparation=Preparation(channels=windows))
+    store = Store(tmp_path / "s")
+    assert store.read_whole(0).shape == (1, *array.shape)
+    crop = crop_at(store, CropOptions(size=(8, 8, 8)), 0, 0)
+    raw = store.read(0, crop.place.corner, (8, 8, 8))[0]
+    for image, rule in zip(crop.image, windows.values(), strict=True):
+        width = rule.high - rule.low
+        np.testing.assert_allclose(image, 2 * (np.clip(raw, rule.low, rule.high) - rule.low) / width - 1, atol=1e-5)
+    prepared = prepare_volume(array, np.eye(4), store.preparation, None, channels)
+    corner = tuple(slice(c, c + 8) for c in crop.place.corner)
+    assert np.array_equal(prepared.array[(slice(None), *corner)], crop.image)
+
+
+def test_the_store_can_hold_images_of_two_sides(tmp_path: Path) -> None:
+    """Nothing ingests them yet; the format and the way to crops are there."""
+    folder = tmp_path / "s"
+    write_store([one(np.zeros((4, 4, 4), np.int16))], folder)
+    colour = np.random.default_rng(0).integers(0, 255, (3, 30, 20)).astype(np.int16)
+    numbers = [statistics(channel) for channel in colour]
+    (folder / "volumes" / "image.b2nd").write_bytes(encode(colour))
+    row = {
+        "volume": "image",
+        "patient": "p",
+        "series": "s",
+        "modality": "ES",
+        "channels": ["R", "G", "B"],
+        "modalities": ["ES"] * 3,
+        "arrays": [0, 1, 2],
+        "shape": [30, 20],
+        "spacing": [0.5, 0.25],
+        "affine": np.diag([0.5, 0.25, 1, 1]).reshape(-1).tolist(),
+        "statistics": [number for one in numbers for number in astuple(one)],
+        "box": [0, 0, 30, 20],
+        "points": np.array([[5, 5]], "<u2").tobytes(),
+        "class_points": None,
+    }
+    (folder / "rows" / "image.json").write_bytes(row_to_json(row))
+    store = Store(folder)
+    assert (store.spatial_dims, store.channels) == (2, ("R", "G", "B"))
+    with CropLoader(store, DataOptions(store=str(folder), size=(8, 6), batch=2), 0) as loader:
+        crops = next(loader)[2]
+    assert crops.images.shape == (2, 3, 8, 6)
+    assert crops.spacing.tolist() == [[0.5, 0.25]] * 2
+    assert crops.extent.tolist() == [[15.0, 5.0, 0.0]] * 2
+    assert not crops.affine[:, 2].any()
+    corner = (crops.affine[0, :2, -1] / crops.spacing[0]).round().int().tolist()
+    true = crops.images[0] * crops.rescale[0, :, 0].view(3, 1, 1) + crops.rescale[0, :, 1].view(3, 1, 1)
+    low, high = ([[[getattr(number, end)]] for number in numbers] for end in ("low", "high"))
+    expected = np.clip(colour[:, corner[0] : corner[0] + 8, corner[1] : corner[1] + 6], low, high)
+    np.testing.assert_allclose(true, expected, atol=0.01)
+
+
 def test_a_full_disk_is_one_message_and_leaves_nothing_half(tmp_path: Path, incoming: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "s"
     write_store(incoming(1), folder)
@@ -286,6 +410,6 @@ def test_real_images(tmp_path: Path, shared_data: Path) -> None:
     for folder in ("s", "d"):
         store = Store(tmp_path / folder)
         for number, volume in enumerate(store.volumes):
-            image = store.preparation.apply(store.read_whole(number), volume.statistics, volume.modality)
+            image = store.preparation.apply(store.read_whole(number), volume.statistics[0], volume.modality)
             assert np.isfinite(image).all()
             assert 0.05 < image.std() < 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections import Counter
 from collections.abc import Callable
 from itertools import islice
@@ -16,19 +17,27 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from medssl.archive.geometry import voxel_spacing
+from medssl.contracts import Crops
 from medssl.errors import ConfigError, DataError, MissingInput
 from medssl.volumes import (
     Case,
+    CropLoader,
+    DataOptions,
     Incoming,
-    IntensityRule,
-    LabelledCrops,
     LabelledOptions,
     Preparation,
     Store,
+    channels_of,
+    check_classes,
+    crop_at,
     find_cases,
     load_case,
     prepare_volume,
     restore_labels,
+    stable_id,
+    statistics,
+    store_cases,
     write_store,
 )
 
@@ -41,9 +50,20 @@ def options(root: Path, **changes: Any) -> LabelledOptions:
     return LabelledOptions.model_validate(values | changes)
 
 
-def loader(root: Path, seed: int = 5, first_step: int = 0, **changes: Any) -> LabelledCrops:
+def stored(root: Path, chosen: LabelledOptions, **keys: Any) -> Store:
+    cases = find_cases(chosen)
+    folder = root / f"store {chosen.spacing}"
+    return store_cases(cases, folder, channels_of(chosen, cases), spacing=chosen.spacing, **keys)
+
+
+def loader(root: Path, seed: int = 5, first_step: int = 0, **changes: Any) -> CropLoader:
     chosen = options(root, **changes)
-    return LabelledCrops(find_cases(chosen), chosen, Preparation(), seed, out_channels=3, first_step=first_step)
+    return CropLoader(stored(root, chosen), chosen, seed, first_step=first_step)
+
+
+def labels_of(crops: Crops) -> torch.Tensor:
+    assert crops.labels is not None
+    return crops.labels
 
 
 def affine_of(order: tuple[int, ...], signs: tuple[int, ...], spacing: tuple[float, ...]) -> np.ndarray:
@@ -66,7 +86,7 @@ def test_labels_come_back_exactly(
     order: tuple[int, ...], signs: tuple[int, ...], spacing: tuple[float, ...], shape: tuple[int, ...], fineness: float | None
 ) -> None:
     """On the native grid, and on any that is finer everywhere, nearest neighbour there and back is the identity."""
-    from medssl.volumes.grid import resample_labels, spacing_of
+    from medssl.volumes.grid import resample_labels
 
     stream = np.random.default_rng(0)
     labels = stream.integers(0, 5, shape).astype(np.uint8)
@@ -75,7 +95,7 @@ def test_labels_come_back_exactly(
     prepared = prepare_volume(stream.normal(size=shape).astype(np.float32), affine, Preparation(), target)
     turned = prepared.flips.apply(labels)
     if target is not None:
-        turned = resample_labels(turned, spacing_of(prepared.flips.affine(affine, shape)), prepared.spacing)
+        turned = resample_labels(turned, voxel_spacing(prepared.flips.affine(affine, shape)), prepared.spacing)
     assert turned.shape == prepared.array.shape[1:]
     restored = restore_labels(turned, prepared)
     assert restored.dtype == labels.dtype
@@ -107,7 +127,7 @@ def test_prediction_sees_what_the_store_holds(tmp_path: Path, write_image: Calla
         folder = tmp_path / f"s{spacing}"
         write_store([Incoming("v", "p", "s", "MR", lambda: (array, affine))], folder, spacing=spacing)
         store = Store(folder)
-        stored = store.preparation.apply(store.read_whole(0), store.volume(0).statistics, "MR")
+        stored = store.preparation.apply(store.read_whole(0), store.volume(0).statistics[0], "MR")
         prepared = load_case(path, store.preparation, store.manifest.spacing)
         assert np.array_equal(prepared.array, stored)
         np.testing.assert_allclose(prepared.affine, store.volume(0).affine)
@@ -117,18 +137,35 @@ def test_prediction_sees_what_the_store_holds(tmp_path: Path, write_image: Calla
 
 def test_crops_hold_image_and_label_together(paired: Paired) -> None:
     with loader(paired()) as crops:
-        for step, images, labels, names in islice(crops, 20):
-            assert images.shape == labels.shape == (3, 1, 8, 8, 8)
-            assert (images.dtype, labels.dtype) == (torch.float32, torch.int64)
-            for index in range(3):
-                name, image, label = crops.crop(step, index)
-                assert name == names[index]
-                assert np.array_equal(image, images[index])
-                whole = crops.case(name)
-                found = np.lib.stride_tricks.sliding_window_view(whole.image[0], (8, 8, 8)) == image[0]
-                corner = tuple(np.argwhere(found.all(axis=(3, 4, 5)))[0])
-                box = tuple(slice(c, c + 8) for c in corner)
-                assert np.array_equal(whole.labels[box], label[0])
+        for step, _, batch in islice(crops, 20):
+            labels = labels_of(batch)
+            assert batch.images.shape == labels.shape == (3, 1, 8, 8, 8)
+            assert (batch.images.dtype, labels.dtype) == (torch.float32, torch.int64)
+            for slot in range(3):
+                number = int(batch.group[slot])
+                volume = crops.store.volume(number)
+                corner = (batch.affine[slot, :, -1] / batch.spacing[slot]).round().int().tolist()
+                whole = crops.store.preparation.apply(crops.store.read(number, corner, (8, 8, 8)), volume.statistics[0], "MR")
+                assert np.array_equal(batch.images[slot], whole)
+                assert np.array_equal(labels[slot], crops.store.read_labels(number, corner, (8, 8, 8)))
+                alone = crop_at(crops.store, crops.options, 5, 3 * step + slot)
+                assert alone.labels is not None
+                assert np.array_equal(alone.labels, labels[slot])
+
+
+def test_a_store_holds_what_the_files_hold(paired: Paired) -> None:
+    root = paired(2)
+    store = stored(root, options(root))
+    for case in find_cases(options(root)):
+        number = store.column("volume").index(case.volume)
+        volume = store.volume(number)
+        assert np.array_equal(store.read_whole(number)[0], np.asarray(nibabel.load(case.images[0]).dataobj))
+        labels = np.asarray(nibabel.load(case.label).dataobj)
+        assert np.array_equal(store.read_labels(number, (0, 0, 0), volume.shape)[0], labels)
+        assert volume.classes == (0, 1, 2)
+        assert [set(labels[tuple(points.T)]) for points in volume.class_points] == [{1}, {2}]
+    told = [*(path.name for path in store.folder.rglob("*")), *store.column("patient"), *store.column("series")]
+    assert not [name for name in told if "case" in name]
 
 
 def test_the_same_batches_for_any_threads_and_restart(paired: Paired) -> None:
@@ -139,17 +176,17 @@ def test_the_same_batches_for_any_threads_and_restart(paired: Paired) -> None:
             return list(islice(crops, count))
 
     one, many, later = batches(6, threads=1), batches(6, threads=4), batches(2, first_step=4)
-    for a, b in zip(one + one[4:], many + later, strict=True):
-        assert a[0] == b[0]
-        assert a[3] == b[3]
-        assert torch.equal(a[1], b[1])
-        assert torch.equal(a[2], b[2])
+    for (step, _, a), (other, _, b) in zip(one + one[4:], many + later, strict=True):
+        assert step == other
+        assert torch.equal(a.sample, b.sample)
+        assert torch.equal(a.images, b.images)
+        assert torch.equal(labels_of(a), labels_of(b))
 
 
 def test_every_case_comes_once_before_any_comes_again(paired: Paired) -> None:
     with loader(paired(), batch=2) as crops:
-        names = [name for batch in islice(crops, 6) for name in batch[3]]
-    assert all(len(set(names[turn : turn + 4])) == 4 for turn in range(0, 12, 4))
+        numbers = [number for _, _, batch in islice(crops, 6) for number in batch.sample.tolist()]
+    assert all(len(set(numbers[turn : turn + 4])) == 4 for turn in range(0, 12, 4))
 
 
 def test_classes_are_met_alike(paired: Paired, write_image: Callable[..., Path]) -> None:
@@ -159,11 +196,11 @@ def test_classes_are_met_alike(paired: Paired, write_image: Callable[..., Path])
     write_image(root / "labels" / "case_00.nii.gz", labels)
     met: Counter[int] = Counter()
     with loader(root, foreground=1, size=(4, 4, 4)) as crops:
-        for _, _, label, _ in islice(crops, 60):
-            met.update(value for sample in label for value in sample.unique().tolist())
+        for _, _, batch in islice(crops, 60):
+            met.update(value for sample in labels_of(batch) for value in sample.unique().tolist())
     assert met[2] > 0.4 * 180
     with loader(root, foreground=0, size=(4, 4, 4)) as crops:
-        rare = sum(int((label == 2).any()) for _, _, label, _ in islice(crops, 60))
+        rare = sum(int((labels_of(batch) == 2).any()) for _, _, batch in islice(crops, 60))
     assert rare < 12
 
 
@@ -172,25 +209,25 @@ def test_cases_smaller_than_the_crop_are_padded_dark(paired: Paired, write_image
     rng = np.random.default_rng(0)
     write_image(root / "images" / "case_01.nii.gz", rng.integers(10, 90, (6, 20, 18)).astype(np.int16))
     write_image(root / "labels" / "case_01.nii.gz", np.ones((6, 20, 18), np.uint8))
+    small = next(case for case in find_cases(options(root)) if case.name == "case_01")
     with loader(root, size=(12, 8, 8), batch=2) as crops:
-        _, images, labels, names = next(crops)
-    slot = names.index("case_01")
-    assert not labels[slot, 0, :3].any()
-    assert not labels[slot, 0, 9:].any()
-    assert labels[slot, 0, 3:9].all()
-    assert (images[slot, 0, :3] == images[slot].min()).all()
+        batch = next(crops)[2]
+    slot = batch.sample.tolist().index(stable_id(small.volume))
+    labels = labels_of(batch)[slot, 0]
+    assert not labels[:3].any()
+    assert not labels[9:].any()
+    assert labels[3:9].all()
+    assert (batch.images[slot, 0, :3] == batch.images[slot].min()).all()
 
 
 def test_spacing_and_slices(paired: Paired) -> None:
     root = paired()
     with loader(root, spacing=2.0, size=(6, 6, 6)) as crops:
-        case = crops.case("case_00")
-        assert case.image.shape == (1, 12, 10, 9)
-        assert case.labels.shape == (12, 10, 9)
-        assert next(crops)[1].shape == (3, 1, 6, 6, 6)
+        assert crops.store.volume(0).shape == (12, 10, 9)
+        assert next(crops)[2].images.shape == (3, 1, 6, 6, 6)
     with loader(root, size=(6, 6)) as crops:
-        _, images, labels, _ = next(crops)
-        assert images.shape == labels.shape == (3, 1, 6, 6)
+        batch = next(crops)[2]
+        assert batch.images.shape == labels_of(batch).shape == (3, 1, 6, 6)
 
 
 @pytest.mark.parametrize("spacing", [None, 1.0])
@@ -202,46 +239,149 @@ def test_label_and_image_are_turned_alike(tmp_path: Path, write_image: Callable[
     affine = affine_of((2, 0, 1), (-1, 1, -1), (2.0, 2.0, 2.0))
     write_image(tmp_path / "images" / "a.nii.gz", image, affine)
     path = write_image(tmp_path / "labels" / "a.nii.gz", labels, affine)
-    chosen = options(tmp_path, spacing=spacing)
-    with LabelledCrops(find_cases(chosen), chosen, Preparation(other=IntensityRule(kind="raw")), 0) as crops:
-        case = crops.case("a")
+    store = stored(tmp_path, options(tmp_path, spacing=spacing))
+    values, found = store.read_whole(0)[0], store.read_labels(0, (0, 0, 0), store.volume(0).shape)[0]
     if spacing is None:
         oracle = nibabel.as_closest_canonical(nibabel.load(path))
-        assert np.array_equal(case.labels, np.asarray(oracle.dataobj))
+        assert np.array_equal(found, np.asarray(oracle.dataobj))
     for value in range(3):
-        found = case.image[0][case.labels == value]
-        assert abs(np.median(found) - 100 * value) < 5
-        assert found.std() < (2 if spacing is None else 40)
+        inside = values[found == value]
+        assert abs(np.median(inside) - 100 * value) < 5
+        assert inside.std() < (2 if spacing is None else 40)
+
+
+def several(root: Path, write_image: Callable[..., Path], form: str) -> dict[str, np.ndarray]:
+    """Two cases of three channels, as files (nnU-Net) or as a fourth axis (Decathlon); a dataset.json; name -> (3, X, Y, Z)."""
+    arrays = {}
+    entries = []
+    for number in range(2):
+        stream = np.random.default_rng(number)
+        array = np.stack([stream.integers(0, 90 + 400 * channel, (14, 12, 10)) for channel in range(3)]).astype(np.int16)
+        arrays[f"case_{number}"] = array
+        label = np.zeros(array.shape[1:], np.uint8)
+        label[3:9, 3:9, 3:9] = 1
+        write_image(root / "labelsTr" / f"case_{number}.nii.gz", label)
+        if form == "files":
+            for channel in range(3):
+                write_image(root / "imagesTr" / f"case_{number}_{channel:04d}.nii.gz", array[channel])
+        else:
+            write_image(root / "imagesTr" / f"case_{number}.nii.gz", np.moveaxis(array, 0, 3))
+            entries.append({"image": f"imagesTr/case_{number}.nii.gz", "label": f"labelsTr/case_{number}.nii.gz"})
+    names = {"0": "CT", "1": "T1", "2": "T2"}
+    content = {"channel_names": names} if form == "files" else {"modality": names, "training": entries}
+    (root / "dataset.json").write_text(json.dumps(content))
+    return arrays
+
+
+@pytest.mark.parametrize("spacing", [None, 1.5])
+@pytest.mark.parametrize("form", ["files", "fourth axis"])
+def test_several_images_of_a_case_are_channels(tmp_path: Path, write_image: Callable[..., Path], form: str, spacing: float | None) -> None:
+    """In training as in prediction, each channel by its own rule and statistics."""
+    arrays = several(tmp_path, write_image, form)
+    chosen = LabelledOptions(dataset=str(tmp_path), size=(6, 6, 6), spacing=spacing)
+    store = stored(tmp_path, chosen)
+    assert store.channels == ("CT", "T1", "T2")
+    cases = find_cases(chosen)
+    for case in cases:
+        number = store.column("volume").index(case.volume)
+        volume = store.volume(number)
+        if spacing is None:
+            assert np.array_equal(store.read_whole(number), arrays[case.name])
+            assert volume.statistics == tuple(statistics(channel) for channel in arrays[case.name])
+        prepared = load_case(case.images, store.preparation, spacing, channels_of(chosen, cases))
+        for place, (channel, numbers) in enumerate(zip(volume.channels, volume.statistics, strict=True)):
+            expected = store.preparation.apply(store.read_whole(number)[place], numbers, channel.modality)
+            assert np.array_equal(prepared.array[place], expected)
+    assert prepared.array[0].min() >= -1
+    with CropLoader(store, chosen, 0, body=True) as crops:
+        batch = next(crops)[2]
+    assert batch.images.shape == (2, 3, 6, 6, 6)
+    assert batch.rescale.shape == (2, 3, 2)
+    corner = (batch.affine[0, :, -1] / batch.spacing[0]).round().int().tolist()
+    raw = store.read(int(batch.group[0]), corner, (6, 6, 6))
+    true = batch.images[0] * batch.rescale[0, :, 0].view(3, 1, 1, 1) + batch.rescale[0, :, 1].view(3, 1, 1, 1)
+    lines = store.volume(int(batch.group[0])).lines(store.preparation)
+    for place, line in enumerate(lines):
+        np.testing.assert_allclose(true[place], np.clip(raw[place], line.low, line.high), atol=0.05)
+    with pytest.raises(DataError, match=r"it has 3 channel\(s\), not 1 \(MR\)"):
+        load_case(cases[0].images, Preparation())
+
+
+def test_what_is_stored_is_kept_until_its_files_change(paired: Paired, write_image: Callable[..., Path]) -> None:
+    root = paired()
+    chosen = options(root)
+    before = {path: path.stat().st_mtime_ns for path in stored(root, chosen).folder.glob("*/*.b2nd")}
+    assert len(before) == 8
+    labels = np.zeros((24, 20, 18), np.uint8)
+    labels[2:5, 2:5, 2:5] = 3
+    write_image(root / "labels" / "case_01.nii.gz", labels)
+    store = stored(root, chosen)
+    changed = {path for path, time in before.items() if path.stat().st_mtime_ns != time}
+    (case,) = (case for case in find_cases(chosen) if case.name == "case_01")
+    assert {path.stem for path in changed} == {case.volume}
+    assert store.volume(store.column("volume").index(case.volume)).classes == (0, 3)
+    few = stored(root, options(root, labelled=2))
+    assert len(few) == 2
+    assert few.folder == store.folder
+
+
+def test_labelled_and_unlabelled_crops_of_two_loaders_are_one_batch(paired: Paired, store_folder: Path) -> None:
+    root = paired()
+    chosen = options(root)
+    data = DataOptions(store=str(store_folder), size=(8, 8, 8), batch=2)
+    with CropLoader(stored(root, chosen), chosen, 0) as labelled, CropLoader(Store(store_folder), data, 0) as bare:
+        joined = Crops.join([next(labelled)[2], next(bare)[2]])
+    labels = labels_of(joined)
+    assert (labels[:3] >= 0).all()
+    assert (labels[3:] == -1).all()
+    assert not set(joined.group[:3].tolist()) & set(joined.group[3:].tolist())
 
 
 def test_wrong_input_is_one_message(tmp_path: Path, paired: Paired, write_image: Callable[..., Path]) -> None:
     root = paired()
-    with pytest.raises(ConfigError, match=r"larger than every image: the longest sides are \[24, 20, 18\].*size=\[8, 20, 8\]"):
+    with pytest.raises(ConfigError, match=r"larger than every volume.*the longest sides are \[24, 20, 18\].*size=\[8, 20, 8\]"):
         loader(root, size=(8, 64, 8))
     with pytest.raises(DataError, match="no labelled cases"):
-        LabelledCrops([], options(root), Preparation(), 0)
+        store_cases([], tmp_path / "none")
     chosen = options(root)
-    with pytest.raises(DataError, match="value 2"):
-        LabelledCrops(find_cases(chosen), chosen, Preparation(), 0, out_channels=2)
+    cases = find_cases(chosen)
+    with pytest.raises(DataError, match=r"the label .*case_00\.nii\.gz holds the value 2; the network has 2 outputs.*out_channels to 3"):
+        check_classes(stored(root, chosen), cases, 2)
     with pytest.raises(MissingInput):
         load_case(tmp_path / "none.nii.gz", Preparation())
     path = write_image(tmp_path / "flat.nii.gz", np.full((5, 5, 5), 3, np.int16))
     with pytest.raises(DataError, match=r"flat\.nii\.gz cannot be used: constant"):
         load_case(path, Preparation())
-    four = write_image(tmp_path / "four.nii.gz", np.zeros((5, 5, 5, 2), np.int16))
-    with pytest.raises(DataError, match=r"four\.nii\.gz"):
-        load_case(four, Preparation())
+    five = write_image(tmp_path / "five.nii.gz", np.zeros((5, 5, 5, 2, 2), np.int16))
+    with pytest.raises(DataError, match=r"five\.nii\.gz"):
+        load_case(five, Preparation())
 
 
-def test_a_case_that_breaks_on_a_thread_surfaces(paired: Paired) -> None:
+def test_cases_that_cannot_be_stored_are_named(paired: Paired, write_image: Callable[..., Path]) -> None:
     root = paired()
     chosen = options(root)
     cases = find_cases(chosen)
-    crops = LabelledCrops(cases, chosen, Preparation(), 0)
-    for case in cases:
-        case.image.unlink()
-    with pytest.raises(MissingInput):
-        list(islice(crops, 10))
-    bare = Case("x", cases[0].image, None, "x")
-    with pytest.raises((DataError, MissingInput)):
-        LabelledCrops([bare], chosen, Preparation(), 0)
+    with pytest.raises(DataError, match="'x' has no label"):
+        store_cases([Case("x", cases[0].images, None, "x")], root / "s")
+    write_image(root / "labels" / "case_01.nii.gz", np.full((24, 20, 18), 0.5, np.float32))
+    with pytest.raises(
+        DataError,
+        match=r"'case_01' \(.*images/case_01.*labels/case_01.*its label holds values that are no whole numbers, such as 0\.5",
+    ):
+        stored(root, chosen)
+    cases[2].images[0].write_bytes(b"x" * 400)
+    with pytest.raises(DataError, match=r"2 of 4 cases cannot be used, such as case 'case_01'"):
+        store_cases(cases, root / "store None")
+    write_image(root / "labels" / "case_01.nii.gz", np.zeros((24, 20, 17), np.uint8))
+    with pytest.raises(DataError, match=r"its label has shape \[24, 20, 17\] and the image \[24, 20, 18\]"):
+        store_cases(cases[:2], root / "store None")
+
+
+def test_a_large_label_value_is_kept(paired: Paired, write_image: Callable[..., Path]) -> None:
+    root = paired(1)
+    labels = np.zeros((24, 20, 18), np.int16)
+    labels[4:9, 4:9, 4:9] = 300
+    write_image(root / "labels" / "case_00.nii.gz", labels)
+    with loader(root, foreground=1, batch=1) as crops:
+        assert crops.store.labels_dtype(0) == np.int16
+        assert labels_of(next(crops)[2]).max() == 300

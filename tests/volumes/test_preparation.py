@@ -66,6 +66,19 @@ def test_preparation_survives_json() -> None:
     assert Preparation.model_validate_json(preparation.model_dump_json()) == preparation
 
 
+def test_a_name_goes_before_a_modality() -> None:
+    lung, brain = IntensityRule(kind="window", low=-1000, high=200), IntensityRule(kind="window", low=0, high=80)
+    preparation = Preparation(channels={"lung": lung}, modalities={"CT": brain})
+    assert preparation.rule("CT", "lung") == lung
+    assert preparation.rule("ct", "CT") == preparation.rule("CT") == brain
+    assert preparation.rule("MR", "T1") == IntensityRule()
+
+
+def test_a_preparation_of_version_1_is_refused_with_the_reason() -> None:
+    with pytest.raises(ConfigError, match=r"version 1, which prepared a volume as a whole.*Train again"):
+        check(Preparation, {"version": 1, "modalities": {}, "other": {"kind": "z-score"}}, "preparation in runs/a")
+
+
 def test_a_window_upside_down_is_refused() -> None:
     with pytest.raises(ConfigError, match="less than its high"):
         check(IntensityRule, {"kind": "window", "low": 5, "high": 1})

@@ -14,7 +14,7 @@ from medssl.contracts import Draw, NetworkInfo
 from medssl.errors import NetworkError
 from medssl.learn import build_objective, freeze_unreached, trivial
 from medssl.plugins import Plugins
-from medssl.testing import PretextTaskContract, make_crops, select, make_info
+from medssl.testing import PretextTaskContract, make_crops, make_info, select
 
 
 class TestRelativePosition(PretextTaskContract):

@@ -1,0 +1,49 @@
+"""What makes a volume unusable for training, as a reason to record; None where it is sound."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+LONGEST = 65_535
+
+
+def why_unusable(array: NDArray[Any], affine: NDArray[Any], names: Mapping[int, str] | None = None) -> str | None:
+    """Why (X, Y, Z) or (A, X, Y, Z) values with a (4, 4) affine in mm cannot be used; `names` those of the arrays, by number."""
+    if array.ndim not in (3, 4):
+        return f"{array.ndim} dimensions, not 3 and channels"
+    shape = list(array.shape[-3:])
+    if min(shape) < 2:
+        return f"one slice: shape {shape}"
+    if max(shape) > LONGEST:
+        return f"a side longer than {LONGEST} voxels: shape {shape}"
+    if not (np.issubdtype(array.dtype, np.integer) or np.issubdtype(array.dtype, np.floating)):
+        return f"values of type {array.dtype}, not numbers"
+    return _about_affine(np.asarray(affine, float)) or _about_values(array.reshape(-1, *shape), names or {})
+
+
+def _about_affine(affine: NDArray[np.float64]) -> str | None:
+    if affine.shape != (4, 4) or not np.isfinite(affine).all():
+        return "an affine that is not finite"
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    if not ((spacing >= 1e-3) & (spacing <= 1e3)).all():
+        return f"spacing {[float(f'{side:.4g}') for side in spacing]} mm"
+    if abs(np.linalg.det(affine[:3, :3] / spacing)) < 1e-3:
+        return "a singular affine"
+    return None
+
+
+def _about_values(arrays: NDArray[Any], names: Mapping[int, str]) -> str | None:
+    for number, array in enumerate(arrays):
+        of_channel = f" (channel {names.get(number, number)})" if len(arrays) > 1 else ""
+        low, high = array.min(), array.max()
+        if not np.isfinite(low) or not np.isfinite(high):
+            return f"voxels that are NaN or infinite{of_channel}"
+        if low == high:
+            return f"constant: every voxel is {low:g}{of_channel}"
+        if max(abs(float(low)), abs(float(high))) > 3e38:
+            return f"values beyond the range of float32{of_channel}"
+    return None

@@ -250,6 +250,7 @@ class DenseHead:
     """An answer for every voxel: (B, channels, *size), by a copy of the network's own head on the shared feature map."""
 
     channels: int
+    features: ClassVar[tuple[str, ...]] = ("feature_map",)
 
 
 @dataclass(frozen=True)
@@ -262,6 +263,7 @@ class PooledHead:
     outputs: int
     parts: int = 1
     join: Literal["concat", "each"] = "concat"
+    features: ClassVar[tuple[str, ...]] = ("encoder_end",)
 
 
 @dataclass(frozen=True)
@@ -291,6 +293,8 @@ class ModuleHead:
 @dataclass(frozen=True)
 class NetworkHead:
     """The network's own output (B, K, *size), by its own head: what a downstream task is trained on."""
+
+    features: ClassVar[tuple[str, ...]] = ("output",)
 
 
 Head = DenseHead | PooledHead | ModuleHead | NetworkHead
@@ -398,8 +402,7 @@ class PretextTask(nn.Module, ABC):
 
     def teacher_reads(self) -> tuple[str, ...]:
         """The features (see `ModuleHead`) that the teacher gives to a task that needs it; by default what the head reads."""
-        head = self.head()
-        return head.features if isinstance(head, ModuleHead) else ()
+        return self.head().features
 
     def teacher_momentum(self, progress: float) -> float:
         """The teacher's momentum at 0 .. 1 of the run; all terms of a run that need the teacher must agree."""

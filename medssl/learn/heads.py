@@ -65,9 +65,14 @@ def build_head(key: str, task: PretextTask, spec: NetworkSpec, info: NetworkInfo
     """The head that `task` asks for, fitted to the network; refuses what the network cannot give."""
     with blame(type(task), f"head of task '{key}'"):
         head = task.head()
+    if isinstance(head, PooledHead | ModuleHead) and head.parts > 1 and "teacher_answer" in task.needs:
+        raise PluginError(
+            f"{provider_of(type(task))}: the teacher sees the whole crop, and the head of '{key}' needs {head.parts} parts to answer. "
+            'Ask for its features instead: needs = frozenset({"teacher"}).'
+        )
     if isinstance(head, PooledHead):
         require_encoder(info, spec, plugins)
-        return BuiltHead(PooledAnswer(info.embedding_width, head), ("encoder_end",), head, owned=False)
+        return BuiltHead(PooledAnswer(info.embedding_width, head), head.features, head, owned=False)
     if isinstance(head, ModuleHead):
         if "feature_map" in head.features:
             require_dense(info, spec, f"the task '{key}' reads the dense feature map")
@@ -76,9 +81,9 @@ def build_head(key: str, task: PretextTask, spec: NetworkSpec, info: NetworkInfo
     if isinstance(head, DenseHead):
         require_dense(info, spec, f"the task '{key}' answers for every voxel")
         _, donor = dense_head(spec, head.channels)
-        return BuiltHead(donor, ("feature_map",), head, owned=False)
+        return BuiltHead(donor, head.features, head, owned=False)
     if isinstance(head, NetworkHead):
-        return BuiltHead(nn.Identity(), ("output",), head, owned=False)
+        return BuiltHead(nn.Identity(), head.features, head, owned=False)
     raise PluginError(
         f"{provider_of(type(task))}: head() of '{key}' gave {type(head).__name__}, not a DenseHead, PooledHead, ModuleHead or NetworkHead."
     )

@@ -110,14 +110,14 @@ class Objective(nn.Module):
 
     def totals(self, asked: Sequence[Asked]) -> dict[str, Tensor]:
         """By term: over all micro batches `asked` of a step and all ranks, how many samples count; by `TERM/all`: how many there are."""
-        device = asked[0].crops.images.device
+        zero = torch.zeros((), device=asked[0].crops.images.device)
         counts: dict[str, Tensor] = {}
         for key in self.tasks:
             shares = [share for one in asked for share in one.answerable(key)]
             counts[key] = torch.stack([share.sum() for share in shares]).sum()
-            counts[f"{key}/all"] = torch.tensor(float(sum(len(share) for share in shares)), device=device)
+            counts[f"{key}/all"] = zero + sum(len(share) for share in shares)
         for key in self.losses:
-            counts[key] = torch.tensor(float(sum(len(one.crops) for one in asked)), device=device)
+            counts[key] = zero + sum(len(one.crops) for one in asked)
         return dict(zip(counts, summed(torch.stack(list(counts.values()))), strict=True))
 
     def forward(self, asked: Asked, totals: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from medssl import hookimpl
 from medssl.augment import ViewOptions
-from medssl.contracts import ConsistencyLoss, Crops, EncoderLayout, Needs, Views
+from medssl.contracts import ConsistencyLoss, Crops, EncoderLayout, Needs, PretextBatch, TaskNeeds, Views
 from medssl.errors import ConfigError, NetworkError, PluginError
 from medssl.learn import Objective, build_objective, check_crop, freeze_unreached
 from medssl.learn.joining import joined
@@ -22,7 +22,7 @@ from medssl.run import RunState
 from medssl.testing import make_crops, select
 from medssl.train import TrainOptions, make_engine
 from medssl.train.loop import run_steps
-from probes.pictures import Colour
+from probes.pictures import Colour, Halves
 from probes.scenarios import SCENARIOS, UNET, VIT, Scenario, plugins, steps_of
 
 UNETR = {"name": "UNETR", "options": {"img_size": [32, 32], "feature_size": 4, "hidden_size": 16, "mlp_dim": 32, "num_heads": 2}}
@@ -258,3 +258,28 @@ def test_a_head_that_reads_what_the_network_does_not_have_is_refused_when_it_is_
     densenet = {"name": "DenseNet", "options": {"init_features": 8, "growth_rate": 4, "block_config": [2, 2]}}
     with pytest.raises((NetworkError, PluginError), match="reads two levels"):
         build(["hierarchy"], network=densenet)
+
+
+class PartsAnswer(Halves):
+    """Asks a teacher that sees the whole crop for an answer from parts."""
+
+    needs: ClassVar[frozenset[TaskNeeds]] = frozenset({"teacher_answer"})
+
+
+class Whole(Halves):
+    """Takes what the teacher makes of the whole crop from where its head reads."""
+
+    needs: ClassVar[frozenset[TaskNeeds]] = frozenset({"teacher"})
+
+    def loss(self, prediction: Tensor, batch: PretextBatch) -> Tensor:
+        assert batch.teacher is not None
+        self.told = {name: tuple(feature.shape) for name, feature in batch.teacher.features.items()}
+        return super().loss(prediction, batch)
+
+
+def test_the_teacher_gives_a_task_what_its_head_reads_and_no_answer_from_parts() -> None:
+    with pytest.raises(PluginError, match="the teacher sees the whole crop"):
+        build([PartsAnswer])
+    objective = build([Whole])
+    objective.run(make_crops(2, (16, 16)), 0)
+    assert objective.tasks["halves"].told == {"encoder_end": (2, 8, 4, 4)}

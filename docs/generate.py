@@ -36,7 +36,7 @@ def reference() -> str:
     lines += ["## Configurations", ""]
     for title, sections in _configurations().items():
         for key, options in sections.items():
-            lines += [f"### {title}, `{key}:`", "", *_options(options), ""]
+            lines += [f"### {title}, `{key}:`" if key else f"### {title}, its keys", "", *_options(options), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -78,14 +78,29 @@ def _escape(text: str) -> str:
 
 def _configurations() -> dict[str, dict[str, type[Any]]]:
     from medssl.augment import ViewOptions
+    from medssl.learn import TermOptions
     from medssl.networks import NetworkSpec
-    from medssl.train import TrainOptions
-    from medssl.transfer import FinetuneTrainOptions
+    from medssl.train import PretrainConfig, TrainOptions
+    from medssl.transfer.options import FinetuneConfig, FinetuneTrainOptions, UnlabelledOptions
+    from medssl.transfer.segmentation import AugmentOptions
     from medssl.volumes import DataOptions, LabelledOptions
 
     return {
-        "pretrain": {"network": NetworkSpec, "data": DataOptions, "views": ViewOptions, "train": TrainOptions},
-        "fine-tune": {"data": LabelledOptions, "train": FinetuneTrainOptions},
+        "pretrain": {
+            "": PretrainConfig,
+            "network": NetworkSpec,
+            "data": DataOptions,
+            "tasks` and `consistency": TermOptions,
+            "views": ViewOptions,
+            "train": TrainOptions,
+        },
+        "fine-tune": {
+            "": FinetuneConfig,
+            "data": LabelledOptions,
+            "train": FinetuneTrainOptions,
+            "augment": AugmentOptions,
+            "unlabelled": UnlabelledOptions,
+        },
     }
 
 

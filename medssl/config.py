@@ -147,11 +147,15 @@ def options_table(model: type[BaseModel]) -> list[dict[str, str]]:
         {
             "option": name,
             "type": _type_text(prop, schema.get("$defs", {})),
-            "default": "required" if name in required else str(prop.get("default")),
+            "default": "required" if name in required else _default_text(prop.get("default")),
             "help": " ".join(str(prop.get("description", "")).split()),
         }
         for name, prop in schema.get("properties", {}).items()
     ]
+
+
+def _default_text(default: Any) -> str:
+    return "its own defaults" if isinstance(default, Mapping) and default else str(default)
 
 
 def _type_text(prop: Mapping[str, Any], defs: Mapping[str, Any]) -> str:

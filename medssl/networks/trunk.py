@@ -134,7 +134,8 @@ class Trunk:
         """What this network can give: classifiers have no feature map, convolutions no tokens."""
         layout = self.layout
         encoder = ["encoder_end", *(f"level {number}" for number in range(len(layout.levels)))] if layout is not None else []
-        tokens = ["tokens", "class_token"] if layout is not None and layout.tokens is not None else []
+        tokens = ["tokens"] if layout is not None and layout.tokens is not None else []
+        tokens += ["class_token"] if self.has_class_token else []
         return (*encoder, *tokens, *(["feature_map"] if self.head is not None else []), "output")
 
     def check(self, needs: Collection[str]) -> None:
@@ -179,18 +180,13 @@ class Trunk:
             raise NetworkError(f"{self.spec}: nothing was run in the forward pass that gives {', '.join(missing)}.")
         given = {feature: self._on_grid(seen[feature], images) for feature in wanted - TOKENS}
         if wanted & TOKENS:
-            given |= self._tokens(seen["encoder_end"], wanted, images)
+            end, extra = seen["encoder_end"], int(self.has_class_token)
+            every = {"tokens": end[:, extra:], "class_token": end[:, 0]}
+            given |= {feature: every[feature] for feature in wanted & TOKENS}
         return given
 
     def _on_grid(self, value: Tensor, images: Tensor) -> Tensor:
         return tokens_to_grid(value, images.shape[2:], self.spec.options.get("patch_size")) if value.dim() == 3 else value
-
-    def _tokens(self, end: Tensor, wanted: frozenset[str], images: Tensor) -> dict[str, Tensor]:
-        extra = int(self.has_class_token)
-        if "class_token" in wanted and not extra:
-            raise NetworkError(f"{self.spec} has no class token. Read tokens, or take a ViT with classification: true.")
-        every = {"tokens": end[:, extra:], "class_token": end[:, 0]}
-        return {feature: every[feature] for feature in wanted & TOKENS}
 
     @property
     def has_class_token(self) -> bool:

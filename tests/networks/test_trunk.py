@@ -7,9 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from monai.networks.nets import SegResNet
 from torch import nn
 
 from medssl import hookimpl
+from medssl.contracts import EncoderLayout
 from medssl.errors import NetworkError, PluginError
 from medssl.networks import Encoder, NetworkSpec, Trunk, as_spec, encoder_end, network_info
 from medssl.networks.trunk import tokens_to_grid
@@ -208,9 +210,29 @@ def test_a_plugin_names_the_end_and_is_blamed_when_broken(make_small) -> None:
     assert encoder_end(unet.build(2), Plugins.load({"teller": Teller})) == encoder_end(unet.build(2))
 
 
-def test_subclasses_of_monai_networks_are_known() -> None:
-    from monai.networks.nets import SegResNet
+class Other:
+    @staticmethod
+    @hookimpl
+    def medssl_encoder_end(network: nn.Module) -> EncoderLayout | None:
+        return EncoderLayout("down_layers.0", levels=("convInit",)) if isinstance(network, SegResNet) else None
 
+
+def test_the_specification_goes_before_plugins_and_these_before_the_core() -> None:
+    spec = as_spec(NetworkSpec("SegResNet", spatial_dims=2, options={"init_filters": 8, "blocks_down": [1, 1, 1], "blocks_up": [1, 1]}))
+    named, plugins = spec.model_copy(update={"encoder_end": "down_layers.1"}), Plugins.load({"other": Other})
+    network = spec.build(2)
+    assert encoder_end(network) == encoder_end(network, Plugins.load()) == "down_layers.2"
+    assert encoder_end(network, plugins) == "down_layers.0"
+    assert encoder_end(network, plugins, named) == "down_layers.1"
+    for one, installed, strides in ((spec, None, 4), (spec, plugins, 1), (named, plugins, 2)):
+        info = network_info(one, installed)
+        assert info.strides == (strides, strides)
+        seen = Trunk(one.build(2), one, installed)(images_for(one), {"encoder_end"})["encoder_end"]
+        assert seen.shape[2:] == (32 // strides, 32 // strides)
+    assert [level.strides for level in network_info(spec, plugins).levels] == [(1, 1)]
+
+
+def test_subclasses_of_monai_networks_are_known() -> None:
     class Ours(SegResNet):
         pass
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from medssl.learn.joining import joined
 from probes.scenarios import SCENARIOS, STEPS, Trained, train
 
 WHOLE: dict[str, Trained] = {}
@@ -48,7 +50,11 @@ def test_two_micro_batches_make_what_one_batch_would(name: str) -> None:
 def run_rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    found = {name: vars(train(scenario, rank=rank, world=2)) for name, scenario in SCENARIOS.items()}
+    found: dict[str, Any] = {name: vars(train(scenario, rank=rank, world=2)) for name, scenario in SCENARIOS.items()}
+    try:
+        joined([torch.zeros(2, 3 + rank)])
+    except ValueError as error:
+        found["shapes"] = str(error)
     torch.save(found, Path(folder) / f"rank{rank}.pt")
     dist.destroy_process_group()
 
@@ -59,6 +65,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Trained]]:
     folder = tmp_path_factory.mktemp("ranks")
     mp.start_processes(run_rank, args=(str(folder),), nprocs=2, start_method="fork")
     found = [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    assert all("Give the same fields" in one.pop("shapes") for one in found)  # instead of waiting for each other
     return [{name: Trained(**values) for name, values in one.items()} for one in found]
 
 

@@ -1,7 +1,7 @@
 """medssl inside an existing MONAI pipeline: a pretext task as a dictionary transform, its loss, and pretrained weights.
 
     transforms = Compose([LoadImaged("image"), EnsureChannelFirstd("image"), ..., PretextTaskd("image", task="inpainting", ratio=0.6)])
-    loss = PretextLoss("inpainting", ratio=0.6)                                  # loss(prediction, target, weight)
+    loss = PretextLoss("inpainting", ratio=0.6)                                  # loss(network(batch["image"]), batch)
 
     transforms = Compose([LoadImaged("image"), EnsureChannelFirstd("image"), PrepareImaged("image", "runs/pretrained"), ...])
     network, report = load_pretrained(partial(SegResNet, ...), "runs/pretrained", out_channels=3)
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from medssl.config import check
 from medssl.contracts import Crops, DenseHead, Draw, NetworkInfo, PooledHead, PretextBatch, PretextTask
 from medssl.errors import ConfigError, DataError
+from medssl.learn.objective import part_of_mean
 from medssl.plugins import Plugins, blame
 from medssl.train.checkpoint import find_checkpoint
 from medssl.transfer import load_pretrained
@@ -50,9 +51,10 @@ class PretextTaskd(Randomizable, MapTransform):  # type: ignore[misc]
     """Asks a pretext task's question about each image: shows `inputs` in its place and writes the answer beside it.
 
     For each of `keys` (an image (C, *size), prepared intensities) the image becomes what the network is shown, `target_keys`
-    receives what its head should answer and `weight_keys` where that counts (ones where the task does not say). A task that cuts
-    an image into P parts gives inputs (P, C, *size). The image is taken as its own volume: a task that asks where a crop lies in
-    its volume needs medssl's own loader.
+    receives what its head should answer and `weight_keys` where that counts (ones where the task does not say). Whatever else the
+    task's loss needs goes beside the target by name: `target_answerable`, and `target_NAME` for each `extra` of the task. A task
+    that cuts an image into P parts gives inputs (P, C, *size). The image is taken as its own volume: a task that asks where a crop
+    lies in its volume needs medssl's own loader, and one that needs a teacher, or compares crops, medssl's own training.
 
     Args:
         keys: the images.
@@ -97,10 +99,15 @@ class PretextTaskd(Randomizable, MapTransform):  # type: ignore[misc]
         item = dict(data)
         for key, target_key, weight_key in self.key_iterator(item, self.target_keys, self.weight_keys):
             self.randomize()
-            item[key], item[target_key], item[weight_key] = self._ask(item[key], str(key))
+            image = item[key]
+            batch = self._ask(image, str(key))
+            target = batch.target[0]
+            item[key], item[target_key] = self._shown(batch, image), target
+            item[weight_key] = torch.ones_like(target, dtype=torch.float32) if batch.weight is None else batch.weight[0]
+            item |= {f"{target_key}_{name}": rows[0] for name, rows in _further(batch).items()}
         return item
 
-    def _ask(self, image: Any, key: str) -> tuple[Tensor, Tensor, Tensor]:
+    def _ask(self, image: Any, key: str) -> PretextBatch:
         tensor = convert_to_tensor(image, dtype=torch.float32, track_meta=False)
         if tensor.dim() not in (3, 4):
             raise DataError(f"'{key}' has shape {tuple(tensor.shape)}; {type(self).__name__} needs (C, *size) with 2 or 3 spatial sides.")
@@ -108,13 +115,13 @@ class PretextTaskd(Randomizable, MapTransform):  # type: ignore[misc]
         task = self._task_for(tensor)
         with torch.no_grad(), blame(self.task, "make"):
             batch = task.make(crops, Draw(self._seed, 0, crops.index, f"{self.task.name}/{key}", tensor.device))
-        target = batch.target[0]
-        weight = torch.ones_like(target, dtype=torch.float32) if batch.weight is None else batch.weight[0]
-        return self._shown(batch, image, tensor), target, weight
+        if batch.visible is not None:
+            raise ConfigError(f"'{self.task.name}' leaves tokens out of the encoder. {ELSEWHERE}")
+        return batch
 
-    def _shown(self, batch: PretextBatch, image: Any, tensor: Tensor) -> Tensor:
+    def _shown(self, batch: PretextBatch, image: Any) -> Tensor:
         if batch.inputs is None:
-            return image if isinstance(image, Tensor) else tensor
+            return image if isinstance(image, Tensor) else convert_to_tensor(image, dtype=torch.float32)
         if len(batch.inputs) > 1:
             return batch.inputs
         shown = batch.inputs[0]
@@ -209,21 +216,33 @@ PrepareImageD = PrepareImageDict = PrepareImaged
 
 
 class PretextLoss(nn.Module):
-    """A pretext task's loss for an existing training loop: `loss(prediction, target, weight)` is one number, the batch's mean.
+    """A pretext task's loss for an existing training loop: `loss(prediction, batch)` is one number, the mean over a batch of items.
 
-    `outputs` is the number of channels (dense tasks) or values (pooled tasks) that the network must give.
+    `batch` is what a loader makes of `PretextTaskd`'s items, and the mean is over the samples that can be answered. For tasks whose
+    loss needs nothing but target and weight, `loss(prediction, target, weight)` is the same. `outputs` is the number of channels
+    (dense tasks) or values (pooled tasks) that the network must give.
 
     Args:
         task: name of an installed pretext task, or its class.
         spatial_dims, channels: of the images.
+        target_key, weight_key: where `PretextTaskd` put target and weight.
         network: what the task may know of the network.
         options: the task's own options.
     """
 
     def __init__(
-        self, task: str | type[PretextTask], *, spatial_dims: int = 3, channels: int = 1, network: NetworkInfo | None = None, **options: Any
+        self,
+        task: str | type[PretextTask],
+        *,
+        spatial_dims: int = 3,
+        channels: int = 1,
+        target_key: str = "target",
+        weight_key: str = "weight",
+        network: NetworkInfo | None = None,
+        **options: Any,
     ) -> None:
         super().__init__()
+        self.target_key, self.weight_key = target_key, weight_key
         cls = _task_class(task)
         checked = check(cls.Options, options, f"options of '{cls.name}'")
         self.task = _build(cls, checked, network or _unknown_network(spatial_dims, channels))
@@ -238,15 +257,49 @@ class PretextLoss(nn.Module):
             return head.outputs
         raise ConfigError(f"'{self.task.name}' brings its own head module; train it with medssl.pretrain.")
 
-    def forward(self, prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """() mean over the batch of the task's (B,) losses."""
-        batch = PretextBatch(inputs=None, target=_plain(target), weight=None if weight is None else _plain(weight))
+    def forward(self, prediction: Tensor, target: Tensor | Mapping[Any, Any], weight: Tensor | None = None) -> Tensor:
+        """() mean of the task's losses over the samples that can be answered; `target` is the batch, or the target alone."""
+        item = target if isinstance(target, Mapping) else {self.target_key: target}
+        if self.target_key not in item:
+            raise DataError(f"the batch has no '{self.target_key}'. Give PretextLoss the target_key of PretextTaskd.")
+        weight = item.get(self.weight_key) if weight is None else weight
+        batch = PretextBatch(None, _plain(item[self.target_key]), None if weight is None else _plain(weight), **self._further(item))
         with blame(type(self.task), "loss"):
-            return self.task.loss(_plain(prediction), batch).mean()
+            losses = self.task.loss(_plain(prediction), batch)
+        if batch.answerable is None:
+            return losses.mean()
+        return part_of_mean(losses, batch.answerable, batch.answerable.sum())
+
+    def _further(self, item: Mapping[Any, Any]) -> dict[str, Any]:
+        """What `PretextTaskd` put beside the target."""
+        beside = f"{self.target_key}_"
+        extra = {
+            str(key).removeprefix(beside): _plain(value)
+            for key, value in item.items()
+            if str(key).startswith(beside) and key != self.weight_key and isinstance(value, Tensor)
+        }
+        return {"answerable": extra.pop("answerable", None), "extra": extra}
+
+
+ELSEWHERE = "Train it with medssl.pretrain."
+"""What to do with tasks that need more than one item of a MONAI pipeline, or more than a network's forward pass."""
 
 
 def _task_class(task: str | type[PretextTask]) -> type[PretextTask]:
-    return Plugins.load().task(task) if isinstance(task, str) else task
+    cls = Plugins.load().task(task) if isinstance(task, str) else task
+    if {"teacher", "teacher_answer"} & cls.needs:
+        raise ConfigError(f"'{cls.name}' needs a teacher, which a MONAI pipeline does not keep. {ELSEWHERE}")
+    if "body" in cls.needs:
+        raise ConfigError(f"'{cls.name}' needs to know where the body is, which the items of a MONAI pipeline do not say. {ELSEWHERE}")
+    if cls.compares != "nothing":
+        raise ConfigError(f"'{cls.name}' compares crops with each other, and a MONAI pipeline asks about one at a time. {ELSEWHERE}")
+    return cls
+
+
+def _further(batch: PretextBatch) -> dict[str, Tensor]:
+    """What a loss may need beside target and weight, by name."""
+    answerable = {} if batch.answerable is None else {"answerable": batch.answerable}
+    return {**answerable, **batch.extra}
 
 
 def _build(cls: type[PretextTask], options: Any, network: NetworkInfo) -> PretextTask:

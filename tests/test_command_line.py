@@ -94,6 +94,13 @@ def test_json_is_one_document_on_standard_output() -> None:
     assert {"plugins", "packages", "broken"} == set(json.loads(out))
 
 
+def test_a_plugin_says_what_to_cite() -> None:
+    out, _, code, _ = answer("plugins", "show", "relative-position")
+    assert code == 0
+    assert "Cite: Doersch, Gupta and Efros" in " ".join(out.split())
+    assert "ICCV 2015" in json.loads(answer("plugins", "show", "relative-position", "--json")[0])["citation"]
+
+
 def test_show_prints_options_with_ranges_defaults_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     code_of("plugins", "show", "inpainting", "--json")
     shown = json.loads(capsys.readouterr().out)

@@ -50,8 +50,8 @@ def main(arguments: list[str] | None = None) -> list[float]:
         train_data_loader=loader,
         network=network,
         optimizer=torch.optim.AdamW(network.parameters(), 1e-3),
-        loss_function=lambda prediction, answer: loss(prediction, *answer),
-        prepare_batch=question_and_answer,
+        loss_function=loss,
+        prepare_batch=question_and_batch,
         train_handlers=[losses, StatsHandler(output_transform=lambda output: output[0]["loss"])],
     )
     trainer.run()
@@ -59,10 +59,10 @@ def main(arguments: list[str] | None = None) -> list[float]:
     return [float(value) for _, value in losses.loss]
 
 
-def question_and_answer(batch, device, non_blocking, **_):
-    """What the network is shown, and the answer with the weight of each voxel."""
-    image, target, weight = (batch[key].to(device, non_blocking=non_blocking) for key in ("image", "target", "weight"))
-    return image, (target, weight)
+def question_and_batch(batch, device, non_blocking, **_):
+    """What the network is shown, and the batch, in which the loss finds target, weight and whatever else its task needs."""
+    moved = {key: value.to(device, non_blocking=non_blocking) for key, value in batch.items() if isinstance(value, torch.Tensor)}
+    return moved["image"], moved
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def show(
     name: Annotated[str, typer.Argument(help="A pretext task or consistency loss.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """What one task or loss does, and its options with ranges, defaults and help."""
+    """What one task or loss does, what to cite, and its options with ranges, defaults and help."""
     from medssl.config import did_you_mean, options_table
     from medssl.plugins import Plugins
 
@@ -54,10 +54,12 @@ def show(
     kind, cls, provider = offered[name]
     options = options_table(cls.Options)
     if as_json:
-        print_json({**_row(name, kind, cls, provider), "doc": inspect.getdoc(cls), "options": options})
+        print_json({**_row(name, kind, cls, provider), "doc": inspect.getdoc(cls), "citation": cls.citation, "options": options})
         return
     out.print(f"{name}: {kind}, from {provider}\n", markup=False, highlight=False)
     out.print(f"{inspect.getdoc(cls) or ''}\n", markup=False, highlight=False)
+    if cls.citation:
+        out.print(f"Cite: {cls.citation}\n", markup=False, highlight=False)
     print_table("Options", ("option", "type and range", "default", "help"), [tuple(row.values()) for row in options])
 
 

@@ -88,6 +88,12 @@ def trivial(objective: Objective, crops: Crops, step: int) -> dict[str, float]:
     return found
 
 
+def citations(objective: Objective) -> dict[str, str]:
+    """By term: the paper to cite, for those that name one."""
+    terms = {**objective.by_key("tasks"), **objective.by_key("losses")}
+    return {key: term.citation for key, term in terms.items() if term.citation}
+
+
 def _asked(objective: Objective, crops: Crops, step: int) -> Asked:
     """Every task's question about the crops as they are."""
     return Asked(crops, step, 0.0, [objective.ask_about(clean_view(crops), list(objective.tasks), step)])

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from medssl.contracts import Crops
 from medssl.errors import CheckpointError, ConfigError
-from medssl.learn import Objective, freeze_unreached, pictures, trivial
+from medssl.learn import Objective, citations, freeze_unreached, pictures, trivial
 from medssl.networks.difference import head_tensors
 from medssl.plugins import Plugins
 from medssl.run import Best, Run, RunState
@@ -281,6 +281,7 @@ def checkpoint_state(training: Training, run: Run) -> dict[str, Any]:
         "head": list(head_tensors(spec)),
         "data": training.data,
         **training.document,
+        "citations": citations(training.objective),
         "seed": training.seed,
         "lineage": training.lineage,
         "versions": {name: version(name) for name in ("medssl", "torch", "monai")},

@@ -14,6 +14,7 @@ from torch import Tensor
 from medssl.config import BaseOptions
 from medssl.contracts import Crops, DenseHead, Draw, Head, PooledHead, PretextBatch, PretextTask
 from medssl.errors import ConfigError, DataError, PluginError
+from medssl.testing import make_crops
 
 monai_bridge = pytest.importorskip("medssl.monai")
 PretextLoss, PretextTaskd = monai_bridge.PretextLoss, monai_bridge.PretextTaskd
@@ -176,6 +177,101 @@ def test_loss_is_the_tasks_own() -> None:
     assert loss(target, target, weight) == 0
     torch.testing.assert_close(loss(target + 1, target, weight), weight.mean())
     assert PretextLoss(Halves).outputs == 2
+
+
+def batches(task: str, images: Tensor, workers: int = 0, **options: Any) -> Any:
+    """The items of a task as a loader hands them over, four at once."""
+    torch.manual_seed(7)
+    transform = Compose([PretextTaskd("image", task, **options)]).set_random_state(7)
+    dataset = Dataset([{"image": MetaTensor(image)} for image in images], transform)
+    return next(iter(DataLoader(dataset, batch_size=4, num_workers=workers)))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_the_loss_needs_further_travels_in_the_item(workers: int) -> None:
+    images = make_crops(4, (24, 24)).images
+    options = {"block": 4, "visible_weight": 1.0}
+    batch = batches("inpainting", images, workers, **options)
+    assert batch["target_hidden"].shape == (4, 1, 24, 24)
+    assert 0.3 < batch["target_hidden"].float().mean() < 0.9
+    assert (batch["weight"] == 1).all()
+    loss = PretextLoss("inpainting", spatial_dims=2, **options)
+    prediction = torch.randn(4, 1, 24, 24)
+    expected = torch.nn.functional.mse_loss(prediction, images)
+    torch.testing.assert_close(loss(prediction, batch), expected)
+    torch.testing.assert_close(loss(prediction, batch["target"], batch["weight"]), expected)
+
+
+class Needy(Erase):
+    """Its loss looks at what it hid, by name."""
+
+    name = "needy"
+
+    def make(self, crops: Crops, draw: Draw) -> PretextBatch:
+        batch = super().make(crops, draw)
+        return PretextBatch(batch.inputs, batch.target, extra={"hidden": batch.weight})
+
+    def loss(self, prediction: Tensor, batch: PretextBatch) -> Tensor:
+        return ((prediction - batch.target) ** 2 * batch.extra["hidden"]).flatten(1).mean(1)
+
+
+def test_each_of_several_images_has_its_own() -> None:
+    keys: dict[str, Any] = {"target_keys": ("a", "b"), "weight_keys": ("wa", "wb")}
+    item = PretextTaskd(("t1", "t2"), Needy, **keys)({"t1": image(1, 8, 8), "t2": image(1, 8, 8)})
+    assert {"a_hidden", "b_hidden"} <= set(item) and not torch.equal(item["a_hidden"], item["b_hidden"])
+    batch = {key: value[None] for key, value in item.items()}
+    for key, target in (("wa", "a"), ("wb", "b")):
+        loss = PretextLoss(Needy, spatial_dims=2, target_key=target, weight_key=key)
+        torch.testing.assert_close(loss(batch[target] + 1, batch), batch[f"{target}_hidden"].mean())
+    with pytest.raises(DataError, match="no 'target'"):
+        PretextLoss(Needy, spatial_dims=2)(batch["a"], batch)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_air_does_not_dilute_the_loss(workers: int) -> None:
+    images = make_crops(4, (32, 32)).images
+    images[2:] = 0.0
+    batch = batches("relative-position", images, workers)
+    assert batch["image"].shape[:2] == (4, 2)
+    assert batch["target_answerable"].tolist() == [True, True, False, False]
+    prediction = torch.randn(4, 8)
+    loss = PretextLoss("relative-position", spatial_dims=2)
+    expected = torch.nn.functional.cross_entropy(prediction[:2], batch["target"][:2])
+    torch.testing.assert_close(loss(prediction, batch), expected)
+    batch["target_answerable"][:] = False
+    assert loss(prediction, batch) == 0
+
+
+class Taught(Erase):
+    name = "taught"
+    needs = frozenset({"teacher"})
+
+
+class OnBody(Erase):
+    name = "on-body"
+    needs = frozenset({"body"})
+
+
+class Grouped(Erase):
+    name = "grouped"
+    compares = "group"
+
+
+class TokensOut(Erase):
+    name = "tokens-out"
+
+    def make(self, crops: Crops, draw: Draw) -> PretextBatch:
+        return PretextBatch(crops.images, crops.images, visible=torch.zeros(1, 1, dtype=torch.int64))
+
+
+def test_tasks_that_a_pipeline_cannot_ask_are_refused_with_what_to_do() -> None:
+    cases = ((Taught, "needs a teacher"), (OnBody, "where the body is"), (Grouped, "compares crops"))
+    for task, says in cases:
+        for build in (lambda task=task: PretextTaskd("image", task), lambda task=task: PretextLoss(task)):
+            with pytest.raises(ConfigError, match=f"'{task.name}'.*{says}.*medssl.pretrain"):
+                build()
+    with pytest.raises(ConfigError, match=r"leaves tokens out.*medssl.pretrain"):
+        PretextTaskd("image", TokensOut)({"image": image(1, 8, 8)})
 
 
 def test_wrong_use_is_one_message() -> None:

@@ -331,3 +331,9 @@ def test_a_further_round_on_images_prepared_otherwise_is_refused(first_round: Pa
     with pytest.raises(ConfigError, match="same preparation"):
         medssl.pretrain(data=tmp_path / "other", tasks="inpainting", from_=first_round, out=tmp_path / "run", **SMALL)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_says_what_to_cite(unbroken: Path) -> None:
+    cited = find_checkpoint(unbroken).state["citations"]
+    assert set(cited) == {"inpainting", "simsiam"}
+    assert "Context encoders" in cited["inpainting"]

@@ -12,7 +12,7 @@ worker), keep `MetaTensor`s and honour `allow_missing_keys`.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,6 +23,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, Randomizable
 from monai.utils import TransformBackends, convert_to_dst_type, convert_to_tensor, ensure_tuple
 from nibabel.orientations import aff2axcodes
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medssl.config import check
@@ -146,20 +147,24 @@ class PrepareImaged(MapTransform):  # type: ignore[misc]
     Args:
         keys: the images.
         checkpoint: a run folder or checkpoint of medssl.
-        modality: DICOM modality of the images, such as CT; it picks the rule.
+        modality: DICOM modality of the images, such as CT, or one for each channel; with the names of the pretraining's channels it
+            picks the rules.
         allow_missing_keys: leave out keys that an item lacks.
     """
 
     backend: ClassVar[list[TransformBackends]] = [TransformBackends.NUMPY]
 
-    def __init__(self, keys: KeysCollection, checkpoint: str | Path, modality: str = "MR", allow_missing_keys: bool = False) -> None:
+    def __init__(
+        self, keys: KeysCollection, checkpoint: str | Path, modality: str | Sequence[str] = "MR", allow_missing_keys: bool = False
+    ) -> None:
         super().__init__(keys, allow_missing_keys)
         found = find_checkpoint(checkpoint)
         if found.state.get("preparation") is None:
             raise ConfigError(f"{found.path} does not say how its images were prepared. Give a run of medssl.")
         self.preparation = check(Preparation, found.state["preparation"], f"preparation in {found.path}")
         self.spacing = as_spacing(found.state.get("spacing"))
-        self.modality = modality.upper()
+        self.modality = modality
+        self.names: list[str] = found.state.get("channel_names") or []
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The item with prepared images; `data` itself is left as it is."""
@@ -176,8 +181,16 @@ class PrepareImaged(MapTransform):  # type: ignore[misc]
         array = convert_to_tensor(image, track_meta=False).cpu().numpy()
         if not np.isfinite(array).all() or any(channel.min() == channel.max() for channel in array):
             raise DataError(f"'{key}' holds NaN, infinity, or one value alone, and cannot be prepared.")
-        prepared = np.stack([self.preparation.apply(channel, statistics(channel), self.modality) for channel in array])
+        prepared = np.stack([self.preparation.apply(channel, statistics(channel), *rule) for channel, rule in self._rules(array, key)])
         return convert_to_dst_type(prepared, image, dtype=np.float32)[0]
+
+    def _rules(self, array: NDArray[Any], key: str) -> Iterable[tuple[NDArray[Any], tuple[str, str]]]:
+        """Each channel with the modality and name that pick its rule."""
+        modalities = [self.modality] * len(array) if isinstance(self.modality, str) else list(self.modality)
+        names = self.names if len(self.names) == len(array) else [""] * len(array)
+        if len(modalities) != len(array):
+            raise DataError(f"'{key}' has {len(array)} channels and {len(modalities)} modalities are given. Give one, or one a channel.")
+        return zip(array, zip(modalities, names, strict=True), strict=True)
 
     def _check_orientation(self, image: MetaTensor, key: str) -> None:
         if image.dim() != 4:

@@ -34,7 +34,13 @@ def modality_of(source: ArchiveSource, key: str, known: dict[str, Any]) -> str:
         found = _channel(_side_file(source, str(folder / "dataset.json"), known), stem(key))
         if found:
             return found
-    return _NAMES.get(stem(key).rpartition("_")[2].upper(), UNKNOWN)
+    return named_modality(stem(key).rpartition("_")[2]) or UNKNOWN
+
+
+def named_modality(name: str) -> str | None:
+    """CT, MR, PT or US by what data sets call it, such as "T1w" or "CT_venous"; None for other names."""
+    upper = name.upper()
+    return _NAMES.get(upper) or _NAMES.get(re.split(r"[^A-Z0-9]", upper)[0])
 
 
 def _side_file(source: ArchiveSource, key: str, known: dict[str, Any]) -> Any:
@@ -51,7 +57,7 @@ def _side_file(source: ArchiveSource, key: str, known: dict[str, Any]) -> Any:
 def _named(content: Any) -> str | None:
     if not isinstance(content, dict):
         return None
-    return _NAMES.get(str(content.get("Modality", content.get("modality", ""))).upper())
+    return named_modality(str(content.get("Modality", content.get("modality", ""))))
 
 
 def _channel(content: Any, name: str) -> str | None:
@@ -60,4 +66,4 @@ def _channel(content: Any, name: str) -> str | None:
     if not isinstance(channels, dict):
         return None
     number = re.search(r"_(\d{4})$", name)
-    return _NAMES.get(str(channels.get(str(int(number.group(1))) if number else "0", "")).upper())
+    return named_modality(str(channels.get(str(int(number.group(1))) if number else "0", "")))

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from medssl.archive.geometry import voxel_spacing
+from medssl.archive.modality import named_modality
 from medssl.config import did_you_mean
 from medssl.errors import ConfigError, DataError
 from medssl.volumes.crops import LoadOptions
@@ -126,7 +127,7 @@ def channels_of(options: LabelledOptions, cases: Sequence[Case]) -> tuple[Channe
     names = _channel_names(options)
     names = names if len(names) == count else [f"channel {number}" for number in range(count)]
     given = [options.modality] * count if isinstance(options.modality, str) else options.modality
-    modalities = [_modality(name) for name in names] if given is None else [modality.upper() for modality in given]
+    modalities = [named_modality(name) or "MR" for name in names] if given is None else [modality.upper() for modality in given]
     if len(modalities) != count:
         raise ConfigError(f"data.modality names {len(modalities)} modalities, and the cases have {count} channel(s). Give one, or {count}.")
     return tuple(map(Channel, names if count > 1 else modalities, modalities, range(count)))
@@ -141,11 +142,6 @@ def _channel_names(options: LabelledOptions) -> list[str]:
     if isinstance(names, str):
         return [names]
     return [str(names[key]) for key in sorted(names, key=int)] if isinstance(names, Mapping) and all(key.isdigit() for key in names) else []
-
-
-def _modality(name: str) -> str:
-    upper = name.upper()
-    return "CT" if upper.startswith("CT") else "PT" if upper in ("PET", "PT") else "MR"
 
 
 def _splits(options: LabelledOptions) -> dict[str, list[Case]]:

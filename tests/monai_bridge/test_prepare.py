@@ -14,7 +14,7 @@ from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientati
 from medssl.errors import ConfigError, DataError, MissingInput
 from medssl.monai import PrepareImageD, PrepareImaged, PrepareImageDict
 from medssl.train.checkpoint import save_checkpoint
-from medssl.volumes import Channel, IntensityRule, Preparation, load_case
+from medssl.volumes import Channel, IntensityRule, Preparation, load_case, statistics
 
 PREPARATION = Preparation(modalities={"CT": IntensityRule(kind="window", low=-100, high=300)})
 
@@ -47,6 +47,22 @@ def test_follows_monai_conventions(checkpoint: Path) -> None:
     assert isinstance(result["a"], np.ndarray)
     assert abs(result["a"].mean()) < 0.5
     assert array[0, 0, 0, 1] == 1.0
+
+
+def test_each_channel_has_its_own_rule(tmp_path: Path) -> None:
+    preparation = Preparation(channels={"lung": IntensityRule(kind="window", low=-1000, high=0)})
+    state = {"kind": "pretrain", "preparation": preparation.model_dump(mode="json"), "channel_names": ["lung", "T1", "CT"]}
+    path = save_checkpoint(tmp_path / "run", 1, {"network": {"weight": torch.ones(1)}}, state)
+    image = np.random.default_rng(0).normal(0, 300, (3, 6, 6, 6)).astype(np.float32)
+    result = PrepareImaged("image", path, ["CT", "MR", "CT"])({"image": image})["image"]
+    expected = [
+        preparation.apply(channel, statistics(channel), modality, name)
+        for channel, modality, name in zip(image, ("CT", "MR", "CT"), ("lung", "T1", "CT"), strict=True)
+    ]
+    assert np.array_equal(result, np.stack(expected))
+    assert not np.array_equal(expected[0], preparation.apply(image[0], statistics(image[0]), "CT"))
+    with pytest.raises(DataError, match="3 channels and 2 modalities"):
+        PrepareImaged("image", path, ["CT", "MR"])({"image": image})
 
 
 def test_what_cannot_be_prepared_is_one_message(checkpoint: Path, tmp_path: Path) -> None:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from ignite.engine import Events
 from torch import Tensor
 
 from medssl import hookimpl
 from medssl.contracts import ConsistencyLoss, Crops, PretextTask
-from medssl.learn import Objective, build_objective, freeze_unreached
+from medssl.learn import Objective, Term, build_objective, freeze_unreached
 from medssl.plugins import Plugins
 from medssl.run import RunState
 from medssl.testing import make_crops, select
 from medssl.train import TrainOptions, make_engine
 from medssl.train.loop import run_steps
+from medssl.transfer.segmentation import Segmentation
 from probes.contrast import Alignment, BatchContrast, MomentumContrast, PretextInvariance
 from probes.latent_targets import LatentPrediction, SelfDistillation
 from probes.masked_autoencoder import MaskedAutoencoder
@@ -65,8 +67,15 @@ class Scenario:
     per_volume: int = 1
     air: Sequence[int] = ()
     """Rows of the batch that show nothing."""
+    labelled: bool = False
+    """Every second crop has labels, the others have none."""
     divides: bool = True
     """False for losses that compare the whole batch: ranks make up one batch, micro batches do not."""
+
+    @property
+    def from_store(self) -> bool:
+        """Whether a store of volumes can feed it."""
+        return self.channels == 1 and not self.air and not self.labelled
 
     def objective(self) -> Objective:
         network = {**self.network, "spatial_dims": 2, "in_channels": self.channels}
@@ -75,6 +84,9 @@ class Scenario:
     def crops(self, step: int) -> Crops:
         crops = make_crops(4, (16, 16), self.channels, seed=step, per_volume=self.per_volume)
         crops.images[list(self.air)] = 0.0
+        if self.labelled:
+            known = (torch.arange(4) % 2 == 0).view(4, 1, 1, 1)
+            crops = replace(crops, labels=torch.where(known, (crops.images > 0.5).long(), -1))
         return crops
 
 
@@ -98,6 +110,13 @@ SCENARIOS = {
     "pretext invariance": Scenario(["halves"], ["pretext-invariance"]),
     "two levels": Scenario(["hierarchy"], ["agreement"]),
     "an annealed term": Scenario(["ramp"]),
+    "labelled beside unlabelled": Scenario(
+        [Term("tasks", "segmentation", Segmentation, Segmentation.Options(batch_dice=False), 1.0)],
+        ["agreement"],
+        network={**UNET, "out_channels": 3},
+        labelled=True,
+    ),
+    "Dice over all ranks": Scenario([Segmentation], network={**UNET, "out_channels": 3}, labelled=True, divides=False),
     "negatives of all ranks": Scenario([], ["batch-contrast"], divides=False),
 }
 

@@ -49,7 +49,7 @@ def result(run: Path) -> dict[str, bytes]:
     return {"metrics": (run / "metrics.jsonl").read_bytes(), **{file.name: file.read_bytes() for file in newest.iterdir()}}
 
 
-@pytest.mark.parametrize("name", [name for name, scenario in SCENARIOS.items() if scenario.channels == 1 and not scenario.air])
+@pytest.mark.parametrize("name", [name for name, scenario in SCENARIOS.items() if scenario.from_store])
 def test_a_run_resumes_bit_for_bit(name: str, store: Path, tmp_path: Path) -> None:
     run = pretrain(SCENARIOS[name], store, tmp_path / "run")
     expected = result(run)
@@ -57,8 +57,8 @@ def test_a_run_resumes_bit_for_bit(name: str, store: Path, tmp_path: Path) -> No
     assert result(pretrain(SCENARIOS[name], store, run, resume=True)) == expected
 
 
-@pytest.mark.parametrize("name", [name for name, scenario in SCENARIOS.items() if scenario.channels > 1])
-def test_steps_on_several_channels_resume_bit_for_bit(name: str) -> None:
+@pytest.mark.parametrize("name", [name for name, scenario in SCENARIOS.items() if not scenario.from_store])
+def test_steps_on_other_crops_resume_bit_for_bit(name: str) -> None:
     scenario = SCENARIOS[name]
     unbroken = steps_of(scenario, scenario.objective(), 0, 4)
     halfway = steps_of(scenario, scenario.objective(), 0, 2)

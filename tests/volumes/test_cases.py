@@ -124,6 +124,8 @@ def test_the_fourth_axis_counts_channels(tmp_path: Path, write_image: Write) -> 
     options = dataset(tmp_path)
     (case,) = find_cases(options)
     assert [channel.name for channel in channels_of(options, [case])] == ["FLAIR", "T1w", "T2w"]
+    (tmp_path / "dataset.json").write_text(json.dumps({"modality": {"0": "CT_venous", "1": "PET", "2": "odd"}, "training": entries}))
+    assert [channel.modality for channel in channels_of(options, [case])] == ["CT", "PT", "MR"]
     for name in ("t1", "t2"):
         write_image(tmp_path / f"{name}.nii.gz", np.ones((8, 9, 7), np.int16))
     entries[0]["image"] = ["t1.nii.gz", "t2.nii.gz"]  # type: ignore[assignment]

@@ -14,6 +14,8 @@ from medssl.learn.joining import joined
 from probes.scenarios import SCENARIOS, STEPS, Trained, train
 
 WHOLE: dict[str, Trained] = {}
+DIVIDED = ("air", "a queue", "an annealed term", "self-distillation")
+"""Tried with two micro batches on two ranks too: one crop in each."""
 
 
 def whole(name: str) -> Trained:
@@ -30,7 +32,9 @@ def check(found: Trained, expected: Trained) -> None:
     assert found.gradients.keys() == expected.gradients.keys()
     for kind, mine, theirs in (("gradient", found.gradients, expected.gradients), ("state", found.state, expected.state)):
         for key, value in theirs.items():
-            torch.testing.assert_close(mine[key], value, atol=1e-5, rtol=1e-3, msg=lambda m, n=f"{kind} {key}": f"{n}: {m}")
+            # Rounding grows over four steps; what is divided wrongly is off by a factor.
+            room = 1e-6 + 3e-4 * float(value.abs().max())
+            torch.testing.assert_close(mine[key], value, atol=room, rtol=1e-3, msg=lambda m, n=f"{kind} {key}": f"{n}: {m}")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -51,6 +55,7 @@ def run_rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     found: dict[str, Any] = {name: vars(train(scenario, rank=rank, world=2)) for name, scenario in SCENARIOS.items()}
+    found |= {f"{name}, divided": vars(train(SCENARIOS[name], accumulate=2, rank=rank, world=2)) for name in DIVIDED}
     try:
         joined([torch.zeros(2, 3 + rank)])
     except ValueError as error:
@@ -73,3 +78,9 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Trained]]:
 def test_two_ranks_make_what_one_would(name: str, ranks: list[dict[str, Trained]]) -> None:
     for rank in ranks:
         check(rank[name], whole(name))
+
+
+@pytest.mark.parametrize("name", DIVIDED)
+def test_micro_batches_on_two_ranks_make_what_one_batch_would(name: str, ranks: list[dict[str, Trained]]) -> None:
+    for rank in ranks:
+        check(rank[f"{name}, divided"], whole(name))

@@ -57,4 +57,4 @@ def assemble(
         compared = [term.build(info) for term in losses]
         takes = input_channels({term.key: term.module for term in built}, info.channels)
         own = spec.model_copy(update={"in_channels": takes})
-        return Objective(first(own), own, built, compared, views, seed, plugins, info.channels)
+        return Objective(first(own), own, built, compared, views, seed, plugins, info)

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from medssl.augment import ViewOptions
-from medssl.contracts import ConsistencyLoss, Crops, Draw, PretextBatch, PretextTask, Views
+from medssl.contracts import ConsistencyLoss, Crops, Draw, NetworkInfo, PretextBatch, PretextTask, Views
 from medssl.learn import checks
 from medssl.learn.heads import build_head
 from medssl.learn.joining import joined, summed
@@ -70,13 +70,13 @@ class Objective(nn.Module):
         views: ViewOptions,
         seed: int,
         plugins: Plugins | None = None,
-        channels: int | None = None,
+        info: NetworkInfo | None = None,
     ) -> None:
-        """`spec` is that of the network as it is built; `channels` are those of the images where a task changes them."""
+        """`spec` is that of the network as it is built; `info` what terms were told: the channels of the images, the run's crop."""
         super().__init__()
         self.plugins = plugins if plugins is not None else Plugins.load()
         self.spec, self.views, self.seed = spec, views, seed
-        self.info = replace(network_info(spec, self.plugins), channels=channels or spec.in_channels)
+        self.info = info or network_info(spec, self.plugins)
         self.weights = {term.key: term.weight for term in tasks} | {term.key: term.weight for term in losses}
         self.network = network
         self.tasks = nn.ModuleDict({term.key: term.module for term in tasks})
@@ -190,9 +190,9 @@ class Objective(nn.Module):
         """What the teacher makes of the same views; tasks that need it find its lesson in their batches."""
         return teach(asked.views, self.teacher, self.built_heads, self.by_key("tasks"), self.by_key("losses"))
 
-    def by_key(self, kind: str) -> dict[str, Any]:
-        """The `tasks` or `losses` by what they are called in the run."""
-        return dict(getattr(self, kind).items())
+    def by_key(self, kind: Literal["tasks", "losses"]) -> dict[str, Any]:
+        """The tasks or the losses by what they are called in the run."""
+        return dict((self.tasks if kind == "tasks" else self.losses).items())
 
     def _task_part(
         self, key: str, asked: Asked, readings: Sequence[Reading], totals: Mapping[str, Tensor], pending: Pending

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
 
 from medssl.config import BaseOptions, check
 from medssl.contracts import ConsistencyLoss, NetworkInfo, PretextTask
@@ -80,15 +81,14 @@ class Term(Generic[T]):
 
 
 def check_keys(terms: Sequence[Term[Any]]) -> None:
-    """Raise `ConfigError` where two terms of a run are called the same, or one "loss"."""
+    """Raise `ConfigError` where two terms of a run are called the same, or one as something else already is."""
     keys = [term.key for term in terms]
-    wrong = sorted({key for key in keys if keys.count(key) > 1 or key == "loss"})
-    if wrong:
-        raise ConfigError(
-            f"'{wrong[0]}' is the name of two terms of this run. Call one of them otherwise: `as: NAME` beside its name."
-            if wrong[0] != "loss"
-            else "no term can be called 'loss': that is their sum. Call it otherwise: `as: NAME` beside its name."
-        )
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ConfigError(f"'{key}' is the name of two terms of this run. Call one of them otherwise: `as: NAME` beside its name.")
+        if key == "loss" or hasattr(nn.ModuleDict(), key):
+            what = "their sum" if key == "loss" else "a word of PyTorch's"
+            raise ConfigError(f"no term can be called '{key}': that is {what}. Call it otherwise: `as: NAME` beside its name.")
 
 
 def resolve_tasks(terms: Sequence[Any], plugins: Plugins) -> list[Term[PretextTask]]:

@@ -279,6 +279,7 @@ class PretextTaskContract:
         for what, value in task.measure(self.prediction(task, batch, crops).detach(), batch).items():
             assert tuple(value.shape) == (len(crops),), f"the measure '{what}' has shape {tuple(value.shape)}; ({len(crops)},) is needed."
             assert torch.isfinite(value).all(), f"the measure '{what}' is {value.tolist()}."
+            assert what != "answerable", "the share of samples that can be answered is measured by medssl: call yours otherwise."
 
     @BOTH
     def test_the_loss_changes_no_state(self, dims: int) -> None:

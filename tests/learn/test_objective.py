@@ -299,6 +299,8 @@ def test_a_plugin_that_fails_is_named(terms: Plugins, where: str, says: str) -> 
     [
         ([], [], {}, ConfigError, "nothing to learn"),
         (["copy", "copy"], [], {}, ConfigError, "two terms of this run.*as: NAME"),
+        ([{"name": "copy", "as": "half"}], [], {}, ConfigError, "can be called 'half': that is a word of PyTorch's"),
+        ([{"name": "copy", "as": "loss"}], [], {}, ConfigError, "can be called 'loss': that is their sum"),
         (["order"], ["agreement"], {}, ConfigError, "no task here gives both the same answer"),
         ([], ["agreement"], {}, ConfigError, "Add a task such as inpainting"),
         (["inpaintin"], [], {}, PluginError, "Did you mean 'inpainting'"),

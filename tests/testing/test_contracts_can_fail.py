@@ -262,6 +262,13 @@ class BadMeasure(Shift):
         return {"error": (prediction - batch.target).abs().mean()}
 
 
+class TakenMeasure(Shift):
+    """Measures under the name of medssl's own."""
+
+    def measure(self, prediction: Tensor, batch: PretextBatch) -> dict[str, Tensor]:
+        return {"answerable": prediction.detach().flatten(1).mean(1)}
+
+
 class Counting(Shift):
     """Counts its losses where a checkpoint sees it."""
 
@@ -433,6 +440,7 @@ TASKS = [
     (DoNothing, "test_restore_makes_predictions_comparable"),
     (ForgetsTheGrid, "test_make_gives_inputs_and_a_target_that_fit_its_head"),
     (BadMeasure, "test_measures_are_one_value_a_sample"),
+    (TakenMeasure, "test_measures_are_one_value_a_sample"),
     (Counting, "test_the_loss_changes_no_state"),
     (CountsBatches, "test_two_micro_batches_make_what_one_batch_would"),
     (BadTrivial, "test_the_trivial_answer_is_a_prediction"),

@@ -1,7 +1,7 @@
 """The objective of a pretraining: tasks, consistency losses, views, heads and teacher as one module."""
 
 from medssl.learn.build import build_objective
-from medssl.learn.looking import check_crop, citations, freeze_unreached, pictures, trivial
+from medssl.learn.looking import check_crop, citations, freeze_unreached, pictures, small_batch, trivial
 from medssl.learn.objective import Asked, Objective
 from medssl.learn.terms import BuiltTerm, Term, TermOptions, resolve_losses, resolve_tasks, resolved_terms, term_schemas
 
@@ -19,6 +19,7 @@ __all__ = [
     "resolve_losses",
     "resolve_tasks",
     "resolved_terms",
+    "small_batch",
     "term_schemas",
     "trivial",
 ]

@@ -18,6 +18,9 @@ from medssl.learn.views import clean_view
 from medssl.networks import check_crop as check_network
 from medssl.plugins import blame
 
+ENOUGH_TO_NORMALISE = 4
+"""Crops of a batch that a norm over the batch needs."""
+
 
 def check_crop(objective: Objective, size: Sequence[int], batch: int = 2) -> None:
     """Raise `NetworkError` naming the sides that work where the network cannot take whole crops of `size` for these terms."""
@@ -55,6 +58,22 @@ def freeze_unreached(objective: Objective, crops: Crops) -> list[str]:
     return frozen
 
 
+def small_batch(objective: Objective, batch: int) -> str | None:
+    """What to say where a term normalises vectors over so small a batch that it hardly learns; None where all is well.
+
+    Two rows through a batch norm are +1 and -1 whatever they were.
+    """
+    norms = (nn.BatchNorm1d, nn.SyncBatchNorm)
+    terms = {**objective.by_key("tasks"), **objective.by_key("losses")}
+    found = [key for key, term in terms.items() if any(isinstance(module, norms) for module in term.modules())]
+    if not found or batch >= ENOUGH_TO_NORMALISE:
+        return None
+    return (
+        f"{' and '.join(repr(key) for key in found)} normalises over the batch and hardly learns from {batch} crops: "
+        f"set data.batch to {ENOUGH_TO_NORMALISE} or more."
+    )
+
+
 def pictures(objective: Objective, crops: Crops, step: int) -> dict[str, Tensor]:
     """What each task wants looked at: `task/what` -> (B, C, *size)."""
     found: dict[str, Tensor] = {}
@@ -80,7 +99,7 @@ def trivial(objective: Objective, crops: Crops, step: int) -> dict[str, float]:
             batch, counted = asked.views[0].questions[key].batch, asked.answerable(key)[0]
             with blame(type(task), f"trivial of task '{key}'"):
                 answer = task.trivial(batch)
-                if answer is None:
+                if answer is None or not bool(counted.any()):
                     continue
                 values = {key: task.loss(answer, batch)}
                 values |= {f"{key}/{what}": value for what, value in task.measure(answer, batch).items()}

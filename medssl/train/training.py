@@ -7,6 +7,7 @@ and checkpoints, stops on a signal, and hands the run back.
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
@@ -21,10 +22,11 @@ from torch import Tensor
 
 from medssl.contracts import Crops
 from medssl.errors import CheckpointError, ConfigError
-from medssl.learn import Objective, citations, freeze_unreached, pictures, trivial
+from medssl.learn import Objective, citations, freeze_unreached, pictures, small_batch, trivial
 from medssl.networks.difference import head_tensors
 from medssl.plugins import Plugins
 from medssl.run import Best, Run, RunState
+from medssl.train.answerable import AnswerableWatch
 from medssl.train.checkpoint import Checkpoint, newest_good, save_checkpoint
 from medssl.train.config import TrainOptions
 from medssl.train.device import choose_device, choose_dtype
@@ -135,6 +137,9 @@ def run_training(out: str | Path, prepare: Callable[[Path], Training], *, resume
 def try_out(training: Training) -> _Start:
     """The first batch through everything, before a step is taken: a run of days should not end in its first minute."""
     objective = training.objective
+    small = small_batch(objective, training.batch)
+    if small is not None:
+        warnings.warn(small, stacklevel=2)
     with training.loader(0) as crops:
         first = next(iter(crops))[2]
     with seeded(training.seed, 0, 0, torch.device("cpu")):
@@ -207,6 +212,7 @@ def _train(training: Training, run: Run, start: _Start, resumed: Checkpoint | No
             load_optimizer(engine.optimizer, objective, resumed.tensors["optimizer"])
         _say_trivial(start.trivial, display)
         clock.attach(engine)
+        AnswerableWatch(display.say).attach(engine)
         if training.attach is not None:
             training.attach(engine, run, _saver(training, run, "best", 1))
         recorder.attach(engine)

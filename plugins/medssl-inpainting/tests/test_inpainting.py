@@ -78,13 +78,21 @@ def test_visible_voxels_count_only_when_asked():
         assert bool((task.loss(wrong, batch) > 0).all()) is counts
 
 
-def test_the_trivial_answer_is_the_mean_of_what_is_seen():
-    task, crops, batch = question({})
+@pytest.mark.parametrize("visible_weight", [0.0, 0.999, 1.0])
+def test_the_trivial_answer_is_the_mean_of_what_is_seen(visible_weight):
+    task, crops, batch = question({"visible_weight": visible_weight})
     trivial = task.trivial(batch)
     for row in range(3):
         seen = ~batch.extra["hidden"][row]
         torch.testing.assert_close(trivial[row].unique().squeeze(), crops.images[row][seen].mean(), atol=1e-5, rtol=1e-5)
     assert (task.loss(trivial, batch) < task.loss(trivial + 1, batch)).all()
+
+
+@pytest.mark.parametrize("visible_weight", [0.0, 1.0])
+def test_pictures_show_the_answer_in_the_hidden_blocks_alone(visible_weight):
+    task, crops, batch = question({"visible_weight": visible_weight})
+    shown = task.picture(torch.full_like(crops.images, 7.0), batch)["prediction"]
+    assert torch.equal((shown == 7.0), batch.extra["hidden"].expand_as(shown))
 
 
 def test_a_finished_batch_needs_no_inputs():

@@ -35,7 +35,7 @@ class RelativePosition(PretextTask):
         gap: int = Field(default=2, ge=0, le=128)
         """Voxels between neighbouring patches before jitter."""
         jitter: int = Field(default=2, ge=0, le=128)
-        """Largest random displacement of the second patch along each axis, in voxels; patches never overlap."""
+        """Largest random displacement of the second patch along each axis, in voxels, up to half a patch; patches never overlap."""
         patch: int | None = Field(default=None, ge=2, le=512)
         """Side of a patch in voxels; null: the largest that fits twice into the crop and that the network can halve."""
         empty: float = Field(default=0.1, ge=0, le=1)
@@ -97,6 +97,11 @@ class RelativePosition(PretextTask):
                     f"relative-position: two patches of {self.options.patch} voxels with gap and jitter need a crop of "
                     f"{2 * self.options.patch + between}, and the crop is {tuple(size)}. Take a larger crop or a smaller patch."
                 )
+        if 2 * self.options.jitter > min(sides):
+            raise NetworkError(
+                f"relative-position: a jitter of {self.options.jitter} voxels moves patches of {tuple(sides)} by more than half a patch, "
+                "so pairs would lie along axes that their answer calls 0. Take a smaller jitter or a larger patch."
+            )
         if any(side < least for side, least in zip(sides, needed, strict=True)):
             raise NetworkError(
                 f"relative-position: a crop of {tuple(size)} leaves patches of {tuple(sides)}, and this network, which "

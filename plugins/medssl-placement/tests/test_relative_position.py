@@ -156,6 +156,12 @@ def test_a_crop_too_small_for_the_network_is_refused_with_the_size_that_works():
         task_for(2, patch=32).patch_size((69, 80))
 
 
+def test_jitter_never_moves_a_patch_to_where_another_answer_is_right():
+    with pytest.raises(NetworkError, match="more than half a patch"):
+        task_for(2, patch=8, gap=0, jitter=6).patch_size((64, 64))
+    assert task_for(2, patch=8, gap=0, jitter=4).patch_size((64, 64)) == (8, 8)
+
+
 def test_from_a_configuration_it_trains_the_encoder_alone():
     network = {"name": "UNet", "spatial_dims": 2, "options": {"channels": [4, 8, 8], "strides": [2, 2]}}
     objective = build_objective(network, [{"name": "relative-position", "gap": 1}], plugins=Plugins.load())

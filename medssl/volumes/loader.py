@@ -188,7 +188,8 @@ class CropLoader:
             index=torch.arange(filling.index.start, filling.index.stop),
             sample=torch.tensor([volume.sample for volume in volumes]),
             patient=torch.tensor([volume.patient for volume in volumes]),
-            group=torch.tensor([place.number for place in places]),
+            # Not the volume's number: where a batch draws one volume twice, its groups stay what they are in any division.
+            group=torch.arange(filling.index.start, filling.index.stop) // self.options.crops_per_volume,
             affine=torch.from_numpy(np.stack([place.affine(volume, len(size)) for place, volume in zip(places, volumes, strict=True)])),
             extent=torch.tensor([extent(volume) for volume in volumes]),
             rescale=torch.tensor([[line.back for line in volume.lines(preparation)] for volume in volumes]),

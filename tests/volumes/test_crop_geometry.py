@@ -131,10 +131,12 @@ def test_the_body_is_said_where_it_is_asked_for(store_folder: Path) -> None:
     assert crops.body.dtype == torch.bool
     assert crops.body.shape == crops.images.shape
     padded = 0
+    numbers = {store.volume(number).sample: number for number in range(len(store))}
     for slot in range(8):
-        volume = store.volume(int(crops.group[slot]))
+        number = numbers[int(crops.sample[slot])]
+        volume = store.volume(number)
         corner = (crops.affine[slot, :, -1] / crops.spacing[slot]).round().long().tolist()
-        whole = volume.statistics[0].foreground(store.read_whole(int(crops.group[slot]))[0])
+        whole = volume.statistics[0].foreground(store.read_whole(number)[0])
         pad = max(0, 50 - volume.shape[0])
         wide = np.pad(whole, [(pad, pad), (0, 0), (0, 0)])
         lo = [corner[0] + pad, *corner[1:]]

@@ -137,12 +137,13 @@ def test_prediction_sees_what_the_store_holds(tmp_path: Path, write_image: Calla
 
 def test_crops_hold_image_and_label_together(paired: Paired) -> None:
     with loader(paired()) as crops:
+        numbers = {volume.sample: number for number, volume in enumerate(crops.store.volumes)}
         for step, _, batch in islice(crops, 20):
             labels = labels_of(batch)
             assert batch.images.shape == labels.shape == (3, 1, 8, 8, 8)
             assert (batch.images.dtype, labels.dtype) == (torch.float32, torch.int64)
             for slot in range(3):
-                number = int(batch.group[slot])
+                number = numbers[int(batch.sample[slot])]
                 volume = crops.store.volume(number)
                 corner = (batch.affine[slot, :, -1] / batch.spacing[slot]).round().int().tolist()
                 whole = crops.store.preparation.apply(crops.store.read(number, corner, (8, 8, 8)), volume.statistics[0], "MR")
@@ -298,9 +299,10 @@ def test_several_images_of_a_case_are_channels(tmp_path: Path, write_image: Call
     assert batch.images.shape == (2, 3, 6, 6, 6)
     assert batch.rescale.shape == (2, 3, 2)
     corner = (batch.affine[0, :, -1] / batch.spacing[0]).round().int().tolist()
-    raw = store.read(int(batch.group[0]), corner, (6, 6, 6))
+    shown = {volume.sample: number for number, volume in enumerate(store.volumes)}[int(batch.sample[0])]
+    raw = store.read(shown, corner, (6, 6, 6))
     true = batch.images[0] * batch.rescale[0, :, 0].view(3, 1, 1, 1) + batch.rescale[0, :, 1].view(3, 1, 1, 1)
-    lines = store.volume(int(batch.group[0])).lines(store.preparation)
+    lines = store.volume(shown).lines(store.preparation)
     for place, line in enumerate(lines):
         np.testing.assert_allclose(true[place], np.clip(raw[place], line.low, line.high), atol=0.05)
     with pytest.raises(DataError, match=r"it has 3 channel\(s\), not 1 \(MR\)"):

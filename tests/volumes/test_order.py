@@ -49,10 +49,12 @@ def seen(folder: Path, world: int, accumulate: int, batch: int, steps: int) -> l
     """The volumes of all samples, in the order of their global numbers."""
     options = DataOptions(store=str(folder), size=(4, 4, 4), batch=batch)
     found: dict[tuple[int, int], int] = {}
+    numbers = {volume.sample: number for number, volume in enumerate(Store(folder).volumes)}
     for rank in range(world):
         with CropLoader(Store(folder), options, 3, accumulate, rank=rank, world=world) as loader:
             for step, _, crops in islice(loader, steps * accumulate):
-                found |= {(step, index): int(group) for index, group in zip(crops.index.tolist(), crops.group, strict=True)}
+                samples = zip(crops.index.tolist(), crops.sample.tolist(), strict=True)
+                found |= {(step, index): numbers[sample] for index, sample in samples}
     return [found[key] for key in sorted(found)]
 
 

@@ -6,11 +6,14 @@ since a network must see images as it saw them in pretraining.
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -118,16 +121,32 @@ def _network(config: FinetuneConfig, origin: Checkpoint | None) -> NetworkSpec:
 
 
 def _with_outputs(spec: NetworkSpec, store: Store, training: Sequence[Case], validation: Sequence[Case]) -> NetworkSpec:
-    """The specification with one output a label value and the background; given numbers are checked against every label."""
+    """The specification with one output a label value and the background; values are checked in every label, validation's too."""
+    trained = Counter(int(value) for volume in store.volumes for value in volume.classes or ())
+    held = Counter(int(value) for case in validation if case.label is not None for value in np.unique(load_labels(case.label)))
+    found = sorted({*trained, *held} - {0})
+    if not any(value for value in trained):
+        raise DataError("no label of the training cases has a labelled voxel: all are 0. Check that the label files are the right ones.")
+    if validation and not any(value for value in held):
+        raise DataError(
+            "no label of the validation cases has a labelled voxel: there would be no Dice and no best checkpoint. "
+            "Validate on other cases (data.splits, data.fold), or on none: data.validation=0."
+        )
     if spec.out_channels is not None:
         check_classes(store, training, spec.out_channels)
         check_labels(validation, spec.out_channels)
+        missing = sorted(set(range(1, spec.out_channels)) - set(trained))
+        if missing:
+            warnings.warn(f"no training case has a voxel of the label(s) {missing}: the network cannot learn them.", stacklevel=2)
         return spec
-    held = max((int(load_labels(case.label).max()) for case in validation if case.label is not None), default=0)
-    highest = max(held, max(max(volume.classes or (0,)) for volume in store.volumes))
-    if highest == 0:
-        raise DataError("no label of these cases has a labelled voxel: all are 0. Check that the label files are the right ones.")
-    return spec.model_copy(update={"out_channels": highest + 1})
+    if found != list(range(1, len(found) + 1)):
+        counts = ", ".join(f"{value} (in {trained[value] + held[value]} cases)" for value in found)
+        raise DataError(
+            f"the label values are 0, {counts}: they do not count on from 0, so {max(found) + 1} outputs would be made for "
+            f"{len(found) + 1} classes. Renumber the labels as 0 to {len(found)}, or say by network.out_channels={max(found) + 1} that "
+            "the values between are classes which these cases lack."
+        )
+    return spec.model_copy(update={"out_channels": len(found) + 1})
 
 
 def _image_form(config: FinetuneConfig, state: Mapping[str, Any], origin: str | None) -> tuple[Preparation, Spacing]:

@@ -160,7 +160,7 @@ def _case_labels(path: Path) -> NDArray[Any]:
 def _read_labels(path: str | Path, out_channels: int | None = None) -> NDArray[Any]:
     array = read_nifti(path).array
     if array.dtype != np.int16:
-        raise Unusable(f"holds values that are no whole numbers, such as {_odd(array):g}. Labels are 0, 1, 2 and so on.")
+        raise Unusable(_why_no_labels(array))
     low, high = int(array.min()), int(array.max())
     reason = _wrong_value(low, high, out_channels)
     if reason:
@@ -171,13 +171,19 @@ def _read_labels(path: str | Path, out_channels: int | None = None) -> NDArray[A
 def _wrong_value(low: int, high: int, out_channels: int | None) -> str | None:
     if low >= 0 and (out_channels is None or high < out_channels):
         return None
-    known = f"the network has {out_channels} outputs, for labels 0 to {out_channels - 1}" if out_channels else "labels start at 0"
-    return f"holds the value {low if low < 0 else high}; {known}. Set network.out_channels to {high + 1} or correct the label."
+    if low < 0:
+        return f"holds the value {low}; labels start at 0. Correct the label."
+    return (
+        f"holds the value {high}; the network has {out_channels} outputs, for labels 0 to {int(out_channels or 1) - 1}. "
+        f"Set network.out_channels to {high + 1} or correct the label."
+    )
 
 
-def _odd(array: NDArray[Any]) -> float:
+def _why_no_labels(array: NDArray[Any]) -> str:
     odd = array[array != np.rint(array)]
-    return float(odd[0]) if odd.size else float(array.max())
+    if odd.size:
+        return f"holds values that are no whole numbers, such as {np.float64(odd[0]):.10g}. Labels are 0, 1, 2 and so on."
+    return f"holds the value {float(array.max()):.10g}, and labels go from 0 to {np.iinfo(np.int16).max}. Correct the label."
 
 
 def check_labels(cases: Sequence[Case], out_channels: int) -> None:

@@ -339,6 +339,44 @@ def test_labels_beyond_the_outputs_and_empty_labels_are_refused(tmp_path: Path, 
         fine_tune(config=finetune_config(**data), out=tmp_path / "run")
 
 
+def relabelled(folder: Path, case_maker: Any, cases: int, **changes: int) -> dict[str, Any]:
+    """Cases of which label 2 becomes another value, or all of the named cases become empty."""
+    for number in range(cases):
+        image = case_maker(folder, f"case{number}", number)
+        path = folder / "labels" / image.name
+        label = nib.load(path)
+        array = np.asarray(label.dataobj)
+        array = np.where(array == 2, changes.get("second", 2), array).astype(np.int32)
+        nib.save(nib.Nifti1Image(array * (number not in (changes.get("empty"),)), label.affine), path)
+    return {"images": str(folder / "images"), "labels": str(folder / "labels")}
+
+
+def test_gaps_in_label_values_are_refused_with_the_values(tmp_path: Path, finetune_config: Config, case_maker: Any) -> None:
+    data = relabelled(tmp_path, case_maker, 3, second=255)
+    with pytest.raises(DataError, match=r"values are 0, 1 \(in 3 cases\), 255 \(in 3 cases\).*256 outputs.*as 0 to 2"):
+        fine_tune(config=finetune_config(**data), out=tmp_path / "run")
+    told = finetune_config(1, **relabelled(tmp_path / "four", case_maker, 2, second=3))
+    told["network"] = {**told["network"], "out_channels": 4}
+    with pytest.warns(UserWarning, match=r"no training case has a voxel of the label\(s\) \[2\]"):
+        fine_tune(config=told, out=tmp_path / "told")
+
+
+def test_validation_labels_without_a_class_are_refused(tmp_path: Path, finetune_config: Config, case_maker: Any) -> None:
+    data = relabelled(tmp_path, case_maker, 3, empty=2)
+    (tmp_path / "splits.json").write_text(json.dumps({"train": ["case0", "case1"], "val": ["case2"]}))
+    config = finetune_config(**data, splits=str(tmp_path / "splits.json"))
+    with pytest.raises(DataError, match=r"no label of the validation cases has a labelled voxel.*data\.validation=0"):
+        fine_tune(config=config, out=tmp_path / "run")
+
+
+def test_empty_labels_are_refused_with_the_outputs_given_too(tmp_path: Path, finetune_config: Config, case_maker: Any) -> None:
+    data = relabelled(tmp_path, case_maker, 1, empty=0)
+    config = finetune_config(**data, validation=0)
+    config["network"] = {**config["network"], "out_channels": 3}
+    with pytest.raises(DataError, match="all are 0"):
+        fine_tune(config=config, out=tmp_path / "run")
+
+
 def test_a_run_needs_a_folder_and_a_network(finetune_config: Config, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="needs out"):
         fine_tune(config=finetune_config())

@@ -33,6 +33,7 @@ from medssl.volumes import (
     crop_at,
     find_cases,
     load_case,
+    load_labels,
     prepare_volume,
     restore_labels,
     stable_id,
@@ -387,3 +388,19 @@ def test_a_large_label_value_is_kept(paired: Paired, write_image: Callable[..., 
     with loader(root, foreground=1, batch=1) as crops:
         assert crops.store.labels_dtype(0) == np.int16
         assert labels_of(next(crops)[2]).max() == 300
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "says"),
+    [
+        (-1, np.int16, r"holds the value -1; labels start at 0\. Correct the label"),
+        (40000, np.uint16, r"holds the value 40000, and labels go from 0 to 32767"),
+        (1.0000001, np.float64, r"no whole numbers, such as 1\.0000001"),
+    ],
+)
+def test_a_wrong_label_is_named_as_it_is(tmp_path: Path, value: float, kind: type, says: str) -> None:
+    array = np.ones((3, 3, 3), kind)
+    array[0, 0, 0] = value
+    nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), tmp_path / "label.nii.gz")
+    with pytest.raises(DataError, match=says):
+        load_labels(tmp_path / "label.nii.gz", 3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rich.console import Console
@@ -36,8 +36,10 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
 
 
 def say(message: str) -> None:
-    """One line for the person at the terminal, on standard error."""
-    err.print(message, markup=False, highlight=False, soft_wrap=True)
+    """One line for the person at the terminal, on standard error; where nobody reads any more, nothing."""
+    with suppress(OSError):
+        sys.stderr.write(message + "\n")
+        sys.stderr.flush()
 
 
 def shape_text(shape: Iterable[float]) -> str:

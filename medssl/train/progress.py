@@ -6,7 +6,8 @@ A live bar on a terminal; elsewhere (a batch system's log file) a plain line eve
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -17,11 +18,18 @@ QUIET_SECONDS = 15.0
 """Time between two lines where standard error is no terminal."""
 
 
+class _Console(Console):
+    """rich ends the process at a closed pipe unless told otherwise; a training goes on, in silence."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
 class ProgressDisplay:
     """A context manager that is told of each step. `console=None` writes to standard error."""
 
     def __init__(self, title: str, steps: int, first: int = 0, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True)
+        self._console = console or _Console(stderr=True)
         self._title, self._steps, self._first = title, steps, first
         self._began = self._printed = time.monotonic()
         self._bar = _bar(self._console) if self._console.is_terminal else None
@@ -37,20 +45,31 @@ class ProgressDisplay:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            with self._while_somebody_reads():
+                self._bar.stop()
 
     def step(self, step: int, losses: Mapping[str, float], samples_per_second: float, waiting: float) -> None:
         """After step `step` of the run (counted from 1); `waiting` is the share 0 .. 1 of the time spent waiting for data."""
         shown = describe(losses, samples_per_second, waiting, self._seconds_left(step))
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=step, shown=shown)
+            with self._while_somebody_reads():
+                self._bar.update(self._task, completed=step, shown=shown)
         elif time.monotonic() - self._printed >= QUIET_SECONDS or step == self._steps:
             self._printed = time.monotonic()
             self.say(f"{self._title} step {step}/{self._steps} {shown}")
 
     def say(self, text: str) -> None:
         """A line that stays, above the bar where there is one."""
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        with self._while_somebody_reads():
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    @contextmanager
+    def _while_somebody_reads(self) -> Iterator[None]:
+        """A pipe that was closed or a terminal that is gone ends the talking, not the training."""
+        try:
+            yield
+        except OSError:
+            self._console.quiet = True
 
     def _seconds_left(self, step: int) -> float:
         done = max(step - self._first, 1)

@@ -1,19 +1,23 @@
 """Stopping on a signal: the step is finished, a checkpoint is written, and the process ends with the usual code.
 
-SIGINT gives 130, SIGTERM 143, SIGUSR1 (which SLURM sends ahead of its time limit) 138 on Linux. A second SIGINT ends at once.
+SIGINT gives 130, SIGTERM 143, SIGUSR1 (which SLURM sends ahead of its time limit) 138 on Linux, SIGHUP (a closed terminal) 129 unless
+it was ignored (nohup). A second SIGINT ends at once, but one that comes with the first is the same keystroke.
 """
 
 from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+SAME_KEYSTROKE = 0.1
+"""Seconds within which a second SIGINT is the first one again: terminals and launchers send it twice."""
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
 
 
 class Stopped(SystemExit):
@@ -33,14 +37,19 @@ class StopRequest:
     """What a loop asks between two steps."""
 
     signal: int | None = None
+    received: float = 0.0
+    """When, in seconds of the monotonic clock."""
 
     def __bool__(self) -> bool:
         return self.signal is not None
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if number == signal.SIGINT and self.signal == number and now - self.received < SAME_KEYSTROKE:
+            return
         if number == signal.SIGINT and self.signal is not None:
             raise Stopped(number, "stopped at once by a second SIGINT; the last checkpoint is good")
-        self.signal = number
+        self.signal, self.received = number, now
 
 
 @contextmanager
@@ -53,7 +62,9 @@ def stop_on_signals() -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    before: dict[int, Any] = {number: signal.signal(number, request._receive) for number in SIGNALS}
+    hangup = getattr(signal, "SIGHUP", None)
+    caught = [number for number in SIGNALS if number != hangup or signal.getsignal(number) != signal.SIG_IGN]
+    before: dict[int, Any] = {number: signal.signal(number, request._receive) for number in caught}
     try:
         yield request
     finally:

@@ -21,6 +21,7 @@ from medssl.config import with_overrides
 from medssl.train import Stopped
 from medssl.train.checkpoint import list_checkpoints
 from medssl.train.run_folder import read_rows
+from medssl.train.stopping import SAME_KEYSTROKE, stop_on_signals
 
 Config = dict[str, Any]
 
@@ -36,11 +37,15 @@ def _interruptible() -> Iterator[None]:
 class Send:
     """A handler that sends this process a signal at an event."""
 
-    def __init__(self, number: int, event: Any) -> None:
-        self.number, self.event = number, event
+    def __init__(self, number: int, event: Any, after: float = 0.0) -> None:
+        self.number, self.event, self.after = number, event, after
 
     def attach(self, engine: Any) -> None:
-        engine.add_event_handler(self.event, lambda: os.kill(os.getpid(), self.number))
+        def send() -> None:
+            time.sleep(self.after)
+            os.kill(os.getpid(), self.number)
+
+        engine.add_event_handler(self.event, send)
 
 
 def written(config: Config, folder: Path) -> Path:
@@ -94,9 +99,49 @@ def test_a_run_stopped_before_its_first_step_starts_when_resumed(config: Config,
 @pytest.mark.parametrize("before", [signal.default_int_handler, signal.SIG_IGN], ids=["as usual", "ignored"])
 def test_a_second_ctrl_c_ends_at_once(before: Any, config: Config, tmp_path: Path) -> None:
     signal.signal(signal.SIGINT, before)
-    twice = [Send(signal.SIGINT, Events.ITERATION_STARTED(once=2)), Send(signal.SIGINT, Events.ITERATION_STARTED(once=2))]
+    twice = [Send(signal.SIGINT, Events.ITERATION_STARTED(once=2), after) for after in (0.0, 1.1 * SAME_KEYSTROKE)]
     with pytest.raises(Stopped, match="second SIGINT") as stopped:
         medssl.pretrain(config=config, out=tmp_path / "run", handlers=twice)
     assert stopped.value.code == 130
     assert not list_checkpoints(tmp_path / "run")
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_closed_terminal_is_asked_to_stop_and_nohup_is_not() -> None:
+    with stop_on_signals() as request:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert request.signal == signal.SIGHUP
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_on_signals() as request:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not request
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_one_keystroke_that_arrives_twice_asks_once() -> None:
+    with stop_on_signals() as request:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert request.signal == signal.SIGINT
+        time.sleep(1.1 * SAME_KEYSTROKE)
+        with pytest.raises(Stopped, match="at once"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("stream", ["closed pipe", "dead device"])
+def test_a_run_nobody_listens_to_trains_on_and_ends_well(stream: str, config: Config, tmp_path: Path) -> None:
+    short = with_overrides(config, ["train.steps=3"])
+    command = [sys.executable, "-m", "medssl", "pretrain", str(written(short, tmp_path)), "--out", str(tmp_path / "run")]
+    reader, writer = os.pipe() if stream == "closed pipe" else (-1, os.open("/dev/full", os.O_WRONLY))
+    if reader >= 0:
+        os.close(reader)
+    try:
+        done = subprocess.run(command, stderr=writer, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120)
+    finally:
+        os.close(writer)
+    assert done.returncode == 0
+    assert read_rows(tmp_path / "run" / "metrics.jsonl")[-1]["step"] == 3
+    assert [path.name for path in list_checkpoints(tmp_path / "run")][-1] == "step-00000003"

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from medssl.archive import nifti_names
 from medssl.archive.instance import Instance, from_table, to_table
+from medssl.archive.limits import Refused, watched
 from medssl.archive.modality import UNKNOWN, modality_of
 from medssl.archive.nifti import NiftiProblem, is_nifti, read_nifti_header
 from medssl.archive.outcomes import Reason
@@ -212,7 +213,9 @@ def scan_file(source: ArchiveSource, number: int, key: str) -> Instance:
     try:
         with source.open(key) as file:
             instance = replace(instance, size=file.seek(0, os.SEEK_END))
-            return _scan_open(file, instance, os.path.join(Path(source.location).name, key))  # noqa: PTH118 - any encoding
+            return _scan_open(watched(file), instance, os.path.join(Path(source.location).name, key))  # noqa: PTH118 - any encoding
+    except Refused as refused:
+        return replace(instance, reason=refused.reason.value)
     except OSError:
         return replace(instance, reason=Reason.UNREADABLE.value)
 
@@ -234,6 +237,8 @@ def _unpacked_start(file: BinaryIO) -> bytes:
     try:
         with gzip.GzipFile(fileobj=file) as packed:
             return packed.read(348)
+    except Refused:
+        raise
     except (OSError, EOFError, zlib.error):
         return b""
 
@@ -269,6 +274,8 @@ def _scan_dicom(file: BinaryIO, instance: Instance) -> Instance:
         return replace(instance, reason=Reason.NOT_MEDICAL.value)
     try:
         return read_instance(file, instance)
+    except Refused:
+        raise
     except (*PARSE_ERRORS, struct.error, zlib.error):
         return replace(instance, reason=Reason.CORRUPT.value)
     except OSError as error:

@@ -1,10 +1,12 @@
-"""What one file of an archive may cost, whatever it says of itself: processor time, and bytes that it unpacks to."""
+"""What one file of an archive may cost, whatever it says of itself: processor time, memory, and bytes that it unpacks to."""
 
 from __future__ import annotations
 
 import io
+import sys
 import time
 import zlib
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from medssl.archive.outcomes import Reason
@@ -19,6 +21,8 @@ UNPACKED = 2**28
 """Bytes to which any file may unpack."""
 RATIO = 100
 """How often its own size a file may unpack to beyond that: scans shrink to a half or a tenth, a bomb to a thousandth."""
+MEMORY = 2**32
+"""Bytes that a worker process may take beyond what it begins with."""
 _BLOCK = 2**20
 
 
@@ -33,6 +37,18 @@ class Refused(ArchiveError, OSError):
 def most_unpacked(packed: int) -> int:
     """Bytes to which so many packed ones may unpack."""
     return max(UNPACKED, RATIO * packed)
+
+
+def limit_memory() -> None:
+    """Let this process, a worker, take `MEMORY` more than it has; where the system knows no such limit nothing is done."""
+    if sys.platform != "linux":
+        return
+    import resource
+
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limits = [taken + MEMORY, *(limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY)]
+    resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
 
 
 class _Watched(io.RawIOBase):

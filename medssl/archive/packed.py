@@ -154,8 +154,9 @@ class TarSource(ArchiveSource):
         folder = tempfile.mkdtemp(prefix="medssl-")
         weakref.finalize(self, _remove, folder, os.getpid())
         self._plain = os.path.join(folder, "unpacked.tar")  # noqa: PTH118
+        most = most_unpacked(Path(self.location).stat().st_size)
         with opener(self.location) as packed, _Copy(Path(self._plain)) as copy:
-            return _unpacked(packed, copy)
+            return _unpacked(packed, copy, most)
 
 
 def _opener(location: str) -> Callable[[str], Any] | None:
@@ -164,7 +165,7 @@ def _opener(location: str) -> Callable[[str], Any] | None:
     return next((opener for mark, opener in _OPENERS.items() if start.startswith(mark)), None)
 
 
-def _unpacked(stream: Any, copy: _Copy) -> bool:
+def _unpacked(stream: Any, copy: _Copy, most: int) -> bool:
     """Copy to the end; True where the compressed data is cut there, so that what came before it holds.
 
     Data that is damaged elsewhere raises: deflate and xz find out late or at their end, so that nothing vouches for what came.
@@ -188,6 +189,10 @@ def _unpacked(stream: Any, copy: _Copy) -> bool:
         if not content:
             return False
         copy.write(content)
+        if copy.size > most:
+            raise DamagedArchive(
+                f"a compressed tar file unpacks to more than {most} bytes. Unpack it and index the folder."
+            )
 
 
 def _broken() -> DamagedArchive:

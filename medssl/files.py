@@ -1,10 +1,18 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and files of others: read only where they are regular files of a bearable size."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import stat
 from pathlib import Path
+from typing import Any, BinaryIO
 from uuid import uuid4
+
+JSON_LIMIT = 2**28
+"""Bytes of a JSON file that is read: a row of a store with many labels has some megabytes."""
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
 def write_atomically(path: Path, content: bytes, *, private: bool = False) -> None:
@@ -24,3 +32,29 @@ def write_atomically(path: Path, content: bytes, *, private: bool = False) -> No
     finally:
         # Gone after the rename; still there after a fault or an interruption.
         waiting.unlink(missing_ok=True)
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """The file opened for reading; a pipe, a socket or a device raises `OSError` at once, where opening it would wait or act."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError("not a regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; raises `OSError`, or `ValueError` for what is no JSON, too large or nested too deeply."""
+    with open_regular(path) as file:
+        content = file.read(JSON_LIMIT + 1)
+    if len(content) > JSON_LIMIT:
+        raise ValueError(f"it is larger than {JSON_LIMIT} bytes")
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def is_plain_name(name: object) -> bool:
+    """Is this a name of one file and nothing else: letters, digits, dot, dash and underscore, no path and not hidden?"""
+    return isinstance(name, str) and _PLAIN_NAME.fullmatch(name) is not None

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, BinaryIO, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,9 @@ from medssl.archive import geometry
 from medssl.archive.duplicates import mark_duplicates
 from medssl.archive.folder import IndexFolder
 from medssl.archive.instance import Instance, to_table
-from medssl.archive.outcomes import ending
+from medssl.archive.limits import Refused
+from medssl.archive.outcomes import Reason, ending
+from medssl.archive.packed import DamagedArchive, TarSource
 from medssl.archive.pseudonyms import Pseudonyms
 from medssl.archive.records import IndexSummary, VolumeRecord
 from medssl.archive.scan import Progress, scan, shards_of
@@ -31,6 +34,9 @@ from medssl.source import ArchiveSource
 
 if TYPE_CHECKING:
     from medssl.plugins import Plugins
+
+_DAMAGES_SHOWN = 3
+"""Damages of one archive that are told one by one; all are counted."""
 
 Chosen = tuple[type[ArchiveSource], str]
 """A source's class and the location to make it with."""
@@ -74,7 +80,7 @@ def _built(chosen: Sequence[Chosen], folder: Path, workers: int, progress: Progr
     root = IndexFolder.prepared(folder)
     names = Pseudonyms.of(root.key)
     with root.building() as (public, private):
-        sources = [kind(place) for kind, place in chosen]
+        sources = _opened(chosen)
         instances = mark_duplicates(_scanned(sources, root, private, workers, progress), sources)
         made, left = _volumes(instances, names)
         final = _final(instances, left)
@@ -85,6 +91,45 @@ def _built(chosen: Sequence[Chosen], folder: Path, workers: int, progress: Progr
         write_table(_private_table(final, rows), private / "instances.parquet")
         write_atomically(private / "sources.json", json.dumps([place for _, place in chosen]).encode(), private=True)
     return summarize(rows, records)
+
+
+class DamageWarning(UserWarning):
+    """A zip or tar file of which a part is lost."""
+
+
+class _NothingOf(ArchiveSource):
+    """Stands for a zip or tar file of which nothing can be read: one file, counted as damaged."""
+
+    name = "damaged"
+    schemes: ClassVar[tuple[str, ...]] = ()
+
+    def keys(self) -> Iterator[str]:
+        yield ""
+
+    def open(self, key: str) -> BinaryIO:
+        raise Refused(Reason.DAMAGED_ARCHIVE)
+
+
+def _opened(chosen: Sequence[Chosen]) -> list[ArchiveSource]:
+    """The sources; of several a damaged one costs itself and a warning. Archives are numbered: their names may tell who is in them."""
+    sources: list[ArchiveSource] = []
+    for number, (kind, place) in enumerate(chosen, 1):
+        which = f"archive {number} of {len(chosen)}" if len(chosen) > 1 else "the archive"
+        try:
+            source = kind(place)
+        except DamagedArchive as error:
+            if len(chosen) == 1:
+                raise
+            _warn(f"{which} is left out: {error}")
+            source = _NothingOf(place)
+        for damage in source.damages[:_DAMAGES_SHOWN] if isinstance(source, TarSource) else ():
+            _warn(f"{which} is damaged after its member {damage.after}, at byte {damage.at}: what lay there is lost. Copy it again.")
+        sources.append(source)
+    return sources
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, DamageWarning, stacklevel=5)
 
 
 def _scanned(sources: Sequence[ArchiveSource], root: IndexFolder, private: Path, workers: int, progress: Progress | None) -> list[Instance]:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import math
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import replace
+from io import BytesIO
 from typing import Any, BinaryIO, Literal
 
 import pydicom
 from pydicom.multival import MultiValue
-from pydicom.tag import Tag
+from pydicom.tag import BaseTag, Tag
 
-from medssl.archive.geometry import usable_orientation
+from medssl.archive.geometry import usable_orientation, usable_position, usable_spacing
 from medssl.archive.instance import Instance
+from medssl.archive.limits import inflated, most_unpacked
+from medssl.archive.narrowing import fits_float32
 from medssl.archive.outcomes import Reason
 
 _STORAGE = "1.2.840.10008.5.1.4.1.1."
@@ -66,6 +69,7 @@ _WANTED = (
 )
 _SIEMENS, _GE, _PHILIPS = 0x00190010, 0x00430010, 0x20010010
 _PRIVATE = (_SIEMENS, 0x0019100C, 0x0019100E, _GE, 0x00431039, _PHILIPS, 0x20011003, 0x00191004)
+_PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 _TAGS: list[Any] = [Tag(tag) for tag in (*_WANTED.split(), *_PRIVATE)]
 
 PARSE_ERRORS = (
@@ -94,10 +98,42 @@ def looks_like_dicom(file: BinaryIO) -> bool:
 
 def read_dataset(file: BinaryIO, tags: Iterable[Any], pixels: bool) -> pydicom.Dataset:
     """The wanted elements, also of files without preamble."""
+    stop = _nonsense if pixels else _pixels_or_nonsense
+    wanted = [Tag(tag) for tag in tags]
+    packed = file.seek(0, os.SEEK_END)
     file.seek(128)
     bare = file.read(4) != b"DICM"
+    meta = None
+    if not bare:
+        # Only the element that is asked for is kept; the place is then that of the data set.
+        meta = pydicom.filereader.read_dataset(file, False, True, stop_when=_not_of_meta, specific_tags=[Tag("TransferSyntaxUID")])
+        start = file.read(8)
+        if start and not start.strip(b"\0"):
+            raise pydicom.errors.InvalidDicomError("zeros where the elements begin")
+        file.seek(-len(start), os.SEEK_CUR)
+    if meta is not None and meta.get("TransferSyntaxUID") == _DEFLATED:
+        # pydicom would unpack without a limit.
+        unpacked = BytesIO(inflated(file, most_unpacked(packed)))
+        dataset = pydicom.filereader.read_dataset(unpacked, False, True, stop_when=stop, specific_tags=wanted)
+        dataset.file_meta = pydicom.dataset.FileMetaDataset(meta)
+        return dataset
     file.seek(0)
-    return pydicom.dcmread(file, stop_before_pixels=not pixels, specific_tags=list(tags), force=bare)
+    return pydicom.filereader.read_partial(file, stop, force=bare, specific_tags=wanted)
+
+
+def _not_of_meta(tag: BaseTag, vr: str | None, length: int) -> bool:
+    return bool(tag.group != 2)
+
+
+def _nonsense(tag: BaseTag, vr: str | None, length: int) -> bool:
+    """Zeros, as a copy that failed leaves them, would be parsed as millions of empty elements."""
+    if tag.group == 0:
+        raise pydicom.errors.InvalidDicomError("no element of a file")
+    return False
+
+
+def _pixels_or_nonsense(tag: BaseTag, vr: str | None, length: int) -> bool:
+    return _nonsense(tag, vr, length) or tag in _PIXELS
 
 
 def read_instance(file: BinaryIO, instance: Instance) -> Instance:
@@ -176,8 +212,8 @@ def _with_place(found: Instance, dataset: pydicom.Dataset) -> Instance:
         between_slices=_tolerant(dataset, "SpacingBetweenSlices"),
         thickness=_tolerant(dataset, "SliceThickness"),
         frame_of_reference=_text(dataset, "FrameOfReferenceUID"),
-        rows=int(_number(dataset, "Rows", 0)),
-        columns=int(_number(dataset, "Columns", 0)),
+        rows=_count(dataset, "Rows", 0),
+        columns=_count(dataset, "Columns", 0),
     )
 
 
@@ -200,15 +236,15 @@ def _with_order(found: Instance, dataset: pydicom.Dataset) -> Instance:
 
 
 def _with_pixels(found: Instance, dataset: pydicom.Dataset) -> Instance:
-    bits = int(_number(dataset, "BitsAllocated", 0))
-    stored = int(_number(dataset, "BitsStored", bits))
+    bits = _count(dataset, "BitsAllocated", 0)
+    stored = _count(dataset, "BitsStored", bits)
     return replace(
         found,
         photometric=_text(dataset, "PhotometricInterpretation").upper(),
         bits_allocated=bits,
         bits_stored=stored,
-        high_bit=int(_number(dataset, "HighBit", stored - 1)),
-        signed=int(_number(dataset, "PixelRepresentation", 0)),
+        high_bit=_count(dataset, "HighBit", max(stored - 1, 0)),
+        signed=_count(dataset, "PixelRepresentation", 0),
         slope=_number(dataset, "RescaleSlope", 1.0),
         intercept=_number(dataset, "RescaleIntercept", 0.0),
         padding=_tolerant(dataset, "PixelPaddingValue"),
@@ -223,12 +259,12 @@ def _flaw(found: Instance, dataset: pydicom.Dataset) -> Reason | None:
         return Reason.NO_DECODER
     sizes = found.rows > 0 and found.columns > 0 and found.bits_allocated in (8, 16)
     bits = 0 < found.bits_stored <= found.bits_allocated and found.bits_stored - 1 <= found.high_bit < found.bits_allocated
-    scaling = math.isfinite(found.slope) and math.isfinite(found.intercept) and found.slope != 0
+    scaling = fits_float32(found.slope, abs(found.slope) * 2.0**found.bits_allocated + abs(found.intercept)) if sizes else False
     grey = found.photometric in ("MONOCHROME1", "MONOCHROME2")
     if not (sizes and bits and scaling and grey and found.signed in (0, 1)):
         return Reason.BAD_PIXELS
-    spacing = len(found.pixel_spacing) == 2 and all(math.isfinite(value) and value > 0 for value in found.pixel_spacing)
-    position = len(found.position) == 3 and all(math.isfinite(value) and abs(value) < 1e6 for value in found.position)
+    spacing = len(found.pixel_spacing) == 2 and usable_spacing(found.pixel_spacing)
+    position = len(found.position) == 3 and usable_position(found.position)
     return None if spacing and position and usable_orientation(found.orientation) else Reason.BAD_GEOMETRY
 
 
@@ -363,6 +399,14 @@ def _number(dataset: pydicom.Dataset, keyword: str, missing: float) -> float:
     if len(values) > 1:
         raise ValueError(f"{keyword} has {len(values)} values")
     return values[0] if values else missing
+
+
+def _count(dataset: pydicom.Dataset, keyword: str, missing: int) -> int:
+    """What the standard keeps in 16 bits: a file can state it as any number, of any length."""
+    value = _number(dataset, keyword, missing)
+    if not 0 <= value <= 0xFFFF:
+        raise ValueError(f"{keyword} is no number of 16 bits")
+    return int(value)
 
 
 def _tolerant(dataset: pydicom.Dataset, keyword: str) -> tuple[float, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from medssl.archive.index import Index
 from medssl.archive.nifti import write_nifti
-from medssl.errors import ArchiveError, MedsslError, UsageError
+from medssl.errors import ArchiveError, DataError, MedsslError, UsageError
 from medssl.files import write_atomically
 
 
@@ -39,11 +39,13 @@ def _written(index: Index, out: Path, where: str | None) -> list[Path]:
     written: list[Path] = []
     for record in records:
         try:
-            volume = index.read(record.volume)
+            file = write_nifti(index.read(record.volume), out / f"{record.volume}.nii.gz")
+        except DataError as error:
+            warnings.warn(f"volume {record.volume} cannot be written: {error}. It is left out.", UnreadableVolume, stacklevel=3)
+            continue
         except ArchiveError as error:
             warnings.warn(f"{error} It is left out.", UnreadableVolume, stacklevel=3)
             continue
-        file = write_nifti(volume, out / f"{record.volume}.nii.gz")
         file.chmod(0o600)
         write_atomically(out / f"{record.volume}.json", json.dumps(record.document(), indent=1).encode(), private=True)
         written.append(file)

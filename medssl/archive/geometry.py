@@ -22,6 +22,11 @@ ABSOLUTE = 0.01
 COSINE = 1e-3
 """Largest difference of direction cosines that still counts as one orientation."""
 
+SPACING = (1e-3, 1e3)
+"""Millimetres between voxels that an image of a body can have."""
+FARTHEST = 1e6
+"""Millimetres from the origin at which a voxel of a body can lie."""
+
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -32,6 +37,16 @@ class Run:
     slices: tuple[int, ...]
     origin: Float
     step: Float
+
+
+def usable_spacing(spacing: Sequence[float]) -> bool:
+    """Are these distances between voxels that an image of a body can have?"""
+    return all(SPACING[0] <= side <= SPACING[1] for side in spacing)
+
+
+def usable_position(position: Sequence[float]) -> bool:
+    """Is this a point where a voxel of a body can lie?"""
+    return all(abs(value) < FARTHEST for value in position)
 
 
 def usable_orientation(orientation: Sequence[float]) -> bool:

@@ -125,6 +125,9 @@ class Index:
             except PixelProblem as problem:
                 raise ArchiveError(f"slice {number} of volume {record.volume}: {problem}.") from None
             stacked[number] = stored if one.slope == 1 and one.intercept == 0 else rescaled(stored, one)
+            # Of what is kept: float64 holds more than float32.
+            if stacked.dtype == np.float32 and not np.isfinite(stacked[number]).all():
+                raise ArchiveError(f"slice {number} of volume {record.volume} has values beyond the range of float32.")
         return narrow(stacked.transpose(2, 1, 0))
 
 

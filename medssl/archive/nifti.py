@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 import gzip
+import logging
+import math
 import os
+import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol, cast
 from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medssl.archive.geometry import usable_position, usable_spacing
+from medssl.archive.limits import Refused
 from medssl.archive.narrowing import narrow
 from medssl.archive.outcomes import Reason
 from medssl.errors import DataError, MissingInput
 
-if TYPE_CHECKING:
-    import nibabel
-
 _MILLIMETRES = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 """NIfTI's code of the spatial unit -> mm. Unknown is read as mm, as every reader does."""
 _MAGIC = {348: (344, b"n+1\x00"), 540: (4, b"n+2\x00")}
-UNPACK_LIMIT = 2**33
-"""Bytes that a .nii.gz may unpack to."""
+LONGEST = 2**32
+"""Bytes from a file's start to its last voxel, unpacked, that are read."""
+_HEADER = 540
+"""Bytes in which the longer of the two headers ends."""
+_BLOCK = 2**20
+_QUIET = logging.getLogger("medssl.nifti")
+_QUIET.disabled = True
+"""nibabel writes what it finds in headers to the terminal."""
+_PARSE_ERRORS = (OSError, ValueError, LookupError, ArithmeticError, TypeError, AttributeError, EOFError, struct.error, MemoryError)
+"""What nibabel is known to raise on broken headers, beside its own errors."""
 
 
 class Nifti(NamedTuple):
@@ -69,11 +80,11 @@ def read_nifti_channels(path: str | Path) -> Nifti:
     """As `read_nifti`, with an array (C, X, Y, Z): the fourth axis of a 4D file counts channels, a 3D file has one."""
 
     def read(stream: BinaryIO) -> Nifti:
-        image = _open(_unpack(stream))
-        shape = tuple(int(side) for side in image.shape)
-        channels = shape[3] if len(shape) > 3 and set(shape[4:]) <= {1} else 1
-        header = _checked(image, shape[:3] if channels > 1 else shape)
-        array = _values(image, (*header.shape, channels))
+        found = _open(stream)
+        sides = found.sides
+        channels = sides[3] if len(sides) > 3 and set(sides[4:]) <= {1} else 1
+        header = _checked(found, sides[:3] if channels > 1 else sides)
+        array = _values(stream, found, (*header.shape, channels))
         return Nifti(np.moveaxis(array, 3, 0), header.affine)
 
     return _read_file(Path(path), read)
@@ -99,46 +110,80 @@ class NiftiProblem(DataError):
 
 def read_stream(stream: BinaryIO) -> Nifti:
     """As `read_nifti`, from a stream; raises `NiftiProblem`."""
-    image = _open(_unpack(stream))
-    header = _checked(image, image.shape)
-    return Nifti(_values(image, header.shape), header.affine)
-
-
-def _values(image: Any, shape: tuple[int, ...]) -> NDArray[Any]:
-    try:
-        values = np.asanyarray(image.dataobj).reshape(shape)
-    except (OSError, ValueError, EOFError) as error:
-        raise NiftiProblem(Reason.TRUNCATED) from error
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise NiftiProblem(Reason.NIFTI_NOT_FINITE)
-    return narrow(values)
+    found = _open(stream)
+    header = _checked(found, found.sides)
+    return Nifti(_values(stream, found, header.shape), header.affine)
 
 
 def read_nifti_header(stream: BinaryIO) -> NiftiHeader:
-    """Shape and affine; the voxels are not read, but a file too short for them raises `NiftiProblem` as any other flaw does."""
-    content = _unpack(stream)
-    image = _open(content)
-    header = _checked(image, image.shape)
-    needed = image.dataobj.offset + int(np.prod(header.shape)) * image.get_data_dtype().itemsize
-    if len(content) < needed:
-        raise NiftiProblem(Reason.TRUNCATED)
+    """Shape and affine; the voxels are not kept, but a file too short for them raises `NiftiProblem` as any other flaw does."""
+    found = _open(stream)
+    header = _checked(found, found.sides)
+    for _ in _unpacked(stream, found.end):
+        pass
     return header
 
 
-def _unpack(stream: BinaryIO) -> bytes:
-    start = stream.read(2)
-    stream.seek(0)
-    if start != b"\x1f\x8b":
-        return stream.read()
+class _Found(NamedTuple):
+    """A header as nibabel reads it."""
+
+    header: Any
+    sides: tuple[int, ...]
+    start: int
+    """First byte of the voxels."""
+    end: int
+    """One past the last byte of the voxels."""
+
+
+def _values(stream: BinaryIO, found: _Found, shape: tuple[int, ...]) -> NDArray[Any]:
+    from nibabel.arrayproxy import ArrayProxy
+
+    content = b"".join(_unpacked(stream, found.end))
     try:
-        with gzip.GzipFile(fileobj=stream) as packed:
-            content = packed.read(UNPACK_LIMIT)
-            if packed.read(1):
-                raise NiftiProblem(Reason.CORRUPT, f"it unpacks to more than {UNPACK_LIMIT} bytes")
-            return content
+        values = np.asanyarray(ArrayProxy(BytesIO(content), found.header)).reshape(shape)
+    except _PARSE_ERRORS as error:
+        raise NiftiProblem(Reason.CORRUPT) from error
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise NiftiProblem(Reason.NIFTI_NOT_FINITE)
+    try:
+        return narrow(values)
+    except DataError as error:
+        raise NiftiProblem(Reason.NIFTI_NOT_FINITE, str(error)) from error
+
+
+def _unpacked(stream: BinaryIO, size: int) -> Iterator[bytes]:
+    """The first `size` bytes in blocks, unpacked where the file is compressed; raises `NiftiProblem` where there are fewer.
+
+    What follows is not unpacked, so that a file costs what its header says, and that is limited; a checksum there is read.
+    """
+    with _problems():
+        source = _source(stream)
+        left = size
+        while left:
+            content = source.read(min(_BLOCK, left))
+            if not content:
+                raise NiftiProblem(Reason.TRUNCATED)
+            left -= len(content)
+            yield content
+        source.read(1)
+
+
+def _source(stream: BinaryIO) -> BinaryIO:
+    stream.seek(0)
+    packed = stream.read(2) == b"\x1f\x8b"
+    stream.seek(0)
+    return cast(BinaryIO, gzip.GzipFile(fileobj=stream)) if packed else stream
+
+
+@contextmanager
+def _problems() -> Iterator[None]:
+    try:
+        yield
+    except Refused:
+        raise
     except EOFError as error:
         raise NiftiProblem(Reason.TRUNCATED) from error
-    except (gzip.BadGzipFile, zlib.error, OSError) as error:
+    except (zlib.error, OSError) as error:
         raise NiftiProblem(Reason.CORRUPT) from error
 
 
@@ -150,35 +195,52 @@ def is_nifti(start: bytes) -> bool:
     return False
 
 
-def _open(content: bytes) -> Any:
+def _open(stream: BinaryIO) -> _Found:
     import nibabel
-    from nibabel.filebasedimages import ImageFileError
     from nibabel.spatialimages import HeaderDataError
+    from nibabel.wrapstruct import WrapStructError
 
-    if not is_nifti(content[:348]):
+    with _problems():
+        start = _source(stream).read(_HEADER)
+    if not is_nifti(start):
         raise NiftiProblem(Reason.CORRUPT, "it is not a single-file NIfTI")
-    kind: type[nibabel.Nifti1Image] = nibabel.Nifti2Image if 540 in _sizes(content) else nibabel.Nifti1Image
+    second = 540 in (int.from_bytes(start[:4], "little"), int.from_bytes(start[:4], "big"))
+    kind, size = (nibabel.Nifti2Header, 540) if second else (nibabel.Nifti1Header, 348)
     try:
-        return kind.from_stream(BytesIO(content))
-    except (HeaderDataError, ImageFileError, ValueError, OSError, EOFError, KeyError) as error:
+        header = kind(start[:size], check=False)
+        first = float(header["vox_offset"])
+        # Below that the header itself would be read as voxels.
+        if not (size + 4 <= first <= LONGEST and first.is_integer()):
+            raise NiftiProblem(Reason.CORRUPT, f"its voxels are said to begin at byte {first:g}")
+        header.check_fix(logger=_QUIET)
+        header.get_slope_inter()
+        sides = tuple(int(side) for side in header.get_data_shape())
+        item = int(header.get_data_dtype().itemsize)
+    except NiftiProblem:
+        raise
+    except (HeaderDataError, WrapStructError, *_PARSE_ERRORS) as error:
         raise NiftiProblem(Reason.CORRUPT) from error
+    # Python's numbers do not wrap, as a product of int64 does.
+    end = int(first) + math.prod(max(side, 0) for side in sides) * item
+    return _Found(header, sides, int(first), end)
 
 
-def _sizes(content: bytes) -> tuple[int, int]:
-    return int.from_bytes(content[:4], "little"), int.from_bytes(content[:4], "big")
-
-
-def _checked(image: Any, sides: Sequence[int]) -> NiftiHeader:
-    header = image.header
-    if image.get_data_dtype().kind not in "iufb":
+def _checked(found: _Found, sides: Sequence[int]) -> NiftiHeader:
+    header = found.header
+    if header.get_data_dtype().kind not in "iufb":
         raise NiftiProblem(Reason.NIFTI_VALUES)
-    shape = _three(tuple(int(side) for side in sides))
+    shape = _three(tuple(sides))
+    if found.end > LONGEST:
+        raise NiftiProblem(Reason.TOO_LARGE, f"{found.end} bytes, and {LONGEST} are read")
     if int(header["sform_code"]) <= 0 and int(header["qform_code"]) <= 0:
         raise NiftiProblem(Reason.NIFTI_ORIENTATION, "sform and qform codes are 0, so left and right are unknown")
     unit = _MILLIMETRES.get(int(header["xyzt_units"]) & 7)
     if unit is None:
         raise NiftiProblem(Reason.NIFTI_ORIENTATION, "unknown unit of length")
-    affine = np.asarray(image.affine, np.float64).copy()
+    try:
+        affine = np.asarray(header.get_best_affine(), np.float64).copy()
+    except _PARSE_ERRORS as error:
+        raise NiftiProblem(Reason.NIFTI_ORIENTATION, "the qform is broken") from error
     affine[:3] *= unit
     check_affine(affine)
     return NiftiHeader(shape, affine, _warnings(header, unit, affine, shape))
@@ -199,7 +261,10 @@ def check_affine(affine: NDArray[np.float64]) -> None:
     if affine.shape != (4, 4) or not np.isfinite(affine).all() or not np.array_equal(affine[3], [0, 0, 0, 1]):
         raise NiftiProblem(Reason.NIFTI_ORIENTATION, "the affine is not a finite 4x4 matrix")
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
-    if lengths.min() <= 0 or abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-3:
+    if not (usable_spacing(lengths.tolist()) and usable_position(affine[:3, 3].tolist())):
+        sides = " x ".join(f"{side:.3g}" for side in lengths)
+        raise NiftiProblem(Reason.NIFTI_ORIENTATION, f"voxels of {sides} mm, or too far away for any body")
+    if abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-3:
         raise NiftiProblem(Reason.NIFTI_ORIENTATION, "the axes of the affine are flat or do not span space")
 
 
@@ -208,7 +273,7 @@ def _warnings(header: Any, unit: float, affine: NDArray[np.float64], shape: tupl
         return ()
     try:
         other = np.asarray(header.get_qform(), np.float64)
-    except ValueError:
+    except _PARSE_ERRORS:
         return ("the qform is broken; the sform is used",)
     other[:3] *= unit
     corners = np.array([[x, y, z, 1] for x in (0, shape[0] - 1) for y in (0, shape[1] - 1) for z in (0, shape[2] - 1)], float).T

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from medssl.archive import nifti_names
 from medssl.archive.instance import Instance, from_table, to_table
+from medssl.archive.limits import Refused, limit_memory, watched
 from medssl.archive.modality import UNKNOWN, modality_of
 from medssl.archive.nifti import NiftiProblem, is_nifti, read_nifti_header
 from medssl.archive.outcomes import Reason
@@ -57,7 +58,8 @@ def scan(
     total = sum(len(shard.keys) for shard in shards)
     done = 0
     _report(progress, done, total)
-    with _executor(workers if len(shards) > 1 else 1) as executor:
+    # A single shard too is read by a worker where there may be one: what a file does to its reader is not done to the caller.
+    with _executor(min(workers, len(shards)), always=workers > 1) as executor:
         for count in _results(executor, shards, sources, folder):
             done += count
             _report(progress, done, total)
@@ -87,7 +89,7 @@ def _executor(workers: int, always: bool = False) -> Iterator[Executor | None]:
         return
     # Forking spares scripts the `if __name__ == "__main__"` that a fresh interpreter would need.
     method = "fork" if sys.platform == "linux" else "spawn"
-    executor = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context(method))
+    executor = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context(method), initializer=limit_memory)
     try:
         yield executor
     finally:
@@ -212,7 +214,11 @@ def scan_file(source: ArchiveSource, number: int, key: str) -> Instance:
     try:
         with source.open(key) as file:
             instance = replace(instance, size=file.seek(0, os.SEEK_END))
-            return _scan_open(file, instance, os.path.join(Path(source.location).name, key))  # noqa: PTH118 - any encoding
+            return _scan_open(watched(file), instance, os.path.join(Path(source.location).name, key))  # noqa: PTH118 - any encoding
+    except Refused as refused:
+        return replace(instance, reason=refused.reason.value)
+    except MemoryError:
+        return replace(instance, reason=Reason.TOO_LARGE.value)
     except OSError:
         return replace(instance, reason=Reason.UNREADABLE.value)
 
@@ -234,6 +240,8 @@ def _unpacked_start(file: BinaryIO) -> bytes:
     try:
         with gzip.GzipFile(fileobj=file) as packed:
             return packed.read(348)
+    except Refused:
+        raise
     except (OSError, EOFError, zlib.error):
         return b""
 
@@ -269,6 +277,8 @@ def _scan_dicom(file: BinaryIO, instance: Instance) -> Instance:
         return replace(instance, reason=Reason.NOT_MEDICAL.value)
     try:
         return read_instance(file, instance)
+    except (Refused, MemoryError):
+        raise
     except (*PARSE_ERRORS, struct.error, zlib.error):
         return replace(instance, reason=Reason.CORRUPT.value)
     except OSError as error:

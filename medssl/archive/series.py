@@ -143,12 +143,18 @@ def _runs(group: list[Instance], split_by: tuple[str, ...]) -> Outcome:
     runs = geometry.regular_runs(np.array([one.position for one in group]))
     used = {index for run in runs for index in run.slices}
     left = [Left(one, Reason.IRREGULAR) for index, one in enumerate(group) if index not in used]
+    left += [Left(group[index], Reason.BAD_GEOMETRY) for run in runs if not _usable(run) for index in run.slices]
     cut = () if len(runs) == 1 and not left else ("gap",)
+    runs = [run for run in runs if _usable(run)]
     stacks = [_stack(group, run, (*split_by, *cut)) for run in runs]
     if cut:
         text = f"the slices have gaps or uneven distances: cut into {len(runs)} regular runs, {len(left)} slices left over"
         stacks = [replace(stack, warnings=(text, *stack.warnings)) for stack in stacks]
     return stacks, left
+
+
+def _usable(run: geometry.Run) -> bool:
+    return geometry.usable_spacing([float(np.linalg.norm(run.step))])
 
 
 def _far_apart(pair: Sequence[Instance]) -> bool:

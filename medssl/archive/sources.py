@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 import tarfile
 import zipfile
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, BinaryIO, ClassVar
 
 from medssl.archive.packed import TarSource, ZipSource
+from medssl.archive.tar_members import TAR_ERRORS
 from medssl.errors import ArchiveError, MissingInput, PluginError
+from medssl.files import open_regular
 from medssl.hookspecs import hookimpl
 from medssl.source import ArchiveSource, Stat
 
 if TYPE_CHECKING:
     from medssl.plugins import Plugins
+
+
+Identity = tuple[int, int]
+"""Device and number of a folder: the same by whatever way it is reached."""
 
 
 class FolderSource(ArchiveSource):
@@ -28,35 +33,44 @@ class FolderSource(ArchiveSource):
 
     def keys(self) -> Iterator[str]:
         """Paths below the folder, by name within each folder."""
-        yield from self._walk("", frozenset())
+        # Folders that are open, innermost last, with what tells each of them: no recursion, so that no depth is too deep.
+        walk: list[tuple[Iterator[os.DirEntry[str]], str, Identity]] = []
+        waiting: str | None = ""
+        while waiting is not None or walk:
+            if waiting is not None:
+                found = self._entered(waiting)
+                if found is None:
+                    # A folder that may not be read is listed itself, so that it is counted as unreadable and not forgotten.
+                    yield waiting
+                elif all(found[2] != identity for _, _, identity in walk):
+                    walk.append(found)
+                waiting = None
+                continue
+            entries, below, _ = walk[-1]
+            entry = next(entries, None)
+            if entry is None:
+                walk.pop()
+                continue
+            path = os.path.join(below, entry.name)  # noqa: PTH118
+            if _is_folder(entry):
+                waiting = path
+            elif _is_file(entry):
+                yield path
 
-    def _walk(self, below: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
+    def _entered(self, below: str) -> tuple[Iterator[os.DirEntry[str]], str, Identity] | None:
         folder = os.path.join(self.location, below)  # noqa: PTH118 - names in any encoding, as the system gives them
         try:
             here = os.stat(folder)  # noqa: PTH116
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError:
-            # A folder that may not be read is listed itself, so that it is counted as unreadable and not forgotten.
-            yield below
-            return
-        identity = (here.st_dev, here.st_ino)
-        if identity in above:
-            return
-        for entry in entries:
-            path = os.path.join(below, entry.name)  # noqa: PTH118
-            if _is_folder(entry):
-                yield from self._walk(path, above | {identity})
-            elif _is_file(entry):
-                yield path
+            return None
+        return iter(entries), below, (here.st_dev, here.st_ino)
 
     def open(self, key: str) -> BinaryIO:
-        """The file, if it is a regular one; a pipe or device raises `OSError` at once instead of blocking."""
-        path = os.path.join(self.location, key)  # noqa: PTH118
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            os.close(descriptor)
-            raise OSError("not a regular file")
-        return os.fdopen(descriptor, "rb")
+        """The file, if it is a regular one below the folder; a pipe or device raises `OSError` at once instead of blocking."""
+        if os.path.isabs(key) or ".." in PurePath(key).parts:  # noqa: PTH117
+            raise OSError("not below the folder")
+        return open_regular(os.path.join(self.location, key))  # noqa: PTH118
 
     def stat(self, key: str) -> Stat:
         """Size and time of the last change."""
@@ -129,8 +143,22 @@ def _by_scheme(scheme: str, text: str, plugins: Plugins | None) -> tuple[type[Ar
 def _on_disk(path: Path) -> type[ArchiveSource]:
     if path.is_dir():
         return FolderSource
-    if path.is_file() and zipfile.is_zipfile(path):
+    if path.is_file() and _is_zip(path):
         return ZipSource
-    if path.is_file() and tarfile.is_tarfile(path):
+    if path.is_file() and _is_tar(path):
         return TarSource
     raise ArchiveError(f"{path.name} is neither a folder nor a zip or tar file. Give the folder that holds the images.")
+
+
+def _is_zip(path: Path) -> bool:
+    """By its directory, or by its name: then it is damaged, and the source says so."""
+    return path.suffix.lower() == ".zip" or zipfile.is_zipfile(path)
+
+
+def _is_tar(path: Path) -> bool:
+    if re.search(r"\.(tar(\.\w+)?|tgz|tbz2?|txz)$", path.name, re.IGNORECASE):
+        return True
+    try:
+        return tarfile.is_tarfile(path)
+    except TAR_ERRORS:
+        return False

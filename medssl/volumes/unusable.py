@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medssl.archive.geometry import usable_spacing
+
 LONGEST = 65_535
 
 
@@ -29,7 +31,7 @@ def _about_affine(affine: NDArray[np.float64]) -> str | None:
     if affine.shape != (4, 4) or not np.isfinite(affine).all():
         return "an affine that is not finite"
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    if not ((spacing >= 1e-3) & (spacing <= 1e3)).all():
+    if not usable_spacing(spacing.tolist()):
         return f"spacing {[float(f'{side:.4g}') for side in spacing]} mm"
     if abs(np.linalg.det(affine[:3, :3] / spacing)) < 1e-3:
         return "a singular affine"

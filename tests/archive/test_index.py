@@ -177,7 +177,7 @@ def test_zip_and_tar_are_as_the_folder(tmp_path: Path, archive: Path, indexed: I
         (record,) = index.volumes()
         assert np.array_equal(index.read(record.volume).array, made_volume())
     (tmp_path / "cut.zip").write_bytes((tmp_path / "packed.zip").read_bytes()[:-30])
-    with pytest.raises(ArchiveError, match="neither a folder nor a zip"):
+    with pytest.raises(ArchiveError, match="zip file given as source cannot be opened: it is damaged"):
         build_index([tmp_path / "cut.zip"], tmp_path / "no")
     assert zipfile.is_zipfile(tmp_path / "packed.zip") and tarfile.is_tarfile(tmp_path / "packed.tar.gz")
 

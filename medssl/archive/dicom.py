@@ -257,11 +257,10 @@ def _flaw(found: Instance, dataset: pydicom.Dataset) -> Reason | None:
         return Reason.MODALITY_TABLE
     if not _decodable(found.syntax):
         return Reason.NO_DECODER
-    sizes = found.rows > 0 and found.columns > 0 and found.bits_allocated in (8, 16)
-    bits = 0 < found.bits_stored <= found.bits_allocated and found.bits_stored - 1 <= found.high_bit < found.bits_allocated
-    scaling = fits_float32(found.slope, abs(found.slope) * 2.0**found.bits_allocated + abs(found.intercept)) if sizes else False
+    sizes = found.rows > 0 and found.columns > 0
+    scaling = fits_float32(found.slope, abs(found.slope) * 2.0 ** min(found.bits_allocated, 64) + abs(found.intercept))
     grey = found.photometric in ("MONOCHROME1", "MONOCHROME2")
-    if not (sizes and bits and scaling and grey and found.signed in (0, 1)):
+    if not (sizes and found.has_usable_bits and scaling and grey):
         return Reason.BAD_PIXELS
     spacing = len(found.pixel_spacing) == 2 and usable_spacing(found.pixel_spacing)
     position = len(found.position) == 3 and usable_position(found.position)

@@ -10,6 +10,7 @@ private/tables-N/           paths and real UIDs
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,12 +19,13 @@ from pathlib import Path
 from uuid import uuid4
 
 from medssl.errors import ArchiveError, MissingInput, UsageError
-from medssl.files import write_atomically
+from medssl.files import read_json, write_atomically
 
 FORMAT = "medssl index"
 VERSION = 2
 """2: instances have a frame number and the version that their source gave."""
 _MARK = "index.json"
+_TABLES = re.compile(r"tables-\d{1,9}")
 
 
 @dataclass(frozen=True)
@@ -84,13 +86,15 @@ class IndexFolder:
     def _read_mark(self) -> dict[str, object]:
         """Of this format version or an older one: an older index can be replaced, though not read."""
         try:
-            mark = json.loads((self.root / _MARK).read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+            mark = read_json(self.root / _MARK)
+        except (ValueError, OSError) as error:
             raise ArchiveError(f"{self.root / _MARK} is damaged. Remove the folder and index the archive again.") from error
         if not isinstance(mark, dict) or mark.get("format") != FORMAT or "tables" not in mark:
             raise UsageError(f"{self.root} holds an {_MARK} that is not medssl's. Give an empty folder or a new name.")
         version = mark.get("version")
-        if not isinstance(version, int) or version > VERSION:
+        if type(version) is not int or version < 1 or not (mark["tables"] is None or _TABLES.fullmatch(str(mark["tables"]))):
+            raise ArchiveError(f"{self.root / _MARK} is damaged. Remove the folder and index the archive again.")
+        if version > VERSION:
             raise ArchiveError(f"the index in {self.root} is of format {version}, this medssl reads up to {VERSION}. Update medssl.")
         return mark
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import defaultdict
 from functools import cached_property
@@ -22,9 +21,10 @@ from medssl.archive.pixels import PixelProblem, rescaled, slice_values, whole_ra
 from medssl.archive.query import select_volumes
 from medssl.archive.records import IndexSummary, Volume, VolumeRecord
 from medssl.archive.sources import find_source
-from medssl.archive.summary import count_reasons, records_from, summarize
-from medssl.archive.tables import read_table
+from medssl.archive.summary import INSTANCES, PLACE, PRIVATE, VOLUMES, count_reasons, records_from, summarize
+from medssl.archive.tables import damaged, read_table
 from medssl.errors import ArchiveError, UsageError
+from medssl.files import read_json
 from medssl.source import ArchiveSource
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Index:
     def __init__(self, folder: str | Path, plugins: Plugins | None = None) -> None:
         self._folder = IndexFolder.opened(Path(folder))
         self._tables = str(self._folder.tables())
-        self._table = read_table(self._folder.root / self._tables / "volumes.parquet")
+        self._table = read_table(self._folder.root / self._tables / "volumes.parquet", VOLUMES, ("split_by",))
         self._records = {record.volume: record for record in records_from(self._table)}
         self._plugins = plugins
         self._opened: dict[int, ArchiveSource] = {}
@@ -71,18 +71,20 @@ class Index:
         if record is None:
             raise UsageError(f"the index has no volume '{volume}'. List them with: medssl volumes INDEX_DIR")
         slices = self._slices.get(volume, [])
+        if not self._agree(record, slices):
+            raise damaged("instances.parquet", f"does not hold the slices of volume {volume}")
         if record.kind == "nifti":
             return Volume(record, self._nifti(record, slices[0]))
         return Volume(record, self._stack(record, slices))
 
     @cached_property
     def _instances(self) -> pa.Table:
-        return read_table(self._folder.root / self._tables / "instances.parquet")
+        return read_table(self._folder.root / self._tables / "instances.parquet", INSTANCES, PLACE)
 
     @cached_property
     def _slices(self) -> dict[str, list[Instance]]:
         """Volume -> its instances in order, from the private part."""
-        table = read_table(self._folder.private / self._tables / "instances.parquet")
+        table = read_table(self._folder.private / self._tables / "instances.parquet", PRIVATE, PLACE)
         table = table.filter(pa.compute.is_valid(table["volume"])).sort_by([("volume", "ascending"), ("slice", "ascending")])
         found: dict[str, list[Instance]] = defaultdict(list)
         for name, one in zip(table["volume"].to_pylist(), from_table(table.select(SCHEMA.names)), strict=True):
@@ -92,9 +94,20 @@ class Index:
     @cached_property
     def _places(self) -> list[str]:
         try:
-            return [str(place) for place in json.loads((self._folder.private / self._tables / "sources.json").read_text())]
-        except (OSError, json.JSONDecodeError) as error:
-            raise ArchiveError("the private part of the index is missing or damaged. Index the archive again.") from error
+            places = read_json(self._folder.private / self._tables / "sources.json")
+        except (OSError, ValueError) as error:
+            raise damaged("sources.json", "cannot be read") from error
+        if not (isinstance(places, list) and all(isinstance(place, str) for place in places)):
+            raise damaged("sources.json", "is no list of places")
+        return places
+
+    def _agree(self, record: VolumeRecord, slices: list[Instance]) -> bool:
+        """Are these the slices that the volume's own row speaks of?"""
+        known = all(0 <= one.source < len(self._places) and one.kind == record.kind for one in slices)
+        if record.kind == "nifti":
+            return known and len(slices) == 1
+        sides = all((one.columns, one.rows) == record.shape[:2] and one.has_usable_bits for one in slices)
+        return known and sides and len(slices) == record.shape[2]
 
     def _source(self, number: int) -> ArchiveSource:
         with self._lock:
@@ -116,7 +129,10 @@ class Index:
 
     def _stack(self, record: VolumeRecord, slices: list[Instance]) -> NDArray[Any]:
         """Slices are written as they come, so at most one decoded slice is held beside the volume."""
-        stacked = np.empty(record.shape[::-1], _target(slices))
+        try:
+            stacked = np.empty(record.shape[::-1], _target(slices))
+        except MemoryError:
+            raise ArchiveError(f"volume {record.volume} does not fit into memory: {record.shape}.") from None
         for number, one in enumerate(slices):
             try:
                 stored = slice_values(self._source(one.source), one)

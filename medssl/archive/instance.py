@@ -86,6 +86,12 @@ class Instance:
         """What no two instances of an index share."""
         return self.source, self.key, self.frame
 
+    @property
+    def has_usable_bits(self) -> bool:
+        """Are the bits those of an image that is read: 8 or 16 allocated, and the stored ones among them?"""
+        within = 0 < self.bits_stored <= self.bits_allocated and self.bits_stored - 1 <= self.high_bit < self.bits_allocated
+        return self.bits_allocated in (8, 16) and within and self.signed in (0, 1)
+
     def named(self, name: str) -> str:
         """The name of a file or object, and of a frame of it where the instance is one: pseudonyms are made from it."""
         return name if self.frame == WHOLE else f"{name}\nframe {self.frame}"

@@ -190,9 +190,7 @@ def _unpacked(stream: Any, copy: _Copy, most: int) -> bool:
             return False
         copy.write(content)
         if copy.size > most:
-            raise DamagedArchive(
-                f"a compressed tar file unpacks to more than {most} bytes. Unpack it and index the folder."
-            )
+            raise DamagedArchive(f"a compressed tar file unpacks to more than {most} bytes. Unpack it and index the folder.")
 
 
 def _broken() -> DamagedArchive:

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import hmac
 import os
+import re
 import secrets
 from pathlib import Path
 from typing import Literal
 
 from medssl.errors import ArchiveError
+from medssl.files import open_regular
 
 Kind = Literal["volume", "patient", "study", "series", "instance"]
 _LETTER: dict[Kind, str] = {"volume": "v", "patient": "p", "study": "s", "series": "r", "instance": "i"}
+_PATTERN = re.compile(r"[vpsri][0-9a-f]{20}")
+
+
+def is_pseudonym(name: object) -> bool:
+    """Has this the form of a name that `Pseudonyms` gives? What a table calls a volume becomes the name of a file."""
+    return isinstance(name, str) and _PATTERN.fullmatch(name) is not None
 
 
 class Pseudonyms:
@@ -25,7 +33,8 @@ class Pseudonyms:
         """With the key of `file`, which is made on first use (mode 0600)."""
         if not file.exists():
             _create(file, secrets.token_hex(32).encode())
-        key = file.read_bytes().strip()
+        with open_regular(file) as stream:
+            key = stream.read(4096).strip()
         if len(key) != 64:
             raise ArchiveError("the index's key file is damaged. Restore it, or remove the index folder and index the archive again.")
         return cls(key)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from medssl.archive import nifti_names
-from medssl.archive.instance import Instance, from_table, to_table
+from medssl.archive.instance import SCHEMA, Instance, from_table, to_table
 from medssl.archive.limits import Refused, limit_memory, watched
 from medssl.archive.modality import UNKNOWN, modality_of
 from medssl.archive.nifti import NiftiProblem, is_nifti, read_nifti_header
@@ -63,7 +63,7 @@ def scan(
         for count in _results(executor, shards, sources, folder):
             done += count
             _report(progress, done, total)
-    return [one for shard in shards for one in from_table(read_table(folder / _name(shard)))]
+    return [one for shard in shards for one in from_table(read_table(folder / _name(shard), SCHEMA))]
 
 
 def shards_of(sources: Iterable[Iterable[str]]) -> list[Shard]:
@@ -117,7 +117,7 @@ def _alone(shard: Shard, pickled: bytes, folder: Path) -> list[Instance]:
     with _executor(1, always=True) as executor, suppress(BrokenProcessPool):
         assert executor is not None
         executor.submit(_in_worker, shard, pickled, folder).result()
-        return from_table(read_table(folder / _name(shard)))
+        return from_table(read_table(folder / _name(shard), SCHEMA))
     if len(shard.keys) == 1:
         return [Instance(source=shard.source, key=os.fsencode(shard.keys[0]), reason=Reason.KILLED.value)]
     middle = len(shard.keys) // 2

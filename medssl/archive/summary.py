@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from medssl.archive.geometry import usable_position, usable_spacing
+from medssl.archive.instance import SCHEMA
+from medssl.archive.pseudonyms import is_pseudonym
 from medssl.archive.records import IndexSummary, VolumeRecord
+from medssl.archive.tables import TABLE_ERRORS, damaged
 
-_SCHEMA = pa.schema(
+VOLUMES = pa.schema(
     {
         "volume": pa.string(),
         "patient": pa.string(),
@@ -28,29 +33,58 @@ _SCHEMA = pa.schema(
 )
 """The volume table that `--where` sees. `affine` is the 4x4 matrix row by row."""
 
-COLUMNS = tuple(_SCHEMA.names)
+COLUMNS = tuple(VOLUMES.names)
+
+_PLACE = {"volume": pa.string(), "slice": pa.int64()}
+INSTANCES = pa.schema(
+    {
+        "instance": pa.string(),
+        "frame": pa.int64(),
+        "kind": pa.string(),
+        "modality": pa.string(),
+        "ending": pa.string(),
+        "reason": pa.string(),
+        **_PLACE,
+    }
+)
+"""The public row of an instance."""
+PRIVATE = pa.schema([*SCHEMA, *({"instance": pa.string(), **_PLACE}).items()])
+"""The private row of an instance."""
+PLACE = tuple(_PLACE)
+"""Columns that are empty for an instance in no volume."""
 
 
 def records_table(records: Sequence[VolumeRecord]) -> pa.Table:
     """One row a volume."""
     rows = [{**record.document(), "affine": record.affine.ravel().tolist()} for record in records]
-    return pa.Table.from_pylist(rows, schema=_SCHEMA)
+    return pa.Table.from_pylist(rows, schema=VOLUMES)
 
 
 def records_from(table: pa.Table) -> list[VolumeRecord]:
-    """The volumes of `records_table`, in its order."""
-    return [
-        VolumeRecord(
-            **{
-                **row,
-                "shape": tuple(row["shape"]),
-                "spacing": tuple(row["spacing"]),
-                "affine": np.array(row["affine"], float).reshape(4, 4),
-                "warnings": tuple(row["warnings"]),
-            }
-        )
-        for row in table.to_pylist()
-    ]
+    """The volumes of `records_table`, in its order; raises `ArchiveError` for what no index says of a volume."""
+    return [_record(row) for row in table.to_pylist()]
+
+
+def _record(row: dict[str, Any]) -> VolumeRecord:
+    try:
+        affine = np.array(row["affine"], float).reshape(4, 4)
+        lists = {name: tuple(row[name]) for name in ("shape", "spacing", "warnings")}
+        record = VolumeRecord(**{**row, **lists, "affine": affine})
+        sound = _sound(record)
+    except TABLE_ERRORS as error:
+        raise damaged("volumes.parquet", "holds a row that describes no volume") from error
+    if not sound:
+        raise damaged("volumes.parquet", "holds a row that describes no volume")
+    return record
+
+
+def _sound(one: VolumeRecord) -> bool:
+    names = all(is_pseudonym(name) for name in (one.volume, one.patient, one.study, one.series))
+    sizes = len(one.shape) == 3 and all(0 < side <= 2**31 for side in one.shape) and one.instances > 0
+    place = len(one.spacing) == 3 and usable_spacing(one.spacing)
+    place = place and bool(np.isfinite(one.affine).all()) and usable_position(one.affine[:3, 3].tolist())
+    texts = all(text.isprintable() for text in (one.modality, one.split_by or "", *one.warnings))
+    return names and sizes and place and texts and one.kind in ("dicom", "nifti")
 
 
 def summarize(instances: pa.Table, records: Sequence[VolumeRecord]) -> IndexSummary:

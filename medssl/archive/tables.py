@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from medssl.errors import ArchiveError
-from medssl.files import write_atomically
+from medssl.files import open_regular, write_atomically
+
+TABLE_ERRORS = (OSError, LookupError, ValueError, TypeError, ArithmeticError, AttributeError, MemoryError, pa.ArrowException)
+"""What reading a table is known to raise where it is damaged or holds something else."""
 
 
 def write_table(table: pa.Table, file: Path) -> None:
@@ -18,9 +22,23 @@ def write_table(table: pa.Table, file: Path) -> None:
     write_atomically(file, sink.getvalue().to_pybytes(), private=True)
 
 
-def read_table(file: Path) -> pa.Table:
-    """The whole table; raises `ArchiveError` where it is missing or damaged."""
+def read_table(file: Path, schema: pa.Schema, nulls: Collection[str] = ()) -> pa.Table:
+    """The whole table; raises `ArchiveError` where it is missing, damaged or no table of `schema`.
+
+    Values are missing only in the columns `nulls`.
+    """
     try:
-        return pq.read_table(file)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise ArchiveError(f"the index is damaged: {file.name} cannot be read. Index the archive again into the same folder.") from error
+        with open_regular(file) as stream:
+            table = pq.read_table(pa.PythonFile(stream)).select(schema.names).cast(schema)
+        table.validate(full=True)
+        empty = [name for name in schema.names if name not in nulls and table[name].null_count]
+    except TABLE_ERRORS as error:
+        raise damaged(file.name, "cannot be read") from error
+    if empty:
+        raise damaged(file.name, f"has no value in {', '.join(empty)}")
+    return table
+
+
+def damaged(name: str, why: str) -> ArchiveError:
+    """The error of a part of an index that is not what was written."""
+    return ArchiveError(f"the index is damaged: {name} {why}. Index the archive again into the same folder.")

@@ -23,9 +23,10 @@ from typing import Any, Literal, Protocol
 import blosc2
 import numpy as np
 from numpy.typing import NDArray
-from xxhash import xxh3_64_intdigest
+from xxhash import xxh3_64_intdigest, xxh3_128_hexdigest
 
 from medssl.errors import MissingInput, StoreError
+from medssl.files import open_regular
 
 Codec = Literal["lz4hc", "zstd"]
 
@@ -77,6 +78,12 @@ def _around_chunks(frame: memoryview, footer: bytes) -> int:
     return int(xxh3_64_intdigest(bytes(frame[:header]) + bytes(frame[header + compressed :]) + footer))
 
 
+def digest_of(content: bytes) -> str:
+    """What tells one volume file from every other: a digest of the checksums of all its parts, its shape and its type."""
+    *_, count, _ = _FOOTER.unpack(content[-_FOOTER.size :])
+    return str(xxh3_128_hexdigest(content[len(content) - _FOOTER.size - 8 * count :]))
+
+
 class Damaged(StoreError):
     """A volume file whose bytes are not those that were written."""
 
@@ -96,7 +103,11 @@ class FrameFile:
         frame, self._digests, footer = _split(path, memoryview(self._map))
         if _around_chunks(frame, footer) != int(self._digests[0]):
             raise _damaged(path, "its header does not match its checksum")
+        self.digest = str(xxh3_128_hexdigest(self._digests.tobytes() + footer))
+        """As of `digest_of`."""
         *sides, kind, dims, _, _, _ = _FOOTER.unpack(footer)
+        if kind not in (b"i2", b"f4", b"u1") or dims not in (3, 4) or not all(0 < side < 2**31 for side in sides[:dims]):
+            raise _damaged(path, "it is of no shape or type that a store holds")
         self.shape: tuple[int, ...] = tuple(sides[:dims])
         self.dtype = np.dtype("<" + kind.decode())
         library = _library() if native else None
@@ -134,7 +145,7 @@ class FrameFile:
 
 def _map(path: Path) -> mmap.mmap:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError as error:
         raise MissingInput(

@@ -27,23 +27,11 @@ from numpy.typing import NDArray
 from medssl.archive import narrow
 from medssl.archive.geometry import to_ras, voxel_spacing
 from medssl.errors import DataError, MedsslError, StoreError, UsageError
-from medssl.volumes.frames import Codec, encode
+from medssl.volumes.frames import Codec, digest_of, encode
 from medssl.volumes.grid import as_spacing, resample, resample_labels
 from medssl.volumes.preparation import Channel, Preparation, statistics
-from medssl.volumes.store import (
-    MANIFEST,
-    SCHEMA,
-    Manifest,
-    body_of,
-    labels_path,
-    loose_rows,
-    read_manifest,
-    read_table,
-    row_to_json,
-    stable_id,
-    volume_path,
-    write_file,
-)
+from medssl.volumes.store import MANIFEST, Manifest, body_of, labels_path, read_manifest, stable_id, volume_path, write_file
+from medssl.volumes.table import SCHEMA, loose_rows, read_table, row_to_json
 from medssl.volumes.unusable import why_unusable
 
 FOLDERS = ("volumes", "labels", "rows", "table")
@@ -198,10 +186,12 @@ def _store_one(item: Incoming, folder: Path, manifest: Manifest, codec: Codec) -
     else:
         content = encode(values, codec)
         write_file(volume_path(folder, item.volume), content)
-        row |= _facts(item, channels, values, affine) | {"bytes": len(content)}
+        row |= _facts(item, channels, values, affine)
+        row |= {"bytes": len(content), "dtype": values.dtype.str[1:], "digest": digest_of(content)}
         if labels is not None:
-            write_file(labels_path(folder, item.volume), encode(labels[None], codec))
-            row |= _label_facts(item, labels)
+            content = encode(labels[None], codec)
+            write_file(labels_path(folder, item.volume), content)
+            row |= _label_facts(item, labels) | {"labels_digest": digest_of(content)}
     write_file(folder / "rows" / f"{item.volume}.json", row_to_json(row))
     return item.volume, row["reason"]
 

@@ -11,57 +11,32 @@ Names of patients, volumes and series are pseudonyms. A row counts once its volu
 
 from __future__ import annotations
 
-import json
+import math
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import astuple, dataclass, field, fields
 from hashlib import blake2b
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import ValidationError
+from pydantic import ValidationError, field_validator
 
+from medssl.archive.geometry import usable_spacing
 from medssl.config import BaseOptions
 from medssl.errors import MissingInput, StoreError
-from medssl.files import write_atomically
-from medssl.volumes.frames import FrameCache
+from medssl.files import read_json, write_atomically
+from medssl.volumes.frames import Damaged, FrameCache, FrameFile
+from medssl.volumes.grid import as_spacing
 from medssl.volumes.preparation import Channel, Line, Preparation, Statistics
+from medssl.volumes.table import ROW_ERRORS, check_columns, damaged_table, read_table
+from medssl.volumes.unusable import LONGEST
 
 VERSION = 2
 MANIFEST = "store.json"
-
-_NUMBERS = pa.list_(pa.float64())
-SCHEMA = pa.schema(
-    [
-        ("volume", pa.string()),
-        ("reason", pa.string()),
-        ("patient", pa.string()),
-        ("series", pa.string()),
-        ("modality", pa.string()),
-        ("channels", pa.list_(pa.string())),
-        ("modalities", pa.list_(pa.string())),
-        ("arrays", pa.list_(pa.int32())),
-        ("shape", pa.list_(pa.int32())),
-        ("spacing", _NUMBERS),
-        ("affine", _NUMBERS),
-        ("statistics", _NUMBERS),
-        ("box", pa.list_(pa.int32())),
-        ("points", pa.binary()),
-        ("classes", pa.list_(pa.int32())),
-        ("class_points", pa.list_(pa.binary())),
-        ("fingerprint", pa.string()),
-        ("bytes", pa.int64()),
-    ]
-)
-"""`channels`, `modalities`, `arrays` and `statistics` (six numbers each) are as long as a volume has channels; `class_points` as
-`classes`, which is null where a volume has no label; `fingerprint` tells whether the files it was made from are still the same."""
 
 
 def stable_id(pseudonym: str) -> int:
@@ -72,11 +47,11 @@ def stable_id(pseudonym: str) -> int:
 class Manifest(BaseOptions):
     """What `store.json` says."""
 
-    format: str = "medssl-store"
+    format: Literal["medssl-store"] = "medssl-store"
     """Marks the folder as a store."""
     version: int = VERSION
     """Version of the layout; a store of a newer one is refused."""
-    axes: str = "RAS"
+    axes: Literal["RAS"] = "RAS"
     """Where the array's axes point to."""
     axis: Literal["slice", "time"] | None = None
     """What the channels count, when they are slices of a slab or frames."""
@@ -84,6 +59,11 @@ class Manifest(BaseOptions):
     """mm that every volume was resampled to; none: each keeps its own grid."""
     preparation: Preparation = Preparation()
     """Applied when a crop is read."""
+
+    @field_validator("spacing")
+    @classmethod
+    def _possible(cls, spacing: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        return as_spacing(spacing)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +95,12 @@ class StoredVolume:
     series: str
     patient_name: str
     """The patient's pseudonym."""
+    dtype: str | None
+    """"i2" or "f4", the type of its file; None where the store does not know."""
+    digest: str | None
+    """Of its file."""
+    labels_digest: str | None
+    """Of the file of its label."""
 
     def lines(self, preparation: Preparation) -> tuple[Line, ...]:
         """What prepares each channel."""
@@ -152,6 +138,7 @@ class Store:
         if not self._columns.num_rows:
             which = "no volumes" if only is None else "none of the volumes asked for"
             raise StoreError(f"the store {self.folder} holds {which}. Its table says why they were left out; see `medssl store`.")
+        check_columns(self.folder, self._columns)
         self._native = native
         self._files = FrameCache(native)
         self._volumes: OrderedDict[int, StoredVolume] = OrderedDict()
@@ -171,10 +158,20 @@ class Store:
         """The volume in that place of the sorted order."""
         found = self._volumes.get(number)
         if found is None:
-            found = self._volumes[number] = _volume(self._columns.slice(number, 1).to_pylist()[0])
+            found = self._volumes[number] = self._checked(self._columns.slice(number, 1).to_pylist()[0])
             if len(self._volumes) > 4096:
                 self._volumes.popitem(last=False)
         return found
+
+    def _checked(self, row: dict[str, Any]) -> StoredVolume:
+        try:
+            volume = _volume(row)
+            why = _why_unsound(volume)
+        except ROW_ERRORS as error:
+            why = f"{type(error).__name__}"
+        if why is not None:
+            raise damaged_table(self.folder, f"what it says of volume {row['volume']} cannot be ({why})")
+        return volume
 
     def shapes(self) -> NDArray[np.int64]:
         """(N, D) sides of all volumes."""
@@ -210,36 +207,45 @@ class Store:
 
     def dtype(self, number: int) -> np.dtype[Any]:
         """int16 or float32."""
-        kind: np.dtype[Any] = self._files.open(self.path(number)).dtype
+        kind: np.dtype[Any] = self._file(number).dtype
         return kind
 
     def arrays(self, number: int) -> int:
         """How many arrays the file of a volume holds."""
-        return self._files.open(self.path(number)).shape[0]
+        return self._file(number).shape[0]
 
     def read(self, number: int, corner: Sequence[int], size: Sequence[int], out: NDArray[Any] | None = None) -> NDArray[Any]:
         """(A, *size) raw values of the box at `corner`, which must lie inside the volume; into `out` where given.
 
         Raises `Damaged` where a chunk does not match its checksum and `MissingInput` where the file is gone.
         """
-        return self._read(self.path(number), corner, size, out)
+        return _read(self._file(number), corner, size, out)
 
     def read_labels(self, number: int, corner: Sequence[int], size: Sequence[int], out: NDArray[Any] | None = None) -> NDArray[Any]:
         """(1, *size) classes of that box of a labelled volume, uint8 or int16; as `read`."""
-        return self._read(labels_path(self.folder, self.volume(number).volume), corner, size, out)
+        return _read(self._labels_file(number), corner, size, out)
 
     def labels_dtype(self, number: int) -> np.dtype[Any]:
         """uint8 or int16."""
-        kind: np.dtype[Any] = self._files.open(labels_path(self.folder, self.volume(number).volume)).dtype
+        kind: np.dtype[Any] = self._labels_file(number).dtype
         return kind
 
-    def _read(self, path: Path, corner: Sequence[int], size: Sequence[int], out: NDArray[Any] | None) -> NDArray[Any]:
-        file = self._files.open(path)
-        if out is None:
-            out = np.empty((file.shape[0], *size), file.dtype)
-        stop = (file.shape[0], *(c + s for c, s in zip(corner, size, strict=True)))
-        file.read((0, *corner), stop, out)
-        return out
+    def _file(self, number: int) -> FrameFile:
+        """The file of a volume, if it is the one that the row was written for: another one has other statistics."""
+        volume, file = self.volume(number), self._files.open(self.path(number))
+        same = file.digest == volume.digest or volume.digest is None
+        kind = file.dtype.str[1:] == volume.dtype if volume.dtype else file.dtype.kind in "if"
+        if not (same and kind and file.shape[1:] == volume.shape and file.shape[0] > max(one.array for one in volume.channels)):
+            raise _not_its_own(file.path)
+        return file
+
+    def _labels_file(self, number: int) -> FrameFile:
+        volume = self.volume(number)
+        file = self._files.open(labels_path(self.folder, volume.volume))
+        same = file.digest == volume.labels_digest or volume.labels_digest is None
+        if not (same and file.dtype.kind in "iu" and file.shape == (1, *volume.shape)):
+            raise _not_its_own(file.path)
+        return file
 
     def read_whole(self, number: int) -> NDArray[Any]:
         """(A, *shape) raw values of a volume."""
@@ -253,6 +259,21 @@ class Store:
         return dict(zip(bad["volume"].to_pylist(), bad["reason"].to_pylist(), strict=True))
 
 
+def _read(file: FrameFile, corner: Sequence[int], size: Sequence[int], out: NDArray[Any] | None) -> NDArray[Any]:
+    if out is None:
+        out = np.empty((file.shape[0], *size), file.dtype)
+    stop = (file.shape[0], *(c + s for c, s in zip(corner, size, strict=True)))
+    file.read((0, *corner), stop, out)
+    return out
+
+
+def _not_its_own(path: Path) -> Damaged:
+    return Damaged(
+        f"the volume file {path} is not the one that the store's table speaks of: it has another content, shape or type. "
+        "Delete it and make the store again with `medssl store`."
+    )
+
+
 def _volume(row: dict[str, Any]) -> StoredVolume:
     dims = len(row["shape"])
     box = row["box"]
@@ -261,7 +282,7 @@ def _volume(row: dict[str, Any]) -> StoredVolume:
         sample=stable_id(row["volume"]),
         patient=stable_id(row["patient"]),
         modality=row["modality"],
-        channels=tuple(map(Channel, row["channels"], row["modalities"], row["arrays"])),
+        channels=tuple(Channel(*one) for one in zip(row["channels"], row["modalities"], row["arrays"], strict=True)),
         statistics=_statistics(row["statistics"]),
         shape=tuple(row["shape"]),
         spacing=tuple(row["spacing"]),
@@ -272,7 +293,31 @@ def _volume(row: dict[str, Any]) -> StoredVolume:
         class_points=tuple(_points(content, dims) for content in row["class_points"] or () if content),
         series=row["series"],
         patient_name=row["patient"],
+        dtype=row["dtype"],
+        digest=row["digest"],
+        labels_digest=row["labels_digest"],
     )
+
+
+def _why_unsound(one: StoredVolume) -> str | None:
+    """What in a row cannot be; None where it describes a volume."""
+    dims = len(one.shape)
+    numbers = [number for statistics in one.statistics for number in astuple(statistics)]
+    lo, hi = one.box
+    inside = all(0 <= a < b <= side for a, b, side in zip(lo, hi, one.shape, strict=True))
+    points = [one.points, *one.class_points]
+    checks = {
+        "shape": dims in (2, 3) and all(0 < side <= LONGEST for side in one.shape),
+        "spacing": len(one.spacing) in (dims, 3) and usable_spacing(one.spacing),
+        "affine": bool(np.isfinite(one.affine).all()),
+        "channels": bool(one.channels) and all(channel.array in range(2**15) for channel in one.channels),
+        "names": all(isinstance(name, str) for channel in one.channels for name in (channel.name, channel.modality)),
+        "statistics": len(one.statistics) == len(one.channels) and all(map(math.isfinite, numbers)),
+        "box": len(lo) == len(hi) == dims and inside,
+        "points": all((part < one.shape).all() for part in points),
+        "classes": one.classes is None or len(one.class_points) <= len(one.classes),
+    }
+    return next((name for name, sound in checks.items() if not sound), None)
 
 
 def _statistics(numbers: Sequence[float]) -> tuple[Statistics, ...]:
@@ -300,12 +345,15 @@ def read_manifest(folder: Path) -> Manifest:
     if not path.is_file():
         raise MissingInput(f"no store at {folder}. Make one with: medssl store SOURCE --out {folder}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        version, kind = int(content["version"]), content["format"]
-    except (ValueError, KeyError, TypeError, OSError) as error:
+        content = read_json(path)
+    except (ValueError, OSError) as error:
         raise StoreError(f"{path} cannot be read: {error}. Make the store again in an empty folder.") from error
-    if kind != "medssl-store":
-        raise StoreError(f"{path} is not a medssl store but '{kind}'. Give the folder that `medssl store --out` wrote.")
+    version = content.get("version") if isinstance(content, dict) else None
+    if type(version) is not int or version < 1:
+        raise StoreError(f"{path} cannot be read: it states no version of a store. Make the store again in an empty folder.")
+    if content.get("format") != "medssl-store":
+        kind = ascii(content.get("format"))[:80]
+        raise StoreError(f"{path} is not a medssl store but {kind}. Give the folder that `medssl store --out` wrote.")
     if version > VERSION:
         raise StoreError(f"the store {folder} is of version {version}, this medssl reads up to {VERSION}. Install a newer medssl.")
     if version < VERSION:
@@ -316,13 +364,16 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         return Manifest.model_validate(content)
     except ValidationError as error:
-        raise StoreError(f"{path} cannot be understood: {error}. Make the store again in an empty folder.") from error
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise StoreError(f"{path} cannot be understood: {where}: {first['msg']}. Make the store again in an empty folder.") from error
 
 
 def _remake(folder: Path, manifest: dict[str, Any]) -> str:
     """The command that made a store, as far as it can be known; what it was made from may lie beside it."""
     beside = folder.with_name(folder.name + ".index")
-    sides = set(manifest.get("spacing") or ())
+    stated = manifest.get("spacing")
+    sides = {side for side in stated if isinstance(side, float)} if isinstance(stated, list) else set()
     spacing = f" --spacing {sides.pop()}" if len(sides) == 1 else ""
     return f"medssl store {beside if beside.is_dir() else 'SOURCE'} --out {folder}-v{VERSION}{spacing}"
 
@@ -333,40 +384,3 @@ def write_file(path: Path, content: bytes) -> None:
         write_atomically(path, content)
     except OSError as error:
         raise StoreError(f"{path} cannot be written: {error.strerror or error}. Free space or choose another folder.") from error
-
-
-def read_table(folder: Path) -> pa.Table:
-    """The whole table sorted by volume, rows of an ingest under way included; of two rows of one volume the later counts."""
-    try:
-        loose = list(loose_rows(folder).values())
-        parts = [pq.read_table(part, schema=SCHEMA, memory_map=True) for part in sorted((folder / "table").glob("part-*.parquet"))]
-        table = pa.concat_tables([*parts, pa.Table.from_pylist(loose, SCHEMA)])
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-        raise StoreError(f"the table of the store {folder} is damaged: {error}. Make the store again in an empty folder.") from error
-    names = table["volume"].to_pylist()
-    if all(before < after for before, after in pairwise(names)):
-        return table
-    last = {name: number for number, name in enumerate(names)}
-    return table.take(pa.array([last[name] for name in sorted(last)], pa.int64()))
-
-
-def loose_rows(folder: Path) -> dict[Path, dict[str, Any]]:
-    """Rows of an ingest that is under way, by file; to be read before the table, into which another process may just move them."""
-    rows = {}
-    for path in sorted((folder / "rows").glob("*.json")):
-        with suppress(FileNotFoundError):
-            rows[path] = row_from_json(path.read_bytes())
-    return rows
-
-
-def row_to_json(row: dict[str, Any]) -> bytes:
-    """One row as JSON."""
-    classes = None if row["class_points"] is None else [content.hex() for content in row["class_points"]]
-    return json.dumps(row | {"points": row["points"].hex(), "class_points": classes}).encode()
-
-
-def row_from_json(content: bytes) -> dict[str, Any]:
-    """The row back."""
-    row: dict[str, Any] = dict.fromkeys(SCHEMA.names) | json.loads(content)
-    classes = None if row["class_points"] is None else [bytes.fromhex(text) for text in row["class_points"]]
-    return row | {"points": bytes.fromhex(row["points"]), "class_points": classes}

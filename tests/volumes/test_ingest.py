@@ -32,7 +32,7 @@ from medssl.volumes import (
     write_store,
 )
 from medssl.volumes.frames import encode
-from medssl.volumes.store import row_to_json
+from medssl.volumes.table import row_to_json
 
 Make = Callable[..., list[Incoming]]
 

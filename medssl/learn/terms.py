@@ -80,14 +80,18 @@ class Term(Generic[T]):
         return {"name": self.cls.name, "weight": self.weight, **renamed, **self.options.model_dump(mode="json")}
 
 
+COLUMNS = frozenset({"loss", "step", "learning_rate", "gradient_norm", "skipped", "dice"})
+"""What a row of `metrics.jsonl` holds beside the terms."""
+
+
 def check_keys(terms: Sequence[Term[Any]]) -> None:
     """Raise `ConfigError` where two terms of a run are called the same, or one as something else already is."""
     keys = [term.key for term in terms]
     for key in keys:
         if keys.count(key) > 1:
             raise ConfigError(f"'{key}' is the name of two terms of this run. Call one of them otherwise: `as: NAME` beside its name.")
-        if key == "loss" or hasattr(nn.ModuleDict(), key):
-            what = "their sum" if key == "loss" else "a word of PyTorch's"
+        if key in COLUMNS or hasattr(nn.ModuleDict(), key):
+            what = "a column of metrics.jsonl" if key in COLUMNS else "a word of PyTorch's"
             raise ConfigError(f"no term can be called '{key}': that is {what}. Call it otherwise: `as: NAME` beside its name.")
 
 

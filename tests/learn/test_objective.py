@@ -300,7 +300,7 @@ def test_a_plugin_that_fails_is_named(terms: Plugins, where: str, says: str) -> 
         ([], [], {}, ConfigError, "nothing to learn"),
         (["copy", "copy"], [], {}, ConfigError, "two terms of this run.*as: NAME"),
         ([{"name": "copy", "as": "half"}], [], {}, ConfigError, "can be called 'half': that is a word of PyTorch's"),
-        ([{"name": "copy", "as": "loss"}], [], {}, ConfigError, "can be called 'loss': that is their sum"),
+        ([{"name": "copy", "as": "loss"}], [], {}, ConfigError, "can be called 'loss': that is a column"),
         (["order"], ["agreement"], {}, ConfigError, "no task here gives both the same answer"),
         ([], ["agreement"], {}, ConfigError, "Add a task such as inpainting"),
         (["inpaintin"], [], {}, PluginError, "Did you mean 'inpainting'"),
@@ -357,3 +357,9 @@ def test_a_network_without_a_dense_output_refuses_dense_terms(terms: Plugins) ->
         build_objective(resnet, ["inpainting"], plugins=terms)
     with pytest.raises(NetworkError, match="'spy' compares feature maps"):
         build_objective(resnet, ["own-module"], ["spy"], plugins=terms)
+
+
+@pytest.mark.parametrize("name", ["loss", "step", "learning_rate", "gradient_norm", "skipped", "dice"])
+def test_no_term_takes_the_name_of_a_column_of_the_metrics(terms: Plugins, name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"no term can be called '{name}': that is a column of metrics\.jsonl.*as: NAME"):
+        build(terms, [{"name": "copy", "as": name}])

@@ -18,7 +18,7 @@ import yaml
 from ignite.engine import Events
 from monai.handlers import MetricLogger
 
-import medssl.archive.nifti
+import medssl.volumes.labelled
 from medssl.errors import ConfigError, DataError, PluginError, TrainingError, UsageError
 from medssl.plugins import Plugins
 from medssl.run import Run
@@ -291,8 +291,11 @@ def test_labelled_cases_are_read_once_and_kept_for_a_resume(
     tmp_path: Path, finetune_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
-    original = medssl.archive.nifti._unpack
-    monkeypatch.setattr(medssl.archive.nifti, "_unpack", lambda stream: read.append(Path(stream.name).name) or original(stream))
+    for reader in ("read_nifti", "read_nifti_channels"):
+        original = getattr(medssl.volumes.labelled, reader)
+        monkeypatch.setattr(
+            f"medssl.volumes.labelled.{reader}", lambda path, original=original: read.append(Path(path).name) or original(path)
+        )
     config = finetune_config(6, validation=0)
     with pytest.raises(Stopped):
         fine_tune(config=config, out=tmp_path / "run", handlers=[StopAt(3)])

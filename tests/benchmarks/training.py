@@ -145,14 +145,32 @@ def _plain_steps(network: nn.Module, questions: list[Question], rate: float) -> 
     return run
 
 
-def _engine_steps(network: nn.Module, questions: list[Question], rate: float) -> Any:
-    def losses(question: Question, step: int) -> dict[str, Tensor]:
-        return {"loss": _loss(network, question)}
+class _Ready(nn.Module):
+    """What the engine asks of an objective, where questions are ready."""
 
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.heads, self.tasks = network, nn.ModuleDict(), nn.ModuleDict()
+
+    def ask(self, question: Question, step: int, progress: float) -> Question:
+        return question
+
+    def totals(self, asked: list[Question]) -> None:
+        return None
+
+    def forward(self, question: Question, totals: None) -> dict[str, Tensor]:
+        return {"loss": _loss(self.network, question)}
+
+    def commit(self, progress: float) -> None:
+        return None
+
+
+def _engine_steps(network: nn.Module, questions: list[Question], rate: float) -> Any:
     optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=1e-2)
     settings = StepSettings(torch.device("cpu"), lambda step: learning_rate_at(step, BLOCK_STEPS, rate, 0.05, "cosine"), clip=1.0)
     batches = [[question] for question in islice(cycle(questions), BLOCK_STEPS)]
-    engine = StepEngine(losses, network, optimizer, batches, RunState(BLOCK_STEPS), settings)
+    ready: Any = _Ready(network)
+    engine = StepEngine(ready, optimizer, batches, RunState(BLOCK_STEPS), settings)
     return lambda: run_steps(engine)
 
 

@@ -64,9 +64,10 @@ def predict(run_dir: str | Path, inputs: Sequence[str | Path], out: str | Path, 
     """Write a NIfTI label map `NAME.nii.gz` for each volume of `inputs` into `out`, on its own grid; returns the paths.
 
     `run_dir` is a fine-tuning run (its best checkpoint, else its newest) or one of its checkpoints. An input is a NIfTI file, a
-    folder of NIfTI files (named as they are, `CASE_0000` and `CASE_0001` being channels of `CASE`), an index folder (named by its
-    volumes), or a folder, zip or tar of DICOM (named by the volumes of an index made for this call). It
-    calculates in fp32; `precision="bf16"`, or "auto" (bf16 on GPUs that have it), is faster there and may move borders by a voxel.
+    folder of NIfTI files (named as they are; by case where all are nnU-Net's `CASE_0000`, `CASE_0001` with as many channels as the
+    network was trained on), an index folder (named by its volumes), or a folder, zip or tar of DICOM (named by the volumes of an
+    index made for this call). It calculates in fp32; `precision="bf16"`, or "auto" (bf16 on GPUs that have it), is faster there and
+    may move borders by a voxel.
 
     Raises:
         MissingInput: an input, run or checkpoint is not there.
@@ -123,7 +124,8 @@ def _volumes(path: Path, form: ImageForm, stack: ExitStack) -> list[_Input]:
         return [_nifti(stem(path), (path,), form)]
     files = nifti_files(path) if path.is_dir() else []
     if files:
-        return [_nifti(name, images, form) for name, images in grouped_by_case(files).items()]
+        arrays = 1 + max(channel.array for channel in form.channels)
+        return [_nifti(name, images, form) for name, images in grouped_by_case(files, arrays).items()]
     folder = Path(stack.enter_context(TemporaryDirectory(prefix="medssl-"))) / "index"
     build_index([path], folder)
     return _indexed(Index(folder), form, path)

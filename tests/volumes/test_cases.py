@@ -84,7 +84,7 @@ def test_nnunet_folder(paired: Paired) -> None:
     assert names(find_cases(dataset(root))) == ["case_00", "case_01"]
     assert modality_of(dataset(root)) == "CT"
     (root / "imagesTr" / "case_00_0001.nii.gz").write_bytes((root / "imagesTr" / "case_00_0000.nii.gz").read_bytes())
-    with pytest.raises(DataError, match=r"'case_01' has 1 channel\(s\) and case 'case_00' has 2"):
+    with pytest.raises(DataError, match=r"same channels for each case \('case_0[01]' has 0000.*, others 0000"):
         find_cases(dataset(root))
 
 
@@ -133,18 +133,52 @@ def test_the_fourth_axis_counts_channels(tmp_path: Path, write_image: Write) -> 
     assert len(find_cases(options)[0].images) == 2
 
 
-def test_numbers_at_the_end_of_a_name_are_not_always_channels(tmp_path: Path, write_image: Write) -> None:
-    """Case numbers of four digits: a gap, no 0000, or labels of the same names tell."""
-    for folder in ("images", "labels"):
-        for number in (0, 1, 2):
-            write_image(tmp_path / folder / f"vol_{number:04d}.nii.gz", np.ones((8, 9, 7), np.uint8))
-        write_image(tmp_path / folder / "amos_0003.nii.gz", np.ones((8, 9, 7), np.uint8))
-    assert names(find_cases(folders(tmp_path))) == ["amos_0003", "vol_0000", "vol_0001", "vol_0002"]
-    bare = grouped_by_case(sorted((tmp_path / "images").iterdir()))
-    assert {name: len(files) for name, files in bare.items()} == {"amos_0003": 1, "vol": 3}
-    for twice in (["a.nii", "a.nii.gz"], ["a.nii.gz", "a_0000.nii.gz"], ["a_0000.nii", "a_0000.nii.gz"]):
+def pairs(root: Path, write_image: Write, images: list[str], labels: list[str]) -> Path:
+    for folder, found in (("images", images), ("labels", labels)):
+        for name in found:
+            write_image(root / folder / f"{name}.nii.gz", np.ones((8, 9, 7), np.uint8))
+    return root
+
+
+@pytest.mark.parametrize("first", [0, 1, 800])
+def test_a_case_number_is_no_channel(tmp_path: Path, write_image: Write, first: int) -> None:
+    """In two folders, in nnU-Net's folders and in a list."""
+    called = [f"genius_{number:04d}" for number in range(first, first + 3)]
+    root = pairs(tmp_path, write_image, called, called)
+    assert names(find_cases(folders(root))) == called
+    entries = [{"image": f"images/{name}.nii.gz", "label": f"labels/{name}.nii.gz"} for name in called]
+    path = root / "list.json"
+    path.write_text(json.dumps({"training": entries}))
+    assert names(find_cases(dataset(path))) == called
+    (root / "images").rename(root / "imagesTr")
+    (root / "labels").rename(root / "labelsTr")
+    (root / "dataset.json").write_text(json.dumps({"channel_names": {"0": "CT"}}))
+    assert names(find_cases(dataset(root))) == called
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [(["a_0001"], ["a_0002"]), (["a_0000"], ["a_0001"]), (["a_0000", "b"], ["a", "b"]), (["a_0000", "a_0002"], ["a"])],
+)
+def test_image_and_label_of_other_names_never_pair(tmp_path: Path, write_image: Write, images: list[str], labels: list[str]) -> None:
+    root = pairs(tmp_path, write_image, images, labels)
+    with pytest.raises(DataError, match=r"1 labels in .* have no image.*same file name, or every image nnU-Net's CASE_0000"):
+        find_cases(folders(root))
+
+
+def test_channels_are_known_by_the_structure_of_a_whole_folder(tmp_path: Path, write_image: Write) -> None:
+    whole = [f"{case}_{channel:04d}" for case in ("p_0800", "p_0801") for channel in range(2)]
+    cases = find_cases(folders(pairs(tmp_path, write_image, whole, ["p_0800", "p_0801"])))
+    assert [(case.name, len(case.images)) for case in cases] == [("p_0800", 2), ("p_0801", 2)]
+    paths = [Path(f"{name}.nii.gz") for name in whole]
+    assert sorted(grouped_by_case(paths)) == sorted(grouped_by_case(paths, 2)) == ["p_0800", "p_0801"]
+    assert sorted(grouped_by_case(paths, 1)) == whole
+    for files in (["vol_0000", "vol_0001", "amos_0003"], ["vol_0001", "vol_0002"], ["a_0000", "b"], ["a_0000", "b_0000", "b_0001"]):
+        assert sorted(grouped_by_case([Path(f"{name}.nii.gz") for name in files])) == sorted(files)
+    for twice in (["a.nii", "a.nii.gz"], ["a_0000.nii", "a_0000.nii.gz"]):
         with pytest.raises(DataError, match="both name the case"):
             grouped_by_case([Path(name) for name in twice])
+    assert grouped_by_case([]) == {}
 
 
 def test_splits_choose_cases(paired: Paired) -> None:

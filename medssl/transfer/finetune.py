@@ -37,7 +37,7 @@ from medssl.transfer.segment import Windows
 from medssl.transfer.segmentation import Segmentation
 from medssl.transfer.start import Plan, first_weights, make_plan
 from medssl.transfer.validation import CaseBatches, Validate, make_evaluator
-from medssl.volumes import CropLoader, DataOptions, LabelledOptions, Store
+from medssl.volumes import CropLoader, DataOptions, LabelledOptions, Store, describe_patients, stable_id
 
 if TYPE_CHECKING:
     from medssl.transfer.load import LoadReport
@@ -137,6 +137,8 @@ def _ready(config: FinetuneConfig, plugins: Plugins, out: Path) -> Training:
         origin=plan.origin,
         report=report,
         attach=partial(_attach, plan),
+        notes=(describe_patients(plan.training, plan.validation),),
+        cases={stable_id(case.volume): case.name for case in plan.training},
     )
 
 

@@ -15,6 +15,7 @@ from medssl.volumes.labelled import (
     store_cases,
 )
 from medssl.volumes.loader import CropLoader, on_device
+from medssl.volumes.patients import describe_patients
 from medssl.volumes.preparation import Channel, IntensityRule, Preparation, Statistics, statistics
 from medssl.volumes.sources import make_store
 from medssl.volumes.store import Store, StoredVolume, stable_id
@@ -42,6 +43,7 @@ __all__ = [
     "check_classes",
     "check_labels",
     "crop_at",
+    "describe_patients",
     "find_cases",
     "load_case",
     "load_labels",

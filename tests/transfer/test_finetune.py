@@ -27,7 +27,8 @@ from medssl.train.stopping import Stopped
 from medssl.transfer import evaluate, predict
 from medssl.transfer.finetune import fine_tune
 from medssl.transfer.segment import Windows
-from medssl.volumes import Preparation, training_cases
+from medssl.transfer.segmentation import Segmentation
+from medssl.volumes import Preparation, stable_id, training_cases
 
 Config = Callable[..., dict[str, Any]]
 
@@ -169,6 +170,25 @@ def test_resume_of_another_configuration_is_refused(tmp_path: Path, finetune_con
         fine_tune(config=finetune_config(2), out=tmp_path / "run", resume=True, overrides=["train.learning_rate=0.5"])
     done = fine_tune(config=finetune_config(2), out=tmp_path / "run", resume=True)
     assert done.state.step == 2
+
+
+def test_skipped_steps_name_their_cases(tmp_path: Path, finetune_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Segmentation.loss
+    calls = itertools.count()
+    monkeypatch.setattr(Segmentation, "loss", lambda *given: whole(*given) * (float("nan") if next(calls) == 3 else 1))
+    run = fine_tune(config=finetune_config(4), out=tmp_path / "run")
+    (row,) = [json.loads(line) for line in (run.folder / "skipped.jsonl").read_text().splitlines()]
+    named = {stable_id(case.volume): case.name for case in training_cases(run.config.data)[0]}
+    assert row["cases"] == sorted({named[sample] for sample in row["samples"]})
+
+
+def test_it_says_at_the_start_whose_cases_they_are(tmp_path: Path, finetune_config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    fine_tune(config=finetune_config(1), out=tmp_path / "bare")
+    said = capsys.readouterr().err
+    assert "4 cases of 4 patients to train on, 2 cases of 2 patients to validate with; names do not say whose cases they are" in said
+    run = fine_tune(config=finetune_config(1, patient="case([0-5])"), out=tmp_path / "told")
+    assert "patients are known by data.patient 'case([0-5])'" in capsys.readouterr().err
+    assert run.config.data.patient == "case([0-5])"
 
 
 def test_monai_handlers_attach(tmp_path: Path, finetune_config: Config) -> None:

@@ -15,6 +15,7 @@ from medssl.config import check
 from medssl.errors import ConfigError, DataError, MedsslError, MissingInput
 from medssl.volumes import Channel, LabelledOptions, channels_of, check_labels, find_cases, training_cases
 from medssl.volumes.datalists import grouped_by_case
+from medssl.volumes.patients import describe_patients
 
 Paired = Callable[..., Path]
 Write = Callable[..., Path]
@@ -219,6 +220,84 @@ def test_no_patient_is_on_both_sides(paired: Paired, write_image: Write) -> None
     assert not {case.patient for case in training} & {case.patient for case in validation}
     assert training_cases(folders(root, validation=0.4)) == (training, validation)
     assert names(training_cases(folders(root, validation=0.4, labelled=2))[1]) == names(validation)
+
+
+def visits(root: Path, write_image: Write, called: list[str]) -> Path:
+    for name in called:
+        for folder in ("images", "labels"):
+            write_image(root / folder / f"{name}.nii.gz", np.zeros((10, 10, 10), np.uint8))
+    return root
+
+
+@pytest.mark.parametrize("form", ["patient{}_frame{:02d}", "Subject-{}_{}", "sub-{}_ses-{}", "TCGA-02-{}-{}", "BraTS-GLI-0{}-00{}"])
+def test_patients_are_known_from_usual_names(tmp_path: Path, write_image: Write, form: str) -> None:
+    called = [form.format(patient, visit) for patient in range(1001, 1006) for visit in (1, 2)]
+    training, validation = training_cases(folders(visits(tmp_path, write_image, called), validation=0.4))
+    assert (len(training), len(validation)) == (6, 4)
+    assert not {case.patient for case in training} & {case.patient for case in validation}
+    said = describe_patients(training, validation)
+    assert said.startswith("6 cases of 3 patients to train on, 4 cases of 2 patients to validate with; patients are known by ")
+
+
+@pytest.mark.parametrize("by", ["pattern", "named group", "table"])
+def test_patients_that_are_told(tmp_path: Path, write_image: Write, by: str) -> None:
+    called = [f"Case_{patient}_{image}" for patient in range(12, 17) for image in ("T1", "T2")]
+    root = visits(tmp_path, write_image, called)
+    bare = training_cases(folders(root, validation=0.4))
+    assert "each counts as a patient of its own (data.patient says otherwise)" in describe_patients(*bare)
+    assert "'Case_12_T1' and 'Case_12_T2' begin alike" in describe_patients(*bare)
+    table = root / "patients.csv"
+    table.write_text("case,age,patient\n" + "".join(f"{name},3,P{name[5:7]}\n" for name in [*called, "other"]))
+    told = {
+        "pattern": {"patient": "Case_([0-9]+)"},
+        "named group": {"patient": "(Case)_(?P<patient>[0-9]+)"},
+        "table": {"patients": str(table)},
+    }
+    training, validation = training_cases(folders(root, validation=0.4, **told[by]))
+    assert (len(training), len(validation)) == (6, 4)
+    assert not {case.patient for case in training} & {case.patient for case in validation}
+    assert ("patients.csv" if by == "table" else "data.patient") in describe_patients(training, validation)
+
+
+def test_patients_that_are_told_wrongly(tmp_path: Path, write_image: Write) -> None:
+    root = visits(tmp_path, write_image, ["a_1", "a_2", "b_1"])
+    table = root / "patients.csv"
+    for values, message in (
+        ({"patient": "(a)"}, r"finds no patient in 1 of 3 cases, such as 'b_1'"),
+        ({"patients": str(table)}, "there is no file"),
+    ):
+        with pytest.raises(MedsslError, match=message):
+            training_cases(folders(root, **values))
+    for content, message in (
+        ("name,patient\na_1,x\n", "columns name, patient"),
+        ("case,patient\na_1,x\na_2,x\n", "no patient of 1 of 3 cases, such as 'b_1'"),
+        ("case,patient\na_1,x\na_1,y\n", "two patients of the case 'a_1'"),
+        ("", "no patient of 3 of 3"),
+    ):
+        table.write_text(content)
+        with pytest.raises(DataError, match=message):
+            training_cases(folders(root, patients=str(table)))
+    values = {"size": [8, 8, 8], "dataset": "d"}
+    for wrong, message in (
+        ({"patient": "("}, "no regular expression"),
+        ({"patient": "a"}, "no group"),
+        ({"patient": "(a)", "patients": "b"}, "not both"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            check(LabelledOptions, values | wrong)
+
+
+def test_a_split_that_divides_a_patient_is_refused(tmp_path: Path, write_image: Write) -> None:
+    root = visits(tmp_path, write_image, ["patient1_a", "patient1_b", "patient2_a"])
+    file = root / "splits.json"
+    file.write_text(json.dumps({"train": ["patient1_a", "patient2_a"], "validation": ["patient1_b"]}))
+    with pytest.raises(ConfigError, match=r"divides 1 patient, such as patient1 .*'patient1_a' is trained on and 'patient1_b' validates"):
+        training_cases(folders(root, splits=str(file)))
+    training, validation = training_cases(folders(root, splits=str(file), patient="(.*)"))
+    assert (len(training), len(validation)) == (2, 1)
+    one, none = training_cases(folders(root, patient="(p)"))
+    assert (len(one), none) == (3, [])
+    assert "nothing is validated, since all cases are of one patient" in describe_patients(one, none)
 
 
 def test_a_label_without_image(paired: Paired) -> None:

@@ -117,6 +117,7 @@ def _ready(config: FinetuneConfig, plugins: Plugins, out: Path) -> Training:
     objective, report = _objective(plan, tasks, losses, plugins)
     document = {
         **plan.form.document(),
+        "label_values": plan.values.document(),
         "size": list(config.data.size),
         "overlap": config.overlap,
         "tasks": [term.document() for term in config.tasks],
@@ -191,7 +192,7 @@ def _attach(plan: Plan, engine: StepEngine, run: Run, save_best: Save) -> None:
         return
     options, device = plan.config.train, engine.settings.device
     windows = Windows(plan.config.data.size, plan.config.overlap, choose_dtype(options.validate_precision, device))
-    evaluator = make_evaluator(run.network, CaseBatches(plan.validation, plan.form), windows, plan.classes, device)
+    evaluator = make_evaluator(run.network, CaseBatches(plan.validation, plan.form), windows, plan.classes, plan.values, device)
     Validate(evaluator, options.validate_every, options.steps, run.best, save_best).attach(engine)
 
 

@@ -12,18 +12,20 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from medssl.archive.geometry import voxel_spacing
+from medssl.archive.geometry import to_ras, voxel_spacing
 from medssl.archive.modality import named_modality
 from medssl.config import did_you_mean
 from medssl.errors import ConfigError, DataError
 from medssl.volumes.crops import LoadOptions
 from medssl.volumes.datalists import Listed, folders, from_dataset, read_json
+from medssl.volumes.grid import new_size
+from medssl.volumes.label_values import LabelValues, check_given, label_values
 from medssl.volumes.patients import OWN, Whose, check_pattern, patients_of, refuse_divided
 from medssl.volumes.preparation import Channel
 
@@ -61,6 +63,10 @@ class LabelledOptions(LoadOptions):
     """Folder of NIfTI images."""
     labels: str | None = None
     """Folder of NIfTI label maps, named as their images."""
+    label_values: dict[int, int | Literal["ignore"]] | None = None
+    """Value in the label files -> class that is trained, such as `{0: 0, 63: 1, 126: 2, 255: ignore}`: renumbers, merges (two values, one
+    class), drops (class 0) or ignores; 0 is the background unless named. Null: each value is its class, and nnU-Net's label "ignore" is
+    ignored. Predictions have the values of the files."""
     splits: str | None = None
     """JSON file: split name -> list of case names, or nnU-Net's list of folds."""
     split: str = "train"
@@ -90,6 +96,12 @@ class LabelledOptions(LoadOptions):
     def _one_form(self) -> LabelledOptions:
         if (self.dataset is None) == (self.images is None):
             raise ValueError("give either dataset, or images with labels")
+        return self
+
+    @model_validator(mode="after")
+    def _classes_count_on(self) -> LabelledOptions:
+        if self.label_values is not None:
+            check_given(self.label_values)
         return self
 
     @model_validator(mode="after")
@@ -149,15 +161,25 @@ def channels_of(options: LabelledOptions, cases: Sequence[Case]) -> tuple[Channe
     return tuple(map(Channel, names if count > 1 else modalities, modalities, range(count)))
 
 
+def label_values_of(options: LabelledOptions) -> LabelValues:
+    """Which class each value of the label files is: the option's, else that of `dataset.json`."""
+    return label_values(options.label_values, _dataset(options))
+
+
 def _channel_names(options: LabelledOptions) -> list[str]:
-    if options.dataset is None:
-        return []
-    path = Path(options.dataset)
-    content = read_json(path / "dataset.json" if path.is_dir() else path)
+    content = _dataset(options)
     names = (content.get("modality") or content.get("channel_names") or {}) if isinstance(content, Mapping) else {}
     if isinstance(names, str):
         return [names]
     return [str(names[key]) for key in sorted(names, key=int)] if isinstance(names, Mapping) and all(key.isdigit() for key in names) else []
+
+
+def _dataset(options: LabelledOptions) -> Any:
+    """The content of `dataset.json` or of a datalist; None for two folders."""
+    if options.dataset is None:
+        return None
+    path = Path(options.dataset)
+    return read_json(path / "dataset.json" if path.is_dir() else path)
 
 
 def _splits(options: LabelledOptions) -> dict[str, list[Case]]:
@@ -257,6 +279,16 @@ def check_grid(case: Case) -> None:
                 f"case '{case.name}': the {what}'s grid differs from the image's: image {case.images[0]} {_grid(shape[:3], affine)}; "
                 f"{what} {path} {_grid(other_shape, other_affine)}. Resample the {what} onto the image's grid."
             )
+
+
+def grid_sides(case: Case, spacing: tuple[float, float, float] | None) -> tuple[int, ...]:
+    """Sides in voxels of a case on RAS+ axes at `spacing`, or at its own: what a store of it will hold."""
+    shape, affine = header(case.images[0])
+    flips = to_ras(affine)
+    sides = [shape[axis] for axis in flips.order]
+    if spacing is None:
+        return tuple(sides)
+    return tuple(new_size(*one) for one in zip(sides, voxel_spacing(flips.affine(affine, shape[:3])), spacing, strict=True))
 
 
 def _grid(shape: tuple[int, ...], affine: NDArray[np.float64]) -> str:

@@ -6,15 +6,16 @@ import json
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 
 from medssl.config import check
 from medssl.errors import ConfigError, DataError, MedsslError, MissingInput
-from medssl.volumes import Channel, LabelledOptions, channels_of, check_labels, find_cases, training_cases
+from medssl.volumes import Channel, LabelledOptions, LabelValues, channels_of, find_cases, label_values_of, training_cases
 from medssl.volumes.datalists import grouped_by_case
+from medssl.volumes.label_values import label_values
 from medssl.volumes.patients import describe_patients
 
 Paired = Callable[..., Path]
@@ -328,21 +329,58 @@ def test_grids_that_differ(paired: Paired, write_image: Write) -> None:
         find_cases(folders(root))
 
 
-def test_labels_that_are_none(paired: Paired, write_image: Write) -> None:
-    root = paired()
-    cases = find_cases(folders(root))
-    check_labels(cases, 3)
-    with pytest.raises(DataError, match=r"holds the value 2; the network has 2 outputs.*out_channels to 3"):
-        check_labels(cases, 2)
-    path = root / "labels" / "case_01.nii.gz"
-    write_image(path, np.full((24, 20, 18), 0.5, np.float32))
-    with pytest.raises(DataError, match=r"case_01.*no whole numbers, such as 0\.5"):
-        check_labels(cases, 3)
-    write_image(path, np.full((24, 20, 18), -1, np.int16))
-    with pytest.raises(DataError, match="value -1"):
-        check_labels(cases, 3)
-    write_image(path, np.ones((24, 20, 18), np.float32))
-    check_labels(cases, 3)
+@pytest.mark.parametrize(
+    ("labels", "named"),
+    [
+        ({"0": "background", "1": "liver", "2": "tumour"}, {0: "background", 1: "liver", 2: "tumour"}),
+        ({"background": 0, "liver": 1, "tumour": 2}, {0: "background", 1: "liver", 2: "tumour"}),
+        ({"background": 0, "whole": [1, 2], "core": 2}, {0: "background", 2: "core"}),
+        (["background"], {}),
+    ],
+)
+def test_names_of_labels_in_dataset_json(paired: Paired, labels: Any, named: dict[int, str]) -> None:
+    found = label_values_of(dataset(datalist(paired(1), labels=labels, training=[])))
+    assert (found.names, found.classes) == (named, None)
+    assert found.declared == (frozenset({0, 1, 2}) if isinstance(labels, dict) else frozenset())
+
+
+def test_the_ignore_label_of_nnunet(paired: Paired) -> None:
+    path = datalist(paired(1), labels={"background": 0, "liver": 1, "ignore": 2}, training=[])
+    found = label_values_of(dataset(path))
+    assert found.classes_in(np.array([0, 1, 2, 1])).tolist() == [0, 1, -1, 1]
+    assert found.declared == {0, 1}
+    with pytest.raises(DataError, match=r"holds the value 3, 9, to which dataset\.json gives no class"):
+        found.classes_in(np.array([0, 1, 3, 9]))
+    told = label_values_of(dataset(path, label_values={1: 1, 2: 1}))
+    assert told.classes_in(np.array([0, 1, 2], np.float32)).tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("given", "values", "classes", "back"),
+    [
+        ({0: 0, 63: 1, 126: 2}, [0, 63, 126], [0, 1, 2], [0, 63, 126]),
+        ({1: 1, 2: 1, 3: 0, 255: "ignore"}, [0, 1, 2, 3, 255], [0, 1, 1, 0, -1], [0, 1, 1, 0]),
+        ({-1: "ignore", 40000: 1}, [-1, 0, 40000], [-1, 0, 1], [0, 40000]),
+        ({0: "ignore", 1: 0, 2: 1}, [0, 1, 2], [-1, 0, 1], [1, 2]),
+        ({**{n: n for n in range(300)}, 5: 300}, [5, 7], [300, 7], [5, 7]),
+    ],
+)
+def test_values_become_classes_and_come_back(
+    given: dict[int, int | Literal["ignore"]], values: list[int], classes: list[int], back: list[int]
+) -> None:
+    found = label_values(given, None)
+    made = found.classes_in(np.array(values))
+    assert made.tolist() == classes
+    assert made.dtype == (np.int16 if min(classes) < 0 or max(classes) > 255 else np.uint8)
+    assert found.values_of(made[made >= 0]).tolist() == back
+    assert LabelValues.of_document(json.loads(json.dumps(found.document()))).classes == found.classes
+    assert LabelValues.of_document(LabelValues().document()).values_of(made) is made
+
+
+def test_classes_that_do_not_count_on_are_refused() -> None:
+    for wrong in ({63: 2}, {1: 1, 2: 3}, {1: -1}):
+        with pytest.raises(ConfigError, match="do not count on from 0"):
+            check(LabelledOptions, {"size": [8, 8, 8], "dataset": "d", "label_values": wrong})
 
 
 def test_what_is_not_there(tmp_path: Path, paired: Paired) -> None:
@@ -390,7 +428,6 @@ def test_real_cases(shared_data: Path) -> None:
     training, validation = training_cases(options)
     assert (len(training), len(validation)) == (8, 20)
     assert modality_of(options) == "MR"
-    check_labels(training, 3)
     kbp = shared_data / "openkbp"
     options = folders(kbp, splits=str(kbp / "splits.json"))
     assert [len(part) for part in training_cases(options)] == [17, 5]

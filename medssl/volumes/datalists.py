@@ -95,18 +95,20 @@ def _nnunet(folder: Path) -> dict[str, list[Listed]]:
     found = {"train": folders(folder / "imagesTr", folder / "labelsTr")}
     if (folder / "imagesTs").is_dir():
         labels = folder / "labelsTs"
-        found["test"] = folders(folder / "imagesTs", labels if labels.is_dir() else None)
+        channels = len(found["train"][0].images) if found["train"] else None
+        found["test"] = folders(folder / "imagesTs", labels if labels.is_dir() else None, channels)
     return found
 
 
-def folders(images: Path, labels: Path | None) -> list[Listed]:
-    """Cases of two folders whose files have equal names; `CASE_0000`, `CASE_0001` of nnU-Net are channels of `CASE`.
+def folders(images: Path, labels: Path | None, channels: int | None = None) -> list[Listed]:
+    """Cases of two folders whose files have equal names; `CASE_0000`, `CASE_0001` of nnU-Net are channels of `CASE`, `channels` of them
+    where that is known.
 
     Raises `DataError` for a label without image.
     """
     label_files = _whole(_files(labels)) if labels else {}
     found = _files(images)
-    image_files = grouped_by_case(found, labels=label_files)
+    image_files = grouped_by_case(found, channels, label_files)
     orphans = sorted(set(label_files) - set(image_files))
     if orphans:
         raise DataError(

@@ -14,7 +14,7 @@ import pytest
 from medssl.config import check
 from medssl.errors import ConfigError, DataError, MedsslError, MissingInput
 from medssl.volumes import Channel, LabelledOptions, LabelValues, channels_of, find_cases, label_values_of, training_cases
-from medssl.volumes.datalists import grouped_by_case
+from medssl.volumes.datalists import from_dataset, grouped_by_case
 from medssl.volumes.label_values import label_values
 from medssl.volumes.patients import describe_patients
 
@@ -156,6 +156,9 @@ def test_a_case_number_is_no_channel(tmp_path: Path, write_image: Write, first: 
     (root / "labels").rename(root / "labelsTr")
     (root / "dataset.json").write_text(json.dumps({"channel_names": {"0": "CT"}}))
     assert names(find_cases(dataset(root))) == called
+    for number in range(2):
+        write_image(root / "imagesTs" / f"vol_{number:04d}.nii.gz", np.ones((8, 9, 7), np.uint8))
+    assert [item.name for item in from_dataset(root)["test"]] == ["vol_0000", "vol_0001"]
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from medssl.train.device import choose_device, choose_dtype, fit_threads
 from medssl.transfer.images import ImageForm, load_image, prepare_image
 from medssl.transfer.segment import Windows
 from medssl.volumes import LabelValues, Prepared, restore_labels
+from medssl.volumes.cases import header
 from medssl.volumes.datalists import grouped_by_case
 from medssl.volumes.sources import is_index
 
@@ -139,11 +140,16 @@ def _volumes(path: Path, form: ImageForm, stack: ExitStack) -> list[_Input]:
         return [_nifti(stem(path), (path,), form)]
     files = nifti_files(path) if path.is_dir() else []
     if files:
-        arrays = 1 + max(channel.array for channel in form.channels)
-        return [_nifti(name, images, form) for name, images in grouped_by_case(files, arrays).items()]
+        return [_nifti(name, images, form) for name, images in grouped_by_case(files, _files_a_case(files, form)).items()]
     folder = Path(stack.enter_context(TemporaryDirectory(prefix="medssl-"))) / "index"
     build_index([path], folder)
     return _indexed(Index(folder), form, path)
+
+
+def _files_a_case(files: Sequence[Path], form: ImageForm) -> int:
+    """As many as the network reads arrays, unless these lie in one file's fourth axis."""
+    shape, _ = header(files[0])
+    return 1 + max(channel.array for channel in form.channels) if len(shape) < 4 else 1
 
 
 def _nifti(name: str, files: tuple[Path, ...], form: ImageForm) -> _Input:

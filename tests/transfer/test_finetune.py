@@ -295,6 +295,12 @@ def test_several_images_a_case_in_training_validation_and_prediction(
     assert (last.state["channels"], last.state["channel_names"], last.state["modalities"]) == (2, ["T1", "T2"], ["MR", "MR"])
     written = predict(run.folder, [dataset / "imagesTr"], tmp_path / "maps")
     assert [path.name for path in written] == [f"case{number}.nii.gz" for number in range(3)]
+    if form == "fourth axis":
+        (tmp_path / "numbered").mkdir()
+        for number in range(2):
+            (tmp_path / "numbered" / f"vol_{number:04d}.nii.gz").symlink_to(dataset / "imagesTr" / f"case{number}.nii.gz")
+        numbered = predict(run.folder, [tmp_path / "numbered"], tmp_path / "numbered maps")
+        assert [path.name for path in numbered] == ["vol_0000.nii.gz", "vol_0001.nii.gz"]
     held = training_cases(run.config.data)[1][0].label
     assert held is not None
     (tmp_path / "held").mkdir()

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medssl.cli.output import print_json, print_table, progress_bar, say, shape_text
+from medssl.cli.output import print_json, print_table, say, shape_text
+from medssl.train.progress import counting
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,7 +29,7 @@ def index(
     """
     from medssl.archive import build_index
 
-    with progress_bar("reading headers") as report:
+    with counting("reading headers") as report:
         summary = build_index(sources, index, workers=workers, progress=report)
     if as_json:
         print_json(summary.document())

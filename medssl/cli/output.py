@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 err = Console(stderr=True)
 out = Console()
-
-Report = Callable[[int, int | None], None]
-"""Called with how much is done and, where known, how much there is."""
 
 
 def print_json(document: Any) -> None:
@@ -45,16 +41,3 @@ def say(message: str) -> None:
 def shape_text(shape: Iterable[float]) -> str:
     """`256 x 256 x 180`."""
     return " x ".join(f"{side:g}" for side in shape)
-
-
-@contextmanager
-def progress_bar(doing: str) -> Iterator[Report]:
-    """A progress bar on standard error; silent where that is not a terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as progress:
-        task = progress.add_task(doing, total=None)
-
-        def report(done: int, total: int | None) -> None:
-            progress.update(task, completed=done, total=total)
-
-        yield report

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from medssl.cli.output import print_json, print_table, progress_bar, say
+from medssl.cli.output import print_json, print_table, say
+from medssl.train.progress import counting
 
 MANY = 20
 """Volumes left out that are listed one by one."""
@@ -26,7 +27,7 @@ def store(
     """Put volumes into a store: oriented to RAS+, compressed in blocks, checksummed. Run again to add what is new."""
     from medssl.volumes import make_store
 
-    with progress_bar("storing volumes") as report:
+    with counting("storing volumes") as report:
         summary = make_store(sources, out, where=where, spacing=spacing, modality=modality, progress=report)
     if as_json:
         print_json(summary.document())

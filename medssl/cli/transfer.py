@@ -44,13 +44,17 @@ def predict(
 def evaluate(
     predictions: Annotated[Path, typer.Option("--predictions", metavar="DIR", help="Predicted label maps.")],
     labels: Annotated[Path, typer.Option("--labels", metavar="DIR", help="True label maps of the same names.")],
+    run: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN_DIR", help="The run that predicted, where its data.label_values merge, drop or ignore values."),
+    ] = None,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the rows as CSV.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Dice per class and case."""
     from medssl.transfer import evaluate as evaluate_folders
 
-    evaluation = evaluate_folders(predictions, labels)
+    evaluation = evaluate_folders(predictions, labels, run)
     if csv is not None:
         evaluation.write(csv)
     if as_json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -81,9 +81,10 @@ class Recorder:
             self._timings.append({"step": step, "seconds": seconds, "samples_per_second": speed, "waiting": waiting})
         self._display.step(step, losses, self._clock.samples_per_second, self._clock.waiting)
 
-    def skip(self, skip: Skip, samples: list[Any]) -> None:
-        """Note a step that was not taken, and what it showed."""
-        self._skipped.append({"step": skip.step, "terms": list(skip.terms), "samples": samples})
+    def skip(self, skip: Skip, samples: list[Any], cases: Sequence[str] = ()) -> None:
+        """Note a step that was not taken, and what it showed: the samples, and the names that people have for them."""
+        row = {"step": skip.step, "terms": list(skip.terms), "samples": samples}
+        self._skipped.append({**row, "cases": list(cases)} if cases else row)
         self._display.say(f"step {skip.step} skipped: {', '.join(skip.terms)} not finite")
 
     def sync(self) -> None:

@@ -6,13 +6,13 @@ A live bar on a terminal; elsewhere (a batch system's log file) a plain line eve
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 QUIET_SECONDS = 15.0
 """Time between two lines where standard error is no terminal."""
@@ -23,6 +23,42 @@ class _Console(Console):
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
+
+
+@contextmanager
+def counting(doing: str, console: Console | None = None) -> Iterator[Callable[[int, int | None], None]]:
+    """A function to call with how much is done and, where known, how much there is: a bar on a terminal, elsewhere a line now and then."""
+    shown = console or _Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    bar = Progress(*columns, console=shown, disable=not shown.is_terminal, transient=True)
+    task, printed = bar.add_task(doing, total=None), time.monotonic()
+
+    def report(done: int, total: int | None) -> None:
+        nonlocal printed
+        bar.update(task, completed=done, total=total)
+        if not shown.is_terminal and time.monotonic() - printed >= QUIET_SECONDS:
+            printed = time.monotonic()
+            with _while_somebody_reads(shown):
+                shown.print(f"{doing} {done}{'' if total is None else f'/{total}'}", highlight=False, markup=False)
+
+    def stop() -> None:
+        with _while_somebody_reads(shown):
+            bar.stop()
+
+    with ExitStack() as stack:
+        with _while_somebody_reads(shown):
+            bar.start()
+            stack.callback(stop)
+        yield report
+
+
+@contextmanager
+def _while_somebody_reads(console: Console) -> Iterator[None]:
+    """A pipe that was closed or a terminal that is gone ends the talking, not the training."""
+    try:
+        yield
+    except OSError:
+        console.quiet = True
 
 
 class ProgressDisplay:
@@ -45,14 +81,14 @@ class ProgressDisplay:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._bar is not None:
-            with self._while_somebody_reads():
+            with _while_somebody_reads(self._console):
                 self._bar.stop()
 
     def step(self, step: int, losses: Mapping[str, float], samples_per_second: float, waiting: float) -> None:
         """After step `step` of the run (counted from 1); `waiting` is the share 0 .. 1 of the time spent waiting for data."""
         shown = describe(losses, samples_per_second, waiting, self._seconds_left(step))
         if self._bar is not None and self._task is not None:
-            with self._while_somebody_reads():
+            with _while_somebody_reads(self._console):
                 self._bar.update(self._task, completed=step, shown=shown)
         elif time.monotonic() - self._printed >= QUIET_SECONDS or step == self._steps:
             self._printed = time.monotonic()
@@ -60,16 +96,8 @@ class ProgressDisplay:
 
     def say(self, text: str) -> None:
         """A line that stays, above the bar where there is one."""
-        with self._while_somebody_reads():
+        with _while_somebody_reads(self._console):
             self._console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-    @contextmanager
-    def _while_somebody_reads(self) -> Iterator[None]:
-        """A pipe that was closed or a terminal that is gone ends the talking, not the training."""
-        try:
-            yield
-        except OSError:
-            self._console.quiet = True
 
     def _seconds_left(self, step: int) -> float:
         done = max(step - self._first, 1)

@@ -88,6 +88,10 @@ class Training:
     """What was loaded of them."""
     attach: Callable[[StepEngine, Run, Save], None] | None = None
     """Attaches what only this kind of run has; `Save` writes its best weights."""
+    notes: Sequence[str] = ()
+    """Lines that are said before the first step."""
+    cases: Mapping[int, str] = field(default_factory=dict)
+    """What people call a sample (`Crops.sample`), where they have a name for it."""
 
     @property
     def lineage(self) -> list[dict[str, Any]]:
@@ -205,11 +209,14 @@ def _train(training: Training, run: Run, start: _Start, resumed: Checkpoint | No
         stack.callback(recorder.close)
 
         def on_skip(skip: Skip) -> None:
-            recorder.skip(skip, [int(sample) for crops in skip.batches for sample in crops.sample])
+            samples = [int(sample) for crops in skip.batches for sample in crops.sample]
+            recorder.skip(skip, samples, sorted({training.cases[sample] for sample in samples if sample in training.cases}))
 
         engine = make_engine(objective, crops, options, state, training.seed, on_skip)
         if resumed is not None:
             load_optimizer(engine.optimizer, objective, resumed.tensors["optimizer"])
+        for note in training.notes:
+            display.say(note)
         _say_trivial(start.trivial, display)
         clock.attach(engine)
         AnswerableWatch(display.say).attach(engine)

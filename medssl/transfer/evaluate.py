@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,8 +150,11 @@ class Evaluation:
         return lines.getvalue()
 
 
-def evaluate(predictions: str | Path, labels: str | Path) -> Evaluation:
+def evaluate(predictions: str | Path, labels: str | Path, run: str | Path | None = None) -> Evaluation:
     """Dice of every case that has a prediction and a label of the same file name.
+
+    `run` is the fine-tuning run that predicted, where its `data.label_values` should count: values that it merged are one class, those
+    it dropped are background, and voxels it ignores count for nothing; classes have the numbers of its training.
 
     Raises:
         MissingInput: a folder is not there or holds no NIfTI file.
@@ -164,13 +167,38 @@ def evaluate(predictions: str | Path, labels: str | Path) -> Evaluation:
             f"no prediction has a label of the same name: {predictions} has {_some(predicted)}, {labels} has {_some(true)}. "
             "Give both files of a case the same name."
         )
+    compared = _comparison(run)
     values = set[int]()
     counts: dict[str, NDArray[np.int64]] = {}
     for case in both:
-        counts[case] = _case_counts(predicted[case], true[case])
+        counts[case] = _case_counts(predicted[case], true[case], compared)
         values |= {int(value) for value in counts[case][:, 0] if value != 0}
     rows = tuple(_row(case, value, counts[case]) for case in both for value in sorted(values))
     return Evaluation(rows, tuple(sorted(predicted.keys() - true.keys())), tuple(sorted(true.keys() - predicted.keys())))
+
+
+def _comparison(run: str | Path | None) -> Callable[[LabelMap, LabelMap], tuple[NDArray[Any], NDArray[Any]]]:
+    """What turns a prediction and its label into the values that are compared."""
+    if run is None:
+        return lambda prediction, label: (prediction.array, label.array)
+    from medssl.transfer.prediction import label_values_of_run
+    from medssl.volumes.ingest import Unusable
+
+    values = label_values_of_run(run)
+
+    def classes(found: LabelMap) -> NDArray[Any]:
+        try:
+            return values.classes_in(found.array)
+        except Unusable as error:
+            raise DataError(f"{found.path} {error}") from error
+
+    return lambda prediction, label: known(classes(prediction), classes(label))
+
+
+def known(prediction: NDArray[Any], label: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Both where the label is not ignored (-1)."""
+    inside = label >= 0
+    return (prediction, label) if inside.all() else (prediction[inside], label[inside])
 
 
 def read_label_map(path: Path) -> LabelMap:
@@ -195,14 +223,16 @@ def dice_by_class(prediction: NDArray[Any], label: NDArray[Any], classes: Sequen
     return [_row("", value, counts).dice for value in classes]
 
 
-def _case_counts(prediction: Path, label: Path) -> NDArray[np.int64]:
+def _case_counts(
+    prediction: Path, label: Path, compared: Callable[[LabelMap, LabelMap], tuple[NDArray[Any], NDArray[Any]]]
+) -> NDArray[np.int64]:
     first, second = read_label_map(prediction), read_label_map(label)
     if first.array.shape != second.array.shape:
         what = f"{first.array.shape} against {second.array.shape} voxels"
     elif not np.allclose(first.affine, second.affine, rtol=0, atol=AFFINE_TOLERANCE):
         what = f"affines {_rounded(first.affine)} against {_rounded(second.affine)}"
     else:
-        return class_counts(first.array, second.array)
+        return class_counts(*compared(first, second))
     raise DataError(
         f"the prediction {prediction} and the label {label} lie on different grids: {what}. "
         "Predict on the image that the label was drawn on (medssl predict writes on its input's grid), or resample one of them."

@@ -37,7 +37,7 @@ from medssl.transfer.segment import Windows
 from medssl.transfer.segmentation import Segmentation
 from medssl.transfer.start import Plan, first_weights, make_plan
 from medssl.transfer.validation import CaseBatches, Validate, make_evaluator
-from medssl.volumes import CropLoader, DataOptions, LabelledOptions, Store
+from medssl.volumes import CropLoader, DataOptions, LabelledOptions, Store, describe_patients, stable_id
 
 if TYPE_CHECKING:
     from medssl.transfer.load import LoadReport
@@ -117,6 +117,7 @@ def _ready(config: FinetuneConfig, plugins: Plugins, out: Path) -> Training:
     objective, report = _objective(plan, tasks, losses, plugins)
     document = {
         **plan.form.document(),
+        "label_values": plan.values.document(),
         "size": list(config.data.size),
         "overlap": config.overlap,
         "tasks": [term.document() for term in config.tasks],
@@ -137,6 +138,8 @@ def _ready(config: FinetuneConfig, plugins: Plugins, out: Path) -> Training:
         origin=plan.origin,
         report=report,
         attach=partial(_attach, plan),
+        notes=(describe_patients(plan.training, plan.validation),),
+        cases={stable_id(case.volume): case.name for case in plan.training},
     )
 
 
@@ -189,7 +192,7 @@ def _attach(plan: Plan, engine: StepEngine, run: Run, save_best: Save) -> None:
         return
     options, device = plan.config.train, engine.settings.device
     windows = Windows(plan.config.data.size, plan.config.overlap, choose_dtype(options.validate_precision, device))
-    evaluator = make_evaluator(run.network, CaseBatches(plan.validation, plan.form), windows, plan.classes, device)
+    evaluator = make_evaluator(run.network, CaseBatches(plan.validation, plan.form), windows, plan.classes, plan.values, device)
     Validate(evaluator, options.validate_every, options.steps, run.best, save_best).attach(engine)
 
 

@@ -23,7 +23,8 @@ from medssl.train.checkpoint import Checkpoint, find_checkpoint
 from medssl.train.device import choose_device, choose_dtype, fit_threads
 from medssl.transfer.images import ImageForm, load_image, prepare_image
 from medssl.transfer.segment import Windows
-from medssl.volumes import Prepared, restore_labels
+from medssl.volumes import LabelValues, Prepared, restore_labels
+from medssl.volumes.cases import header
 from medssl.volumes.datalists import grouped_by_case
 from medssl.volumes.sources import is_index
 
@@ -37,13 +38,15 @@ class Segmenter:
     windows: Windows
     device: torch.device
     classes: int
+    values: LabelValues
 
     def __call__(self, prepared: Prepared) -> NDArray[Any]:
-        """(X, Y, Z) label map on the input's own grid, uint8 (int16 above 256 classes)."""
+        """(X, Y, Z) label map on the input's own grid, with the values of the labels it was trained on, uint8 where they fit."""
         inputs = torch.from_numpy(np.ascontiguousarray(prepared.array))[None].to(self.device)
         with torch.no_grad():
             labels = self.windows(inputs, self.network)[0].argmax(0).cpu().numpy()
-        return restore_labels(labels.astype(np.uint8 if self.classes <= 256 else np.int16), prepared)
+        classes = restore_labels(labels.astype(np.uint8 if self.classes <= 256 else np.int16), prepared)
+        return self.values.values_of(classes)
 
 
 @dataclass(frozen=True)
@@ -63,10 +66,13 @@ class _Map:
 def predict(run_dir: str | Path, inputs: Sequence[str | Path], out: str | Path, *, precision: str = "fp32") -> list[Path]:
     """Write a NIfTI label map `NAME.nii.gz` for each volume of `inputs` into `out`, on its own grid; returns the paths.
 
+    Maps have the values of the label files that the run was trained on; of several values that were one class the smallest.
+
     `run_dir` is a fine-tuning run (its best checkpoint, else its newest) or one of its checkpoints. An input is a NIfTI file, a
-    folder of NIfTI files (named as they are, `CASE_0000` and `CASE_0001` being channels of `CASE`), an index folder (named by its
-    volumes), or a folder, zip or tar of DICOM (named by the volumes of an index made for this call). It
-    calculates in fp32; `precision="bf16"`, or "auto" (bf16 on GPUs that have it), is faster there and may move borders by a voxel.
+    folder of NIfTI files (named as they are; by case where all are nnU-Net's `CASE_0000`, `CASE_0001` with as many channels as the
+    network was trained on), an index folder (named by its volumes), or a folder, zip or tar of DICOM (named by the volumes of an
+    index made for this call). It calculates in fp32; `precision="bf16"`, or "auto" (bf16 on GPUs that have it), is faster there and
+    may move borders by a voxel.
 
     Raises:
         MissingInput: an input, run or checkpoint is not there.
@@ -102,7 +108,18 @@ def load_segmenter(run_dir: str | Path, device: str = "auto", precision: str = "
     network = spec.build(seed=0)
     _load_all(network, checkpoint)
     windows = Windows(tuple(state["size"]), state["overlap"], choose_dtype(precision, place))
-    return Segmenter(network.to(place).eval(), ImageForm.of_document(state), windows, place, int(spec.out_channels or 0))
+    return Segmenter(
+        network.to(place).eval(), ImageForm.of_document(state), windows, place, int(spec.out_channels or 0), _values(checkpoint)
+    )
+
+
+def label_values_of_run(run_dir: str | Path) -> LabelValues:
+    """Which class each value of the label files was in a fine-tuning run."""
+    return _values(find_checkpoint(run_dir, series="best"))
+
+
+def _values(checkpoint: Checkpoint) -> LabelValues:
+    return LabelValues.of_document(checkpoint.state.get("label_values"))
 
 
 def _load_all(network: nn.Module, checkpoint: Checkpoint) -> None:
@@ -123,10 +140,16 @@ def _volumes(path: Path, form: ImageForm, stack: ExitStack) -> list[_Input]:
         return [_nifti(stem(path), (path,), form)]
     files = nifti_files(path) if path.is_dir() else []
     if files:
-        return [_nifti(name, images, form) for name, images in grouped_by_case(files).items()]
+        return [_nifti(name, images, form) for name, images in grouped_by_case(files, _files_a_case(files, form)).items()]
     folder = Path(stack.enter_context(TemporaryDirectory(prefix="medssl-"))) / "index"
     build_index([path], folder)
     return _indexed(Index(folder), form, path)
+
+
+def _files_a_case(files: Sequence[Path], form: ImageForm) -> int:
+    """As many as the network reads arrays, unless these lie in one file's fourth axis."""
+    shape, _ = header(files[0])
+    return 1 + max(channel.array for channel in form.channels) if len(shape) < 4 else 1
 
 
 def _nifti(name: str, files: tuple[Path, ...], form: ImageForm) -> _Input:

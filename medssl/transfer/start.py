@@ -6,8 +6,6 @@ since a network must see images as it saw them in pretraining.
 
 from __future__ import annotations
 
-import warnings
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,22 +16,26 @@ import torch
 from torch import nn
 
 from medssl.config import check
-from medssl.errors import ConfigError, DataError, TransferError
+from medssl.errors import ConfigError, TransferError
 from medssl.networks import NetworkSpec, as_spec, check_crop
 from medssl.train.checkpoint import STATE, Checkpoint, find_checkpoint
 from medssl.train.loop import seeded
+from medssl.train.progress import counting
 from medssl.transfer.images import ImageForm, Spacing
 from medssl.transfer.options import FinetuneConfig
+from medssl.transfer.outputs import with_outputs
 from medssl.volumes import (
     Case,
+    LabelValues,
     Preparation,
     Store,
     as_spacing,
     channels_of,
-    check_classes,
-    check_labels,
-    load_labels,
+    grid_sides,
+    label_values_of,
+    refuse_too_large,
     store_cases,
+    stored_cases,
     training_cases,
 )
 
@@ -52,6 +54,8 @@ class Plan:
     validation: tuple[Case, ...]
     store: Store
     """The training cases."""
+    values: LabelValues
+    """Which class each value of the label files is."""
     form: ImageForm
     origin: Checkpoint | None
     """The pretrained checkpoint."""
@@ -65,7 +69,7 @@ class Plan:
 def make_plan(config: FinetuneConfig, folder: Path) -> Plan:
     """Check cases, labels, crop and pretrained checkpoint; the resolved configuration is the plan's.
 
-    The training cases go into a store in `folder`, or are found there.
+    All cases, those of the validation too, are looked at and go into a store in `folder`, or are found there.
     """
     origin = _origin(config.pretrained)
     spec = _network(config, origin)
@@ -80,14 +84,34 @@ def make_plan(config: FinetuneConfig, folder: Path) -> Plan:
         )
     preparation, spacing = _image_form(config, origin.state if origin is not None else {}, config.pretrained)
     check_crop(spec, config.data.size, config.data.batch)
-    store = store_cases(training, folder, channels, spacing=spacing, preparation=preparation, workers=config.data.threads)
-    spec = _with_outputs(spec, store, training, validation)
+    _check_size(training, spacing, config)
+    values = label_values_of(config.data)
+    with counting("looking at labelled cases") as report:
+        store_cases(
+            [*training, *validation],
+            folder,
+            channels,
+            spacing=spacing,
+            preparation=preparation,
+            values=values,
+            workers=config.data.threads,
+            progress=report,
+        )
+    store = stored_cases(folder, training)
+    spec = with_outputs(spec, values, store, stored_cases(folder, validation) if validation else None)
     modalities = tuple(channel.modality for channel in channels)
     modality = modalities[0] if len(set(modalities)) == 1 else modalities
     data = config.data.model_copy(update={"spacing": spacing, "modality": modality})
     resolved = config.model_copy(update={"network": spec, "data": data, "preparation": preparation})
     form = ImageForm(preparation, spacing, channels)
-    return Plan(resolved, spec, tuple(training), tuple(validation), store, form, origin)
+    return Plan(resolved, spec, tuple(training), tuple(validation), store, values, form, origin)
+
+
+def _check_size(training: Sequence[Case], spacing: Spacing, config: FinetuneConfig) -> None:
+    """A crop larger than every case is refused before any is read."""
+    size = config.data.size
+    shapes = np.asarray([grid_sides(case, spacing) for case in training])
+    refuse_too_large(shapes, size if len(size) == 3 else (*size, 1), config.data, "every training case")
 
 
 def first_weights(plan: Plan) -> tuple[nn.Module, LoadReport | None]:
@@ -118,35 +142,6 @@ def _network(config: FinetuneConfig, origin: Checkpoint | None) -> NetworkSpec:
         raise TransferError(f"{config.pretrained} does not say what network it holds. Name it with `network:`.")
     spec = check(NetworkSpec, origin.state["network"], f"network in {origin.path}")
     return as_spec(spec.model_copy(update={"out_channels": None}))
-
-
-def _with_outputs(spec: NetworkSpec, store: Store, training: Sequence[Case], validation: Sequence[Case]) -> NetworkSpec:
-    """The specification with one output a label value and the background; values are checked in every label, validation's too."""
-    trained = Counter(int(value) for volume in store.volumes for value in volume.classes or ())
-    held = Counter(int(value) for case in validation if case.label is not None for value in np.unique(load_labels(case.label)))
-    found = sorted({*trained, *held} - {0})
-    if not any(value for value in trained):
-        raise DataError("no label of the training cases has a labelled voxel: all are 0. Check that the label files are the right ones.")
-    if validation and not any(value for value in held):
-        raise DataError(
-            "no label of the validation cases has a labelled voxel: there would be no Dice and no best checkpoint. "
-            "Validate on other cases (data.splits, data.fold), or on none: data.validation=0."
-        )
-    if spec.out_channels is not None:
-        check_classes(store, training, spec.out_channels)
-        check_labels(validation, spec.out_channels)
-        missing = sorted(set(range(1, spec.out_channels)) - set(trained))
-        if missing:
-            warnings.warn(f"no training case has a voxel of the label(s) {missing}: the network cannot learn them.", stacklevel=2)
-        return spec
-    if found != list(range(1, len(found) + 1)):
-        counts = ", ".join(f"{value} (in {trained[value] + held[value]} cases)" for value in found)
-        raise DataError(
-            f"the label values are 0, {counts}: they do not count on from 0, so {max(found) + 1} outputs would be made for "
-            f"{len(found) + 1} classes. Renumber the labels as 0 to {len(found)}, or say by network.out_channels={max(found) + 1} that "
-            "the values between are classes which these cases lack."
-        )
-    return spec.model_copy(update={"out_channels": len(found) + 1})
 
 
 def _image_form(config: FinetuneConfig, state: Mapping[str, Any], origin: str | None) -> tuple[Preparation, Spacing]:

@@ -14,10 +14,10 @@ from monai.utils import CommonKeys
 from torch import nn
 
 from medssl.run import Best
-from medssl.transfer.evaluate import dice_by_class, read_label_map
+from medssl.transfer.evaluate import dice_by_class, known
 from medssl.transfer.images import ImageForm, load_image
 from medssl.transfer.segment import Windows
-from medssl.volumes import Case, Prepared, restore_labels
+from medssl.volumes import Case, LabelValues, Prepared, load_labels, restore_labels
 
 logging.getLogger("medssl.transfer").addHandler(logging.NullHandler())
 
@@ -49,8 +49,8 @@ class RecordDice:
     A class that no validation label has is left out.
     """
 
-    def __init__(self, classes: Sequence[int]) -> None:
-        self.classes = tuple(classes)
+    def __init__(self, classes: Sequence[int], values: LabelValues) -> None:
+        self.classes, self._values = tuple(classes), values
         self._rows: list[list[float | None]] = []
 
     def attach(self, engine: SupervisedEvaluator) -> None:
@@ -63,8 +63,9 @@ class RecordDice:
         prepared: Prepared = engine.state.batch["prepared"]
         case: Case = engine.state.batch["case"]
         assert case.label is not None
-        labels = engine.state.output[CommonKeys.PRED][0].argmax(0).cpu().numpy()
-        self._rows.append(dice_by_class(restore_labels(labels, prepared), read_label_map(case.label).array, self.classes))
+        labels = restore_labels(engine.state.output[CommonKeys.PRED][0].argmax(0).cpu().numpy(), prepared)
+        true = load_labels(case.label, self._values)
+        self._rows.append(dice_by_class(*known(labels, true), self.classes))
 
     def _finish(self, engine: SupervisedEvaluator) -> None:
         means = {}
@@ -76,11 +77,13 @@ class RecordDice:
             engine.state.metrics = {"dice": float(np.mean(list(means.values()))), **means}
 
 
-def make_evaluator(network: nn.Module, batches: CaseBatches, windows: Windows, classes: Sequence[int], device: torch.device) -> Any:
+def make_evaluator(
+    network: nn.Module, batches: CaseBatches, windows: Windows, classes: Sequence[int], values: LabelValues, device: torch.device
+) -> Any:
     """A `monai.engines.SupervisedEvaluator` over the validation cases whose `state.metrics` are Dice; any handler attaches."""
     evaluator = SupervisedEvaluator(device, batches, network, epoch_length=len(batches), inferer=windows, decollate=False)
     evaluator.logger = logging.getLogger("medssl.transfer")
-    RecordDice(classes).attach(evaluator)
+    RecordDice(classes, values).attach(evaluator)
     return evaluator
 
 

@@ -1,20 +1,21 @@
 """Volumes: from an archive to a store, and from a store to batches of crops; labelled volumes for fine-tuning and prediction."""
 
-from medssl.volumes.cases import Case, LabelledOptions, channels_of, find_cases, training_cases
-from medssl.volumes.crops import Crop, CropOptions, CropPlan, DataOptions, LoadOptions, crop_at
+from medssl.volumes.cases import Case, LabelledOptions, channels_of, find_cases, grid_sides, label_values_of, training_cases
+from medssl.volumes.crops import Crop, CropOptions, CropPlan, DataOptions, LoadOptions, crop_at, refuse_too_large
 from medssl.volumes.grid import as_spacing
 from medssl.volumes.ingest import Incoming, StoreSummary, write_store
+from medssl.volumes.label_values import LabelValues, proposal
 from medssl.volumes.labelled import (
     Prepared,
-    check_classes,
-    check_labels,
     load_case,
     load_labels,
     prepare_volume,
     restore_labels,
     store_cases,
+    stored_cases,
 )
 from medssl.volumes.loader import CropLoader, on_device
+from medssl.volumes.patients import describe_patients
 from medssl.volumes.preparation import Channel, IntensityRule, Preparation, Statistics, statistics
 from medssl.volumes.sources import make_store
 from medssl.volumes.store import Store, StoredVolume, stable_id
@@ -29,6 +30,7 @@ __all__ = [
     "DataOptions",
     "Incoming",
     "IntensityRule",
+    "LabelValues",
     "LabelledOptions",
     "LoadOptions",
     "Preparation",
@@ -39,19 +41,23 @@ __all__ = [
     "StoredVolume",
     "as_spacing",
     "channels_of",
-    "check_classes",
-    "check_labels",
     "crop_at",
+    "describe_patients",
     "find_cases",
+    "grid_sides",
+    "label_values_of",
     "load_case",
     "load_labels",
     "make_store",
     "on_device",
     "prepare_volume",
+    "proposal",
+    "refuse_too_large",
     "restore_labels",
     "stable_id",
     "statistics",
     "store_cases",
+    "stored_cases",
     "training_cases",
     "write_store",
 ]

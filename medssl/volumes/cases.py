@@ -7,24 +7,26 @@ names. Each case is checked before anything is trained.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from medssl.archive.geometry import voxel_spacing
+from medssl.archive.geometry import to_ras, voxel_spacing
 from medssl.archive.modality import named_modality
 from medssl.config import did_you_mean
 from medssl.errors import ConfigError, DataError
 from medssl.volumes.crops import LoadOptions
 from medssl.volumes.datalists import Listed, folders, from_dataset, read_json
+from medssl.volumes.grid import new_size
+from medssl.volumes.label_values import LabelValues, check_given, label_values
+from medssl.volumes.patients import OWN, Whose, check_pattern, patients_of, refuse_divided
 from medssl.volumes.preparation import Channel
 
 
@@ -38,6 +40,8 @@ class Case:
     label: Path | None
     patient: str
     """Cases of one patient never lie on both sides of a split."""
+    patient_by: str = OWN
+    """How the patient is known."""
 
     @property
     def volume(self) -> str:
@@ -59,6 +63,10 @@ class LabelledOptions(LoadOptions):
     """Folder of NIfTI images."""
     labels: str | None = None
     """Folder of NIfTI label maps, named as their images."""
+    label_values: dict[int, int | Literal["ignore"]] | None = None
+    """Value in the label files -> class that is trained, such as `{0: 0, 63: 1, 126: 2, 255: ignore}`: renumbers, merges (two values, one
+    class), drops (class 0) or ignores; 0 is the background unless named. Null: each value is its class, and nnU-Net's label "ignore" is
+    ignored. Predictions have the values of the files."""
     splits: str | None = None
     """JSON file: split name -> list of case names, or nnU-Net's list of folds."""
     split: str = "train"
@@ -71,6 +79,11 @@ class LabelledOptions(LoadOptions):
     """Seed of that order."""
     validation: float = Field(default=0.2, ge=0, lt=1)
     """Share of the patients kept for validation where neither splits nor fold say which."""
+    patient: str | None = None
+    """Regular expression whose group is the patient in a case's name, such as `(p[0-9]+)_visit`; null: as the list of cases says, or
+    names of known forms (BIDS, patient001_..., TCGA, BraTS), else each case counts as a patient."""
+    patients: str | None = None
+    """CSV file with the columns case and patient, in place of `patient`."""
     modality: str | tuple[str, ...] | None = None
     """DICOM modality of the images, such as CT or MR, for the image preparation, or one for each channel; null: what dataset.json says,
     else MR."""
@@ -83,6 +96,20 @@ class LabelledOptions(LoadOptions):
     def _one_form(self) -> LabelledOptions:
         if (self.dataset is None) == (self.images is None):
             raise ValueError("give either dataset, or images with labels")
+        return self
+
+    @model_validator(mode="after")
+    def _classes_count_on(self) -> LabelledOptions:
+        if self.label_values is not None:
+            check_given(self.label_values)
+        return self
+
+    @model_validator(mode="after")
+    def _patients_are_told_once(self) -> LabelledOptions:
+        if self.patient is not None and self.patients is not None:
+            raise ValueError("give patient or patients, not both")
+        if self.patient is not None:
+            check_pattern(self.patient)
         return self
 
 
@@ -108,8 +135,9 @@ def training_cases(options: LabelledOptions) -> tuple[list[Case], list[Case]]:
     """
     splits = _splits(options)
     if "validation" in splits or options.split != "train" or options.validation == 0:
-        held_out = splits.get("validation")
-        return find_cases(options), _checked(held_out, options) if held_out else []
+        training, held_out = find_cases(options), splits.get("validation", [])
+        refuse_divided(training, held_out)
+        return training, _checked(held_out, options) if held_out else []
     cases = _split(splits, options)
     order = _seeded({case.patient for case in cases}, options.labelled_seed)
     held = set(order[: math.ceil(options.validation * len(order))]) if len(order) > 1 else set()
@@ -133,15 +161,25 @@ def channels_of(options: LabelledOptions, cases: Sequence[Case]) -> tuple[Channe
     return tuple(map(Channel, names if count > 1 else modalities, modalities, range(count)))
 
 
+def label_values_of(options: LabelledOptions) -> LabelValues:
+    """Which class each value of the label files is: the option's, else that of `dataset.json`."""
+    return label_values(options.label_values, _dataset(options))
+
+
 def _channel_names(options: LabelledOptions) -> list[str]:
-    if options.dataset is None:
-        return []
-    path = Path(options.dataset)
-    content = read_json(path / "dataset.json" if path.is_dir() else path)
+    content = _dataset(options)
     names = (content.get("modality") or content.get("channel_names") or {}) if isinstance(content, Mapping) else {}
     if isinstance(names, str):
         return [names]
     return [str(names[key]) for key in sorted(names, key=int)] if isinstance(names, Mapping) and all(key.isdigit() for key in names) else []
+
+
+def _dataset(options: LabelledOptions) -> Any:
+    """The content of `dataset.json` or of a datalist; None for two folders."""
+    if options.dataset is None:
+        return None
+    path = Path(options.dataset)
+    return read_json(path / "dataset.json" if path.is_dir() else path)
 
 
 def _splits(options: LabelledOptions) -> dict[str, list[Case]]:
@@ -149,10 +187,12 @@ def _splits(options: LabelledOptions) -> dict[str, list[Case]]:
         listed = from_dataset(Path(options.dataset), options.fold)
     else:
         listed = {"train": folders(Path(options.images or ""), Path(options.labels) if options.labels else None)}
+    every = [item for items in listed.values() for item in items]
+    whose = patients_of(every, options.patient, options.patients)
     if options.splits is None:
-        return {name: _cases(items) for name, items in listed.items() if items}
-    by_name = {item.name: item for items in listed.values() for item in items}
-    return {name: _cases(_named(names, by_name, options.splits)) for name, names in _split_file(options).items()}
+        return {name: _cases(items, whose) for name, items in listed.items() if items}
+    by_name = {item.name: item for item in every}
+    return {name: _cases(_named(names, by_name, options.splits), whose) for name, names in _split_file(options).items()}
 
 
 def _split_file(options: LabelledOptions) -> dict[str, list[str]]:
@@ -178,18 +218,13 @@ def _named(names: Sequence[str], by_name: Mapping[str, Listed], where: str) -> l
     return [by_name[name] for name in names]
 
 
-def _cases(items: Iterable[Listed]) -> list[Case]:
-    cases = sorted((Case(item.name, item.images, item.label, item.patient or _patient(item)) for item in items), key=lambda case: case.name)
+def _cases(items: Iterable[Listed], whose: Mapping[str, Whose]) -> list[Case]:
+    found = (Case(item.name, item.images, item.label, whose[item.name].patient, whose[item.name].by) for item in items)
+    cases = sorted(found, key=lambda case: case.name)
     for before, after in pairwise(cases):
         if before.name == after.name:
             raise DataError(f"two cases are named '{before.name}': {before.images[0]} and {after.images[0]}. Rename one.")
     return cases
-
-
-def _patient(item: Listed) -> str:
-    """BIDS says it in the file name; otherwise each case counts as a patient."""
-    found = re.match(r"sub-[A-Za-z0-9]+", item.images[0].name)
-    return found.group() if found else item.name
 
 
 def _first(cases: Sequence[Case], options: LabelledOptions) -> list[Case]:
@@ -244,6 +279,16 @@ def check_grid(case: Case) -> None:
                 f"case '{case.name}': the {what}'s grid differs from the image's: image {case.images[0]} {_grid(shape[:3], affine)}; "
                 f"{what} {path} {_grid(other_shape, other_affine)}. Resample the {what} onto the image's grid."
             )
+
+
+def grid_sides(case: Case, spacing: tuple[float, float, float] | None) -> tuple[int, ...]:
+    """Sides in voxels of a case on RAS+ axes at `spacing`, or at its own: what a store of it will hold."""
+    shape, affine = header(case.images[0])
+    flips = to_ras(affine)
+    sides = [shape[axis] for axis in flips.order]
+    if spacing is None:
+        return tuple(sides)
+    return tuple(new_size(*one) for one in zip(sides, voxel_spacing(flips.affine(affine, shape[:3])), spacing, strict=True))
 
 
 def _grid(shape: tuple[int, ...], affine: NDArray[np.float64]) -> str:

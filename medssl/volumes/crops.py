@@ -178,6 +178,12 @@ def _full_size(store: Store, size: Sequence[int]) -> tuple[int, ...]:
 
 def _usable(store: Store, size: tuple[int, ...], options: CropOptions) -> NDArray[np.int64]:
     shapes = store.shapes()
+    refuse_too_large(shapes, size, options, f"every volume of {store.folder}")
+    return np.flatnonzero((shapes >= np.asarray(size)).all(axis=1)) if options.small == "leave out" else np.arange(len(store))
+
+
+def refuse_too_large(shapes: NDArray[np.int64], size: tuple[int, ...], options: CropOptions, than: str) -> None:
+    """`ConfigError`, with a size that fits, where crops of `size` are larger than every volume of (N, D) `shapes`."""
     largest = shapes.max(axis=0)
     fits = (shapes >= np.asarray(size)).all(axis=1)
     leave_out = options.small == "leave out"
@@ -186,10 +192,9 @@ def _usable(store: Store, size: tuple[int, ...], options: CropOptions) -> NDArra
         usual = [int(side) for side in np.median(shapes, axis=0)[: len(options.size)]]
         pad = " or small: pad" if leave_out and not (largest < np.asarray(size)).any() else ""
         raise ConfigError(
-            f"data.size {list(options.size)} is larger than every volume of {store.folder}: the longest sides are {shown} voxels, "
+            f"data.size {list(options.size)} is larger than {than}: the longest sides are {shown} voxels, "
             f"the median ones {usual}. Use data.size={[min(a, b) for a, b in zip(options.size, usual, strict=True)]} or less{pad}."
         )
-    return np.flatnonzero(fits) if leave_out else np.arange(len(store))
 
 
 def extent(volume: StoredVolume) -> tuple[float, float, float]:

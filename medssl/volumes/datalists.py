@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,9 +69,8 @@ def _entry(entry: Any, file: Path, where: str) -> tuple[Listed, Any]:
     label = entry.get("label")
     paths = tuple(_existing(file, image, where) for image in images)
     patient = entry.get("patient") or entry.get("subject")
-    case = Listed(
-        _case_name(paths[0]), paths, _existing(file, label, where) if isinstance(label, str) else None, str(patient) if patient else None
-    )
+    label_path = _existing(file, label, where) if isinstance(label, str) else None
+    case = Listed(_case_name(paths, label_path), paths, label_path, str(patient) if patient else None)
     return case, entry.get("fold")
 
 
@@ -82,8 +81,12 @@ def _existing(file: Path, text: str, where: str) -> Path:
     return path
 
 
-def _case_name(path: Path) -> str:
-    return _CHANNEL.sub("", stem(path))
+def _case_name(paths: Sequence[Path], label: Path | None) -> str:
+    """The label's name where it says the case and the image's adds a channel; of several images what they share; else the image's."""
+    prefix = _CHANNEL.sub("", stem(paths[0]))
+    channels = [f"{prefix}_{number:04d}" for number in range(len(paths))]
+    several = len(paths) > 1 and [stem(path) for path in paths] == channels
+    return prefix if several or (label is not None and stem(label) == prefix) else stem(paths[0])
 
 
 def _nnunet(folder: Path) -> dict[str, list[Listed]]:
@@ -92,54 +95,76 @@ def _nnunet(folder: Path) -> dict[str, list[Listed]]:
     found = {"train": folders(folder / "imagesTr", folder / "labelsTr")}
     if (folder / "imagesTs").is_dir():
         labels = folder / "labelsTs"
-        found["test"] = folders(folder / "imagesTs", labels if labels.is_dir() else None)
+        channels = len(found["train"][0].images) if found["train"] else None
+        found["test"] = folders(folder / "imagesTs", labels if labels.is_dir() else None, channels)
     return found
 
 
-def folders(images: Path, labels: Path | None) -> list[Listed]:
-    """Cases of two folders whose files have equal names, nnU-Net's `_0000`, `_0001` aside, which are channels of one case.
+def folders(images: Path, labels: Path | None, channels: int | None = None) -> list[Listed]:
+    """Cases of two folders whose files have equal names; `CASE_0000`, `CASE_0001` of nnU-Net are channels of `CASE`, `channels` of them
+    where that is known.
 
     Raises `DataError` for a label without image.
     """
-    label_files = {name: files[0] for name, files in _by_name(_files(labels), stem, {}).items()} if labels else {}
-    image_files = grouped_by_case(_files(images), alone=label_files)
+    label_files = _whole(_files(labels)) if labels else {}
+    found = _files(images)
+    image_files = grouped_by_case(found, channels, label_files)
     orphans = sorted(set(label_files) - set(image_files))
     if orphans:
         raise DataError(
-            f"{len(orphans)} labels in {labels} have no image in {images}, such as {label_files[orphans[0]].name}. "
-            "Image and label of a case must have the same file name."
+            f"{len(orphans)} labels in {labels} have no image in {images}, such as {label_files[orphans[0]][0].name}. "
+            f"Image and label of a case must have the same file name, {_about_channels(found)}."
         )
-    return [Listed(name, paths, label_files.get(name)) for name, paths in sorted(image_files.items())]
+    return [Listed(name, paths, label_files[name][0] if name in label_files else None) for name, paths in sorted(image_files.items())]
 
 
-def grouped_by_case(paths: Sequence[Path], alone: Collection[str] = ()) -> dict[str, tuple[Path, ...]]:
-    """Case -> its images: `CASE_0000`, `CASE_0001` and so on, without a gap, are channels of `CASE`, other files cases of their own.
+def grouped_by_case(paths: Sequence[Path], channels: int | None = None, labels: Collection[str] = ()) -> dict[str, tuple[Path, ...]]:
+    """Case -> its images: each file by its whole name, unless the folder is nnU-Net's by its structure.
 
-    `alone` names files that are cases of their own in any event: those that have a label. Raises `DataError` where two files name
-    one case.
+    It is where every file is called `CASE_0000`, `CASE_0001` and so on, all cases have the same channels (as many as `channels`, where
+    that is known), and labels, where there are any, are named as cases and not as files. Raises `DataError` where two files name one
+    case.
     """
-    numbers: dict[str, list[int]] = {}
+    found = _channels(paths)
+    counts = {tuple(sorted(numbers)) for numbers in found.values()}
+    alike = len(counts) == 1 and counts <= {tuple(range(channels or len(next(iter(counts)))))}
+    named = not labels or (not any(stem(path) in labels for path in paths) and any(case in labels for case in found))
+    if not (alike and named and sum(map(len, found.values())) == len(paths)):
+        return _whole(paths)
+    return {case: tuple(sorted(path for path in paths if _CHANNEL.sub("", stem(path)) == case)) for case in found}
+
+
+def _channels(paths: Sequence[Path]) -> dict[str, list[int]]:
+    """Case -> the channel numbers at the end of its files' names."""
+    found: dict[str, list[int]] = {}
     for path in paths:
-        found = _CHANNEL.search(stem(path))
-        if found and stem(path) not in alone:
-            numbers.setdefault(_case_name(path), []).append(int(found[1]))
-    whole = {case: len(found) for case, found in numbers.items() if sorted(found) == list(range(len(found)))}
-
-    def name(path: Path) -> str:
-        return _case_name(path) if _case_name(path) in whole and stem(path) not in alone else stem(path)
-
-    return _by_name(paths, name, whole)
+        number = _CHANNEL.search(stem(path))
+        if number is not None:
+            found.setdefault(_CHANNEL.sub("", stem(path)), []).append(int(number[1]))
+    return found
 
 
-def _by_name(paths: Sequence[Path], name: Callable[[Path], str], counts: Mapping[str, int]) -> dict[str, tuple[Path, ...]]:
-    """Name -> its files, one each or as many as `counts` says; raises `DataError` for more."""
-    found: dict[str, list[Path]] = {}
+def _about_channels(paths: Sequence[Path]) -> str:
+    """The other way to name images, and where a folder that looks like it departs from it."""
+    found = _channels(paths)
+    usual = max((sorted(numbers) for numbers in found.values()), key=list(map(sorted, found.values())).count, default=[0])
+    odd = next((case for case, numbers in found.items() if sorted(numbers) != usual), None)
+    where = "" if odd is None else f" ('{odd}' has {_numbered(found[odd])}, others {_numbered(usual)})"
+    return f"or every image nnU-Net's CASE_0000, CASE_0001, with the same channels for each case{where}"
+
+
+def _numbered(numbers: Sequence[int]) -> str:
+    return ", ".join(f"{number:04d}" for number in sorted(numbers))
+
+
+def _whole(paths: Sequence[Path]) -> dict[str, tuple[Path, ...]]:
+    """Whole name -> the file; raises `DataError` where two have one name."""
+    found: dict[str, Path] = {}
     for path in paths:
-        found.setdefault(name(path), []).append(path)
-    for case, files in found.items():
-        if len(files) > counts.get(case, 1):
-            raise DataError(f"{files[0]} and {files[1].name} both name the case '{case}'. Keep or rename one of them.")
-    return {case: tuple(sorted(files)) for case, files in found.items()}
+        other = found.setdefault(stem(path), path)
+        if other is not path:
+            raise DataError(f"{other} and {path.name} both name the case '{stem(path)}'. Keep or rename one of them.")
+    return {case: (path,) for case, path in found.items()}
 
 
 def _files(folder: Path) -> list[Path]:

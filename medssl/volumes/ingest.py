@@ -180,7 +180,7 @@ def _store_one(item: Incoming, folder: Path, manifest: Manifest, codec: Codec) -
     row: dict[str, Any] = dict.fromkeys(SCHEMA.names)
     row |= {name: getattr(item, name) for name in ("volume", "patient", "series", "modality", "fingerprint")} | {"points": b""}
     try:
-        channels, values, affine, labels = _load(item, manifest)
+        channels, values, affine, labels, classes = _load(item, manifest)
     except (MedsslError, OSError, ValueError, EOFError, MemoryError, zlib.error) as error:
         row["reason"] = _reason(error)
     else:
@@ -191,7 +191,7 @@ def _store_one(item: Incoming, folder: Path, manifest: Manifest, codec: Codec) -
         if labels is not None:
             content = encode(labels[None], codec)
             write_file(labels_path(folder, item.volume), content)
-            row |= _label_facts(item, labels) | {"labels_digest": digest_of(content)}
+            row |= _label_facts(item, labels, classes) | {"labels_digest": digest_of(content)}
     write_file(folder / "rows" / f"{item.volume}.json", row_to_json(row))
     return item.volume, row["reason"]
 
@@ -200,12 +200,14 @@ class Unusable(DataError):
     """A volume that can be read and not be used."""
 
 
-def _load(item: Incoming, manifest: Manifest) -> tuple[tuple[Channel, ...], NDArray[Any], NDArray[Any], NDArray[Any] | None]:
-    """Channels, values, affine and labels as they are stored; raises `Unusable` and whatever loading raises."""
+def _load(item: Incoming, manifest: Manifest) -> tuple[tuple[Channel, ...], NDArray[Any], NDArray[Any], NDArray[Any] | None, Sequence[int]]:
+    """Channels, values, affine and labels as they are stored, and the classes of the label as it came: a small one may have no voxel
+    on the store's grid. Raises `Unusable` and whatever loading raises."""
     values, affine = item.load()
     labels = item.labels() if item.labels is not None else None
     channels = item.channels or _plain_channels(item.modality, values)
-    return channels, *placed(values, affine, manifest.spacing, channels, labels)
+    classes = [] if labels is None else np.unique(labels).tolist()
+    return channels, *placed(values, affine, manifest.spacing, channels, labels), classes
 
 
 def _reason(error: Exception) -> str:
@@ -273,13 +275,11 @@ def _facts(item: Incoming, channels: Sequence[Channel], values: NDArray[Any], af
     }
 
 
-def _label_facts(item: Incoming, labels: NDArray[Any]) -> dict[str, Any]:
-    values = np.unique(labels).tolist()
-
+def _label_facts(item: Incoming, labels: NDArray[Any], classes: Sequence[int]) -> dict[str, Any]:
     def points(value: int) -> bytes:
         return _packed(sample_points(labels == value, CLASS_POINTS, stable_id(f"{item.volume}/{value}"))) if value > 0 else b""
 
-    return {"classes": values, "class_points": [points(value) for value in values]}
+    return {"classes": list(classes), "class_points": [points(value) for value in classes]}
 
 
 def _packed(points: NDArray[np.int64]) -> bytes:

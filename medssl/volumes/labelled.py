@@ -17,11 +17,14 @@ from medssl.errors import DataError
 from medssl.volumes.cases import Case, pseudonym
 from medssl.volumes.grid import as_spacing, restore_nearest
 from medssl.volumes.ingest import Incoming, Progress, Unusable, placed, write_store
+from medssl.volumes.label_values import LabelValues
 from medssl.volumes.preparation import Channel, Preparation, statistics
 from medssl.volumes.store import Store
 
 MR = (Channel("MR", "MR"),)
 """One channel of MR: what images are taken for where nobody says."""
+OTHERS = 6
+"""Cases that cannot be used of which a message names at most so many."""
 
 
 def store_cases(
@@ -31,6 +34,7 @@ def store_cases(
     *,
     spacing: float | Sequence[float] | None = None,
     preparation: Preparation | None = None,
+    values: LabelValues | None = None,
     workers: int = 2,
     progress: Progress | None = None,
 ) -> Store:
@@ -40,21 +44,29 @@ def store_cases(
     """
     if not cases:
         raise DataError("there are no labelled cases to train on.")
-    incoming = [_incoming(case, tuple(channels)) for case in cases]
+    incoming = [_incoming(case, tuple(channels), values or LabelValues()) for case in cases]
     done = write_store(incoming, folder, spacing=spacing, preparation=preparation, workers=workers, progress=progress)
     bad = [case for case in cases if case.volume in done.left_out]
     if bad:
         files = ", ".join(map(str, [*bad[0].images, bad[0].label]))
         count = f"{len(bad)} of {len(cases)} cases cannot be used, such as " if len(bad) > 1 else ""
-        raise DataError(f"{count}case '{bad[0].name}' ({files}): {done.left_out[bad[0].volume]}")
+        others = ", ".join(f"'{case.name}'" for case in bad[1:OTHERS])
+        also = f" The others: {others}{' and more' if len(bad) > OTHERS else ''}." if others else ""
+        raise DataError(f"{count}case '{bad[0].name}' ({files}): {done.left_out[bad[0].volume]}{also}")
+    return stored_cases(folder, cases)
+
+
+def stored_cases(folder: str | Path, cases: Sequence[Case]) -> Store:
+    """Those cases of a store that `store_cases` made."""
     return Store(folder, only=frozenset(case.volume for case in cases))
 
 
-def _incoming(case: Case, channels: tuple[Channel, ...]) -> Incoming:
+def _incoming(case: Case, channels: tuple[Channel, ...], values: LabelValues) -> Incoming:
     if case.label is None:
         raise DataError(f"case '{case.name}' has no label.")
-    load, labels = partial(_read_images, case.images), partial(_case_labels, case.label)
-    return Incoming(case.volume, pseudonym(case.patient), case.volume, channels[0].modality, load, channels, labels, _fingerprint(case))
+    load, labels = partial(_read_images, case.images), partial(_case_labels, case.label, values)
+    fingerprint = _fingerprint(case) if values.classes is None else f"{_fingerprint(case)} {values.document()}"
+    return Incoming(case.volume, pseudonym(case.patient), case.volume, channels[0].modality, load, channels, labels, fingerprint)
 
 
 def _fingerprint(case: Case) -> str:
@@ -139,64 +151,36 @@ def restore_labels(labels: NDArray[Any], prepared: Prepared) -> NDArray[Any]:
     return np.ascontiguousarray(flips.undo(labels))
 
 
-def load_labels(path: str | Path, out_channels: int | None = None) -> NDArray[Any]:
-    """(X, Y, Z) label map of a NIfTI file on its own grid, uint8 or int16.
+def load_labels(path: str | Path, values: LabelValues | None = None) -> NDArray[Any]:
+    """(X, Y, Z) classes of a NIfTI label map on its own grid, uint8 or int16; -1 where they are ignored.
 
-    Raises `DataError` for values that are no whole numbers, negative, or `out_channels` and more.
+    Raises `DataError` for values that are no whole numbers or no class.
     """
     try:
-        return _read_labels(path, out_channels)
+        return _read_labels(path, values or LabelValues())
     except Unusable as error:
         raise DataError(f"the label {path} {error}") from error
 
 
-def _case_labels(path: Path) -> NDArray[Any]:
+def _case_labels(path: Path, values: LabelValues) -> NDArray[Any]:
     try:
-        return _read_labels(path)
+        return _read_labels(path, values)
     except Unusable as error:
         raise Unusable(f"its label {error}") from error
 
 
-def _read_labels(path: str | Path, out_channels: int | None = None) -> NDArray[Any]:
+def _read_labels(path: str | Path, values: LabelValues) -> NDArray[Any]:
     array = read_nifti(path).array
-    if array.dtype != np.int16:
-        raise Unusable(_why_no_labels(array))
-    low, high = int(array.min()), int(array.max())
-    reason = _wrong_value(low, high, out_channels)
-    if reason:
-        raise Unusable(reason)
-    return array.astype(np.uint8) if high < 256 else array
-
-
-def _wrong_value(low: int, high: int, out_channels: int | None) -> str | None:
-    if low >= 0 and (out_channels is None or high < out_channels):
-        return None
+    if array.dtype != np.int16 and (odd := array[array != np.rint(array)]).size:
+        raise Unusable(f"holds values that are no whole numbers, such as {np.float64(odd[0]):.10g}. Labels are 0, 1, 2 and so on.")
+    if values.classes is not None:
+        return values.classes_in(array)
+    low, high = array.min(), array.max()
     if low < 0:
-        return f"holds the value {low}; labels start at 0. Correct the label."
-    return (
-        f"holds the value {high}; the network has {out_channels} outputs, for labels 0 to {int(out_channels or 1) - 1}. "
-        f"Set network.out_channels to {high + 1} or correct the label."
-    )
-
-
-def _why_no_labels(array: NDArray[Any]) -> str:
-    odd = array[array != np.rint(array)]
-    if odd.size:
-        return f"holds values that are no whole numbers, such as {np.float64(odd[0]):.10g}. Labels are 0, 1, 2 and so on."
-    return f"holds the value {float(array.max()):.10g}, and labels go from 0 to {np.iinfo(np.int16).max}. Correct the label."
-
-
-def check_labels(cases: Sequence[Case], out_channels: int) -> None:
-    """Read every label once; raises `DataError` at the first that does not fit the network."""
-    for case in cases:
-        if case.label is not None:
-            load_labels(case.label, out_channels)
-
-
-def check_classes(store: Store, cases: Sequence[Case], out_channels: int) -> None:
-    """As `check_labels`, of cases that are in a store: nothing is read again."""
-    found = {volume.volume: volume.classes or (0,) for volume in store.volumes}
-    for case in cases:
-        reason = _wrong_value(min(found[case.volume]), max(found[case.volume]), out_channels)
-        if reason:
-            raise DataError(f"the label {case.label} {reason}")
+        raise Unusable(f"holds the value {low:.10g}; labels start at 0. Correct the label, or name its class by data.label_values.")
+    if array.dtype != np.int16:
+        top = np.iinfo(np.int16).max
+        raise Unusable(
+            f"holds the value {high:.10g}, and labels go from 0 to {top}. Correct the label, or name its class by data.label_values."
+        )
+    return array.astype(np.uint8) if high < 256 else array

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 
+import pytest
 from rich.console import Console
 
-from medssl.train.progress import ProgressDisplay, describe
+from medssl.train.progress import ProgressDisplay, counting, describe
 
 
 def test_the_line_holds_everything() -> None:
@@ -39,3 +40,30 @@ def test_nothing_is_written_to_standard_output(capsys: object) -> None:
         display.step(1, {"loss": 0.5}, 5.0, 0.25)
     captured = capsys.readouterr()  # type: ignore[attr-defined]
     assert captured.out == "" and "loss 0.5" in captured.err
+
+
+def test_counting_is_a_bar_on_a_terminal_and_a_line_now_and_then_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    def shown(seconds: float, terminal: bool = False) -> str:
+        monkeypatch.setattr("medssl.train.progress.QUIET_SECONDS", seconds)
+        out = io.StringIO()
+        with counting("looking at cases", Console(file=out, force_terminal=terminal, width=80)) as report:
+            report(1, 3)
+            report(2, 3)
+        return out.getvalue()
+
+    assert shown(1e9) == ""
+    assert shown(0) == "looking at cases 1/3\nlooking at cases 2/3\n"
+    assert "2/3" in shown(0, terminal=True)
+
+
+class Gone(io.StringIO):
+    def write(self, text: str) -> int:
+        raise OSError(5, "the terminal is gone")
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_counting_goes_on_where_nobody_reads(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
+    monkeypatch.setattr("medssl.train.progress.QUIET_SECONDS", 0)
+    with counting("looking at cases", Console(file=Gone(), force_terminal=terminal)) as report:
+        report(1, 2)
+        report(2, 2)

@@ -11,7 +11,9 @@ import pytest
 import torch
 from monai.metrics import DiceMetric
 
+from medssl.cli import main
 from medssl.errors import DataError, MissingInput, UsageError
+from medssl.train.checkpoint import save_checkpoint
 from medssl.transfer.evaluate import evaluate
 
 
@@ -155,3 +157,30 @@ def test_write(folders: tuple[Path, Path], tmp_path: Path) -> None:
     assert lines == ["case,label,dice,label_voxels,predicted_voxels", "a,1,1.0,1,1", f"a,2,{2 / 3},1,2"]
     with pytest.raises(UsageError, match=r"\.json or \.csv"):
         result.write(tmp_path / "scores.xlsx")
+
+
+def test_the_command_takes_the_run_that_predicted(folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    predictions, labels = folders
+    truth = np.zeros((6, 6, 6), np.uint8)
+    truth[:2], truth[2:4], truth[5] = 1, 2, 255
+    write(labels, "a.nii.gz", truth)
+    write(predictions, "a.nii.gz", np.where(truth > 0, 1, 0).astype(np.uint8))
+    state = {"kind": "finetune", "label_values": {"0": 0, "1": 1, "2": 1, "255": -1}}
+    save_checkpoint(tmp_path / "run", 1, {"network": {"w": torch.zeros(1)}}, state)
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", "--predictions", str(predictions), "--labels", str(labels), "--run", str(tmp_path / "run"), "--json"])
+    assert not ended.value.code
+    document = json.loads(capsys.readouterr().out)
+    assert document["classes"] == {"1": {"dice": 1.0, "cases": 1, "absent": 0, "absent_but_predicted": 0}}
+    write(labels, "a.nii.gz", np.full((6, 6, 6), 7, np.uint8))
+    with pytest.raises(DataError, match=r"a\.nii\.gz holds the value 7, to which the run's data\.label_values gives no class"):
+        evaluate(predictions, labels, tmp_path / "run")
+
+
+def test_negative_values_count_as_they_are_without_a_run(folders: tuple[Path, Path]) -> None:
+    predictions, labels = folders
+    truth = np.zeros((4, 4, 4), np.int16)
+    truth[0] = -1
+    write(predictions, "a.nii.gz", truth)
+    write(labels, "a.nii.gz", truth)
+    assert evaluate(predictions, labels).means == {-1: 1.0}

@@ -27,7 +27,8 @@ from medssl.train.stopping import Stopped
 from medssl.transfer import evaluate, predict
 from medssl.transfer.finetune import fine_tune
 from medssl.transfer.segment import Windows
-from medssl.volumes import Preparation, training_cases
+from medssl.transfer.segmentation import Segmentation
+from medssl.volumes import Preparation, stable_id, training_cases
 
 Config = Callable[..., dict[str, Any]]
 
@@ -171,6 +172,25 @@ def test_resume_of_another_configuration_is_refused(tmp_path: Path, finetune_con
     assert done.state.step == 2
 
 
+def test_skipped_steps_name_their_cases(tmp_path: Path, finetune_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Segmentation.loss
+    calls = itertools.count()
+    monkeypatch.setattr(Segmentation, "loss", lambda *given: whole(*given) * (float("nan") if next(calls) == 3 else 1))
+    run = fine_tune(config=finetune_config(4), out=tmp_path / "run")
+    (row,) = [json.loads(line) for line in (run.folder / "skipped.jsonl").read_text().splitlines()]
+    named = {stable_id(case.volume): case.name for case in training_cases(run.config.data)[0]}
+    assert row["cases"] == sorted({named[sample] for sample in row["samples"]})
+
+
+def test_it_says_at_the_start_whose_cases_they_are(tmp_path: Path, finetune_config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    fine_tune(config=finetune_config(1), out=tmp_path / "bare")
+    said = capsys.readouterr().err
+    assert "4 cases of 4 patients to train on, 2 cases of 2 patients to validate with; names do not say whose cases they are" in said
+    run = fine_tune(config=finetune_config(1, patient="case([0-5])"), out=tmp_path / "told")
+    assert "patients are known by data.patient 'case([0-5])'" in capsys.readouterr().err
+    assert run.config.data.patient == "case([0-5])"
+
+
 def test_monai_handlers_attach(tmp_path: Path, finetune_config: Config) -> None:
     logger = MetricLogger(loss_transform=lambda output: output[0]["loss"])
     run = fine_tune(config=finetune_config(3), out=tmp_path / "run", handlers=[logger])
@@ -275,6 +295,12 @@ def test_several_images_a_case_in_training_validation_and_prediction(
     assert (last.state["channels"], last.state["channel_names"], last.state["modalities"]) == (2, ["T1", "T2"], ["MR", "MR"])
     written = predict(run.folder, [dataset / "imagesTr"], tmp_path / "maps")
     assert [path.name for path in written] == [f"case{number}.nii.gz" for number in range(3)]
+    if form == "fourth axis":
+        (tmp_path / "numbered").mkdir()
+        for number in range(2):
+            (tmp_path / "numbered" / f"vol_{number:04d}.nii.gz").symlink_to(dataset / "imagesTr" / f"case{number}.nii.gz")
+        numbered = predict(run.folder, [tmp_path / "numbered"], tmp_path / "numbered maps")
+        assert [path.name for path in numbered] == ["vol_0000.nii.gz", "vol_0001.nii.gz"]
     held = training_cases(run.config.data)[1][0].label
     assert held is not None
     (tmp_path / "held").mkdir()
@@ -304,6 +330,15 @@ def test_labelled_cases_are_read_once_and_kept_for_a_resume(
     assert len(read) == 12
 
 
+def test_a_resume_looks_at_no_case_again(tmp_path: Path, finetune_config: Config) -> None:
+    with pytest.raises(Stopped):
+        fine_tune(config=finetune_config(6), out=tmp_path / "run", handlers=[StopAt(3)])
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "labelled").rglob("*.b2nd")}
+    assert len(before) == 12
+    run = fine_tune(config=finetune_config(6), out=tmp_path / "run", resume=True)
+    assert before == {path: path.stat().st_mtime_ns for path in (run.folder / "labelled").rglob("*.b2nd")}
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -311,7 +346,7 @@ def test_labelled_cases_are_read_once_and_kept_for_a_resume(
         ("train.preset=gradual", "preset"),
         ("augment.flip=[3]", "axes from 0 to 2"),
         ("data.size=[7, 8, 8]", "cannot take crops"),
-        ("data.size=[64, 64, 64]", "larger than every volume"),
+        ("data.size=[64, 64, 64]", "larger than every training case"),
         ("data.labelled=40", "data.labelled is 40"),
         ("network.in_channels=2", "1 channel"),
         ("network.name=SegResNett", "Did you mean 'SegResNet'"),
@@ -332,14 +367,11 @@ def test_one_case_alone_is_trained_on_without_validation(tmp_path: Path, finetun
 
 
 def test_labels_beyond_the_outputs_and_empty_labels_are_refused(tmp_path: Path, finetune_config: Config, case_maker: Any) -> None:
-    with pytest.raises(DataError, match="holds the value 2"):
+    with pytest.raises(DataError, match=r"1 \(in 6 cases\), 2 \(in 6 cases\); the network has 2 outputs.*Set network.out_channels to 3"):
         fine_tune(config=finetune_config(), overrides=["network.out_channels=2"], out=tmp_path / "run")
-    image = case_maker(tmp_path, "empty", 0)
-    labels = tmp_path / "labels" / image.name
-    nib.save(nib.Nifti1Image(np.zeros(nib.load(labels).shape, np.uint8), nib.load(labels).affine), labels)
-    data = {"images": str(image.parent), "labels": str(labels.parent), "validation": 0}
+    data = relabelled(tmp_path, case_maker, 1, empty=0)
     with pytest.raises(DataError, match="all are 0"):
-        fine_tune(config=finetune_config(**data), out=tmp_path / "run")
+        fine_tune(config=finetune_config(**data, validation=0), out=tmp_path / "run")
 
 
 def relabelled(folder: Path, case_maker: Any, cases: int, **changes: int) -> dict[str, Any]:
@@ -354,14 +386,120 @@ def relabelled(folder: Path, case_maker: Any, cases: int, **changes: int) -> dic
     return {"images": str(folder / "images"), "labels": str(folder / "labels")}
 
 
-def test_gaps_in_label_values_are_refused_with_the_values(tmp_path: Path, finetune_config: Config, case_maker: Any) -> None:
-    data = relabelled(tmp_path, case_maker, 3, second=255)
-    with pytest.raises(DataError, match=r"values are 0, 1 \(in 3 cases\), 255 \(in 3 cases\).*256 outputs.*as 0 to 2"):
-        fine_tune(config=finetune_config(**data), out=tmp_path / "run")
-    told = finetune_config(1, **relabelled(tmp_path / "four", case_maker, 2, second=3))
-    told["network"] = {**told["network"], "out_channels": 4}
+@pytest.mark.parametrize("outputs", [None, 3])
+def test_gaps_in_label_values_are_refused_with_a_map(tmp_path: Path, finetune_config: Config, case_maker: Any, outputs: int | None) -> None:
+    config = finetune_config(**relabelled(tmp_path, case_maker, 3, second=255))
+    if outputs is not None:
+        config["network"] = {**config["network"], "out_channels": outputs}
+    with pytest.raises(DataError, match=r"values are 0, 1 \(in 3 cases\), 255 \(in 3 cases\)") as raised:
+        fine_tune(config=config, out=tmp_path / "run")
+    assert "data.label_values={0: 0, 1: 1, 255: 2}" in str(raised.value)
+    assert "out_channels=256" not in str(raised.value)
+
+
+def test_classes_that_these_cases_lack_may_be_stated(tmp_path: Path, finetune_config: Config, case_maker: Any) -> None:
+    config = finetune_config(1, **relabelled(tmp_path, case_maker, 2, second=3))
+    with pytest.raises(DataError, match=r"by data\.label_values=\{0: 0, 1: 1, 3: 2\}.*or say by network\.out_channels=4"):
+        fine_tune(config=config, out=tmp_path / "run")
+    config["network"] = {**config["network"], "out_channels": 4}
     with pytest.warns(UserWarning, match=r"no training case has a voxel of the label\(s\) \[2\]"):
-        fine_tune(config=told, out=tmp_path / "told")
+        fine_tune(config=config, out=tmp_path / "told")
+
+
+def decathlon(folder: Path, case_maker: Any, cases: int, labels: dict[str, Any], **changes: int) -> dict[str, Any]:
+    relabelled(folder, case_maker, cases, **changes)
+    entries = [{"image": f"images/case{number}.nii.gz", "label": f"labels/case{number}.nii.gz"} for number in range(cases)]
+    (folder / "dataset.json").write_text(json.dumps({"labels": labels, "training": entries}))
+    return {"dataset": str(folder), "images": None, "labels": None}
+
+
+def test_labels_that_dataset_json_names(tmp_path: Path, finetune_config: Config, case_maker: Any) -> None:
+    data = decathlon(tmp_path / "gap", case_maker, 3, {"0": "air", "1": "dark", "63": "bright"}, second=63)
+    with pytest.raises(DataError, match=r"1 'dark' \(in 3 cases\), 63 'bright' \(in 3 cases\)"):
+        fine_tune(config=finetune_config(1, **data), out=tmp_path / "run")
+    data = decathlon(tmp_path / "other", case_maker, 3, {"air": 0, "dark": 1}, second=2)
+    with pytest.raises(DataError, match=r"dataset\.json names the labels 0 'air', 1 'dark', and label files also hold 2 \(in 3 cases\)"):
+        fine_tune(config=finetune_config(1, **data), out=tmp_path / "run")
+    data = decathlon(tmp_path / "lack", case_maker, 3, {"air": 0, "dark": 1, "odd": 2, "bright": 3}, second=3)
+    with pytest.warns(UserWarning, match=r"label\(s\) \[2\]"):
+        run = fine_tune(config=finetune_config(1, **data), out=tmp_path / "four")
+    assert run.config.network is not None
+    assert run.config.network.out_channels == 4
+
+
+def test_the_same_classes_by_any_values_are_the_same_run(tmp_path: Path, finetune_config: Config, case_maker: Any) -> None:
+    """Training and validation see classes, predictions have the values of the files, and an evaluation agrees with the validation."""
+    plain = fine_tune(config=finetune_config(40, **relabelled(tmp_path / "plain", case_maker, 4)), out=tmp_path / "a")
+    data = relabelled(tmp_path / "odd", case_maker, 4, second=126)
+    odd = fine_tune(config=finetune_config(40, **data), overrides=["data.label_values={0: 0, 1: 1, 126: 2}"], out=tmp_path / "b")
+    assert rows(plain.folder) == rows(odd.folder)
+    assert plain.best == odd.best
+    predict(plain.folder, [tmp_path / "plain" / "images"], tmp_path / "plain maps")
+    predict(odd.folder, [tmp_path / "odd" / "images"], tmp_path / "odd maps")
+    for path in (tmp_path / "plain maps").iterdir():
+        expected, found = (np.asarray(nib.load(folder / path.name).dataobj) for folder in (tmp_path / "plain maps", tmp_path / "odd maps"))
+        assert np.array_equal(np.array([0, 1, 126])[expected], found)
+    held = {case.images[0].name for case in training_cases(odd.config.data)[1]}
+    for path in (tmp_path / "odd maps").iterdir():
+        if path.name not in held:
+            path.unlink()
+    for given in (None, odd.folder):
+        assert evaluate(tmp_path / "odd maps", tmp_path / "odd" / "labels", given).dice == pytest.approx(odd.best.dice, abs=1e-9)
+    again = fine_tune(config=tmp_path / "b" / "config.yaml", out=tmp_path / "c")
+    assert rows(again.folder) == rows(odd.folder)
+
+
+def test_merged_and_ignored_values_in_validation_and_evaluation(tmp_path: Path, finetune_config: Config, case_maker: Any) -> None:
+    data = relabelled(tmp_path, case_maker, 3)
+    for path in (tmp_path / "labels").iterdir():
+        label = nib.load(path)
+        array = np.asarray(label.dataobj).copy()
+        array[0], array[-1] = 3, 255
+        nib.save(nib.Nifti1Image(array, label.affine), path)
+    run = fine_tune(config=finetune_config(40, **data, label_values={1: 1, 2: 1, 3: 0, 255: "ignore"}), out=tmp_path / "run")
+    assert run.config.network is not None
+    assert run.config.network.out_channels == 2
+    (held,) = training_cases(run.config.data)[1]
+    predict(run.folder, held.images, tmp_path / "maps")
+    assert evaluate(tmp_path / "maps", tmp_path / "labels", run.folder).dice == pytest.approx(run.best.dice, abs=1e-9)
+    assert held.label is not None
+    found = np.asarray(nib.load(tmp_path / "maps" / held.label.name).dataobj)
+    true = np.asarray(nib.load(held.label).dataobj)
+    inside = true != 255
+    ours, theirs = (found == 1)[inside], np.isin(true, (1, 2))[inside]
+    assert 2 * (ours & theirs).sum() / (ours.sum() + theirs.sum()) == pytest.approx(run.best.dice, abs=1e-9)
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+@pytest.mark.parametrize("kind", ["constant", "nan", "torn label", "odd label"])
+def test_every_case_is_looked_at_before_the_first_step(
+    tmp_path: Path, finetune_config: Config, case_maker: Any, part: str, kind: str
+) -> None:
+    data = relabelled(tmp_path, case_maker, 3)
+    bad = {"train": "case0", "val": "case2"}[part]
+    image = nib.load(tmp_path / "images" / f"{bad}.nii.gz")
+    shape = image.shape
+    if kind in ("constant", "nan"):
+        array = np.full(shape, 7 if kind == "constant" else np.nan, np.float32)
+        nib.save(nib.Nifti1Image(array, image.affine), tmp_path / "images" / f"{bad}.nii.gz")
+    elif kind == "torn label":
+        path = tmp_path / "labels" / f"{bad}.nii.gz"
+        path.write_bytes(path.read_bytes()[:-20])
+    else:
+        nib.save(nib.Nifti1Image(np.full(shape, -1, np.int16), image.affine), tmp_path / "labels" / f"{bad}.nii.gz")
+    (tmp_path / "splits.json").write_text(json.dumps({"train": ["case0", "case1"], "val": ["case2"]}))
+    with pytest.raises(DataError, match=f"case '{bad}'"):
+        fine_tune(config=finetune_config(1, **data, splits=str(tmp_path / "splits.json")), out=tmp_path / "run")
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_a_crop_larger_than_every_case_is_refused_before_any_is_read(
+    tmp_path: Path, finetune_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medssl.transfer.start.store_cases", lambda *_, **__: pytest.fail("cases were read"))
+    for changes, sides in (({}, r"\[18, 14, 12\]"), ({"spacing": 2.0}, r"\[9, 7, 9\]")):
+        with pytest.raises(ConfigError, match=rf"larger than every training case: the longest sides are {sides}"):
+            fine_tune(config=finetune_config(1, **changes, size=[64, 8, 8]), out=tmp_path / "run")
 
 
 def test_validation_labels_without_a_class_are_refused(tmp_path: Path, finetune_config: Config, case_maker: Any) -> None:

@@ -43,6 +43,17 @@ def test_maps_are_named_by_case_and_lie_on_the_inputs_grid(tuned: Run, cases: Pa
         assert set(np.unique(voxels(path))) <= {0, 1, 2}
 
 
+def test_case_numbers_are_no_channels_of_a_network_with_one(tuned: Run, cases: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(2):
+        (tmp_path / "in" / f"vol_{number:04d}.nii.gz").symlink_to(cases / f"images/case{number}.nii.gz")
+    assert [path.name for path in predict(tuned.folder, [tmp_path / "in"], tmp_path / "maps")] == ["vol_0000.nii.gz", "vol_0001.nii.gz"]
+    (tmp_path / "nnunet").mkdir()
+    for number in range(2):
+        (tmp_path / "nnunet" / f"vol_{number}_0000.nii.gz").symlink_to(cases / f"images/case{number}.nii.gz")
+    assert [path.name for path in predict(tuned.folder, [tmp_path / "nnunet"], tmp_path / "n")] == ["vol_0.nii.gz", "vol_1.nii.gz"]
+
+
 @pytest.mark.parametrize("codes", [*itertools.product("LR", "AP", "SI"), tuple("SRP"), tuple("ILA"), tuple("PIR")])
 def test_orientation_of_the_file_changes_no_voxel(tuned: Run, cases: Path, tmp_path: Path, codes: tuple[str, ...]) -> None:
     image = nib.load(cases / "images/case1.nii.gz")

@@ -6,15 +6,17 @@ import json
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 
 from medssl.config import check
 from medssl.errors import ConfigError, DataError, MedsslError, MissingInput
-from medssl.volumes import Channel, LabelledOptions, channels_of, check_labels, find_cases, training_cases
-from medssl.volumes.datalists import grouped_by_case
+from medssl.volumes import Channel, LabelledOptions, LabelValues, channels_of, find_cases, label_values_of, training_cases
+from medssl.volumes.datalists import from_dataset, grouped_by_case
+from medssl.volumes.label_values import label_values
+from medssl.volumes.patients import describe_patients
 
 Paired = Callable[..., Path]
 Write = Callable[..., Path]
@@ -84,7 +86,7 @@ def test_nnunet_folder(paired: Paired) -> None:
     assert names(find_cases(dataset(root))) == ["case_00", "case_01"]
     assert modality_of(dataset(root)) == "CT"
     (root / "imagesTr" / "case_00_0001.nii.gz").write_bytes((root / "imagesTr" / "case_00_0000.nii.gz").read_bytes())
-    with pytest.raises(DataError, match=r"'case_01' has 1 channel\(s\) and case 'case_00' has 2"):
+    with pytest.raises(DataError, match=r"same channels for each case \('case_0[01]' has 0000.*, others 0000"):
         find_cases(dataset(root))
 
 
@@ -133,18 +135,55 @@ def test_the_fourth_axis_counts_channels(tmp_path: Path, write_image: Write) -> 
     assert len(find_cases(options)[0].images) == 2
 
 
-def test_numbers_at_the_end_of_a_name_are_not_always_channels(tmp_path: Path, write_image: Write) -> None:
-    """Case numbers of four digits: a gap, no 0000, or labels of the same names tell."""
-    for folder in ("images", "labels"):
-        for number in (0, 1, 2):
-            write_image(tmp_path / folder / f"vol_{number:04d}.nii.gz", np.ones((8, 9, 7), np.uint8))
-        write_image(tmp_path / folder / "amos_0003.nii.gz", np.ones((8, 9, 7), np.uint8))
-    assert names(find_cases(folders(tmp_path))) == ["amos_0003", "vol_0000", "vol_0001", "vol_0002"]
-    bare = grouped_by_case(sorted((tmp_path / "images").iterdir()))
-    assert {name: len(files) for name, files in bare.items()} == {"amos_0003": 1, "vol": 3}
-    for twice in (["a.nii", "a.nii.gz"], ["a.nii.gz", "a_0000.nii.gz"], ["a_0000.nii", "a_0000.nii.gz"]):
+def pairs(root: Path, write_image: Write, images: list[str], labels: list[str]) -> Path:
+    for folder, found in (("images", images), ("labels", labels)):
+        for name in found:
+            write_image(root / folder / f"{name}.nii.gz", np.ones((8, 9, 7), np.uint8))
+    return root
+
+
+@pytest.mark.parametrize("first", [0, 1, 800])
+def test_a_case_number_is_no_channel(tmp_path: Path, write_image: Write, first: int) -> None:
+    """In two folders, in nnU-Net's folders and in a list."""
+    called = [f"genius_{number:04d}" for number in range(first, first + 3)]
+    root = pairs(tmp_path, write_image, called, called)
+    assert names(find_cases(folders(root))) == called
+    entries = [{"image": f"images/{name}.nii.gz", "label": f"labels/{name}.nii.gz"} for name in called]
+    path = root / "list.json"
+    path.write_text(json.dumps({"training": entries}))
+    assert names(find_cases(dataset(path))) == called
+    (root / "images").rename(root / "imagesTr")
+    (root / "labels").rename(root / "labelsTr")
+    (root / "dataset.json").write_text(json.dumps({"channel_names": {"0": "CT"}}))
+    assert names(find_cases(dataset(root))) == called
+    for number in range(2):
+        write_image(root / "imagesTs" / f"vol_{number:04d}.nii.gz", np.ones((8, 9, 7), np.uint8))
+    assert [item.name for item in from_dataset(root)["test"]] == ["vol_0000", "vol_0001"]
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [(["a_0001"], ["a_0002"]), (["a_0000"], ["a_0001"]), (["a_0000", "b"], ["a", "b"]), (["a_0000", "a_0002"], ["a"])],
+)
+def test_image_and_label_of_other_names_never_pair(tmp_path: Path, write_image: Write, images: list[str], labels: list[str]) -> None:
+    root = pairs(tmp_path, write_image, images, labels)
+    with pytest.raises(DataError, match=r"1 labels in .* have no image.*same file name, or every image nnU-Net's CASE_0000"):
+        find_cases(folders(root))
+
+
+def test_channels_are_known_by_the_structure_of_a_whole_folder(tmp_path: Path, write_image: Write) -> None:
+    whole = [f"{case}_{channel:04d}" for case in ("p_0800", "p_0801") for channel in range(2)]
+    cases = find_cases(folders(pairs(tmp_path, write_image, whole, ["p_0800", "p_0801"])))
+    assert [(case.name, len(case.images)) for case in cases] == [("p_0800", 2), ("p_0801", 2)]
+    paths = [Path(f"{name}.nii.gz") for name in whole]
+    assert sorted(grouped_by_case(paths)) == sorted(grouped_by_case(paths, 2)) == ["p_0800", "p_0801"]
+    assert sorted(grouped_by_case(paths, 1)) == whole
+    for files in (["vol_0000", "vol_0001", "amos_0003"], ["vol_0001", "vol_0002"], ["a_0000", "b"], ["a_0000", "b_0000", "b_0001"]):
+        assert sorted(grouped_by_case([Path(f"{name}.nii.gz") for name in files])) == sorted(files)
+    for twice in (["a.nii", "a.nii.gz"], ["a_0000.nii", "a_0000.nii.gz"]):
         with pytest.raises(DataError, match="both name the case"):
             grouped_by_case([Path(name) for name in twice])
+    assert grouped_by_case([]) == {}
 
 
 def test_splits_choose_cases(paired: Paired) -> None:
@@ -187,6 +226,84 @@ def test_no_patient_is_on_both_sides(paired: Paired, write_image: Write) -> None
     assert names(training_cases(folders(root, validation=0.4, labelled=2))[1]) == names(validation)
 
 
+def visits(root: Path, write_image: Write, called: list[str]) -> Path:
+    for name in called:
+        for folder in ("images", "labels"):
+            write_image(root / folder / f"{name}.nii.gz", np.zeros((10, 10, 10), np.uint8))
+    return root
+
+
+@pytest.mark.parametrize("form", ["patient{}_frame{:02d}", "Subject-{}_{}", "sub-{}_ses-{}", "TCGA-02-{}-{}", "BraTS-GLI-0{}-00{}"])
+def test_patients_are_known_from_usual_names(tmp_path: Path, write_image: Write, form: str) -> None:
+    called = [form.format(patient, visit) for patient in range(1001, 1006) for visit in (1, 2)]
+    training, validation = training_cases(folders(visits(tmp_path, write_image, called), validation=0.4))
+    assert (len(training), len(validation)) == (6, 4)
+    assert not {case.patient for case in training} & {case.patient for case in validation}
+    said = describe_patients(training, validation)
+    assert said.startswith("6 cases of 3 patients to train on, 4 cases of 2 patients to validate with; patients are known by ")
+
+
+@pytest.mark.parametrize("by", ["pattern", "named group", "table"])
+def test_patients_that_are_told(tmp_path: Path, write_image: Write, by: str) -> None:
+    called = [f"Case_{patient}_{image}" for patient in range(12, 17) for image in ("T1", "T2")]
+    root = visits(tmp_path, write_image, called)
+    bare = training_cases(folders(root, validation=0.4))
+    assert "each counts as a patient of its own (data.patient says otherwise)" in describe_patients(*bare)
+    assert "'Case_12_T1' and 'Case_12_T2' begin alike" in describe_patients(*bare)
+    table = root / "patients.csv"
+    table.write_text("case,age,patient\n" + "".join(f"{name},3,P{name[5:7]}\n" for name in [*called, "other"]))
+    told = {
+        "pattern": {"patient": "Case_([0-9]+)"},
+        "named group": {"patient": "(Case)_(?P<patient>[0-9]+)"},
+        "table": {"patients": str(table)},
+    }
+    training, validation = training_cases(folders(root, validation=0.4, **told[by]))
+    assert (len(training), len(validation)) == (6, 4)
+    assert not {case.patient for case in training} & {case.patient for case in validation}
+    assert ("patients.csv" if by == "table" else "data.patient") in describe_patients(training, validation)
+
+
+def test_patients_that_are_told_wrongly(tmp_path: Path, write_image: Write) -> None:
+    root = visits(tmp_path, write_image, ["a_1", "a_2", "b_1"])
+    table = root / "patients.csv"
+    for values, message in (
+        ({"patient": "(a)"}, r"finds no patient in 1 of 3 cases, such as 'b_1'"),
+        ({"patients": str(table)}, "there is no file"),
+    ):
+        with pytest.raises(MedsslError, match=message):
+            training_cases(folders(root, **values))
+    for content, message in (
+        ("name,patient\na_1,x\n", "columns name, patient"),
+        ("case,patient\na_1,x\na_2,x\n", "no patient of 1 of 3 cases, such as 'b_1'"),
+        ("case,patient\na_1,x\na_1,y\n", "two patients of the case 'a_1'"),
+        ("", "no patient of 3 of 3"),
+    ):
+        table.write_text(content)
+        with pytest.raises(DataError, match=message):
+            training_cases(folders(root, patients=str(table)))
+    values = {"size": [8, 8, 8], "dataset": "d"}
+    for wrong, message in (
+        ({"patient": "("}, "no regular expression"),
+        ({"patient": "a"}, "no group"),
+        ({"patient": "(a)", "patients": "b"}, "not both"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            check(LabelledOptions, values | wrong)
+
+
+def test_a_split_that_divides_a_patient_is_refused(tmp_path: Path, write_image: Write) -> None:
+    root = visits(tmp_path, write_image, ["patient1_a", "patient1_b", "patient2_a"])
+    file = root / "splits.json"
+    file.write_text(json.dumps({"train": ["patient1_a", "patient2_a"], "validation": ["patient1_b"]}))
+    with pytest.raises(ConfigError, match=r"divides 1 patient, such as patient1 .*'patient1_a' is trained on and 'patient1_b' validates"):
+        training_cases(folders(root, splits=str(file)))
+    training, validation = training_cases(folders(root, splits=str(file), patient="(.*)"))
+    assert (len(training), len(validation)) == (2, 1)
+    one, none = training_cases(folders(root, patient="(p)"))
+    assert (len(one), none) == (3, [])
+    assert "nothing is validated, since all cases are of one patient" in describe_patients(one, none)
+
+
 def test_a_label_without_image(paired: Paired) -> None:
     root = paired()
     (root / "images" / "case_02.nii.gz").unlink()
@@ -215,21 +332,58 @@ def test_grids_that_differ(paired: Paired, write_image: Write) -> None:
         find_cases(folders(root))
 
 
-def test_labels_that_are_none(paired: Paired, write_image: Write) -> None:
-    root = paired()
-    cases = find_cases(folders(root))
-    check_labels(cases, 3)
-    with pytest.raises(DataError, match=r"holds the value 2; the network has 2 outputs.*out_channels to 3"):
-        check_labels(cases, 2)
-    path = root / "labels" / "case_01.nii.gz"
-    write_image(path, np.full((24, 20, 18), 0.5, np.float32))
-    with pytest.raises(DataError, match=r"case_01.*no whole numbers, such as 0\.5"):
-        check_labels(cases, 3)
-    write_image(path, np.full((24, 20, 18), -1, np.int16))
-    with pytest.raises(DataError, match="value -1"):
-        check_labels(cases, 3)
-    write_image(path, np.ones((24, 20, 18), np.float32))
-    check_labels(cases, 3)
+@pytest.mark.parametrize(
+    ("labels", "named"),
+    [
+        ({"0": "background", "1": "liver", "2": "tumour"}, {0: "background", 1: "liver", 2: "tumour"}),
+        ({"background": 0, "liver": 1, "tumour": 2}, {0: "background", 1: "liver", 2: "tumour"}),
+        ({"background": 0, "whole": [1, 2], "core": 2}, {0: "background", 2: "core"}),
+        (["background"], {}),
+    ],
+)
+def test_names_of_labels_in_dataset_json(paired: Paired, labels: Any, named: dict[int, str]) -> None:
+    found = label_values_of(dataset(datalist(paired(1), labels=labels, training=[])))
+    assert (found.names, found.classes) == (named, None)
+    assert found.declared == (frozenset({0, 1, 2}) if isinstance(labels, dict) else frozenset())
+
+
+def test_the_ignore_label_of_nnunet(paired: Paired) -> None:
+    path = datalist(paired(1), labels={"background": 0, "liver": 1, "ignore": 2}, training=[])
+    found = label_values_of(dataset(path))
+    assert found.classes_in(np.array([0, 1, 2, 1])).tolist() == [0, 1, -1, 1]
+    assert found.declared == {0, 1}
+    with pytest.raises(DataError, match=r"holds the value 3, 9, to which dataset\.json gives no class"):
+        found.classes_in(np.array([0, 1, 3, 9]))
+    told = label_values_of(dataset(path, label_values={1: 1, 2: 1}))
+    assert told.classes_in(np.array([0, 1, 2], np.float32)).tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("given", "values", "classes", "back"),
+    [
+        ({0: 0, 63: 1, 126: 2}, [0, 63, 126], [0, 1, 2], [0, 63, 126]),
+        ({1: 1, 2: 1, 3: 0, 255: "ignore"}, [0, 1, 2, 3, 255], [0, 1, 1, 0, -1], [0, 1, 1, 0]),
+        ({-1: "ignore", 40000: 1}, [-1, 0, 40000], [-1, 0, 1], [0, 40000]),
+        ({0: "ignore", 1: 0, 2: 1}, [0, 1, 2], [-1, 0, 1], [1, 2]),
+        ({**{n: n for n in range(300)}, 5: 300}, [5, 7], [300, 7], [5, 7]),
+    ],
+)
+def test_values_become_classes_and_come_back(
+    given: dict[int, int | Literal["ignore"]], values: list[int], classes: list[int], back: list[int]
+) -> None:
+    found = label_values(given, None)
+    made = found.classes_in(np.array(values))
+    assert made.tolist() == classes
+    assert made.dtype == (np.int16 if min(classes) < 0 or max(classes) > 255 else np.uint8)
+    assert found.values_of(made[made >= 0]).tolist() == back
+    assert LabelValues.of_document(json.loads(json.dumps(found.document()))).classes == found.classes
+    assert LabelValues.of_document(LabelValues().document()).values_of(made) is made
+
+
+def test_classes_that_do_not_count_on_are_refused() -> None:
+    for wrong in ({63: 2}, {1: 1, 2: 3}, {1: -1}):
+        with pytest.raises(ConfigError, match="do not count on from 0"):
+            check(LabelledOptions, {"size": [8, 8, 8], "dataset": "d", "label_values": wrong})
 
 
 def test_what_is_not_there(tmp_path: Path, paired: Paired) -> None:
@@ -277,7 +431,6 @@ def test_real_cases(shared_data: Path) -> None:
     training, validation = training_cases(options)
     assert (len(training), len(validation)) == (8, 20)
     assert modality_of(options) == "MR"
-    check_labels(training, 3)
     kbp = shared_data / "openkbp"
     options = folders(kbp, splits=str(kbp / "splits.json"))
     assert [len(part) for part in training_cases(options)] == [17, 5]

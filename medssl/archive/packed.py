@@ -8,7 +8,6 @@ import lzma
 import os
 import shutil
 import struct
-import tarfile
 import tempfile
 import weakref
 import zipfile
@@ -20,7 +19,7 @@ from typing import Any, BinaryIO, ClassVar
 
 from medssl.archive.limits import Refused, most_unpacked
 from medssl.archive.outcomes import Reason
-from medssl.archive.tar_members import TAR_ERRORS, Header, read_members
+from medssl.archive.tar_members import TAR_ERRORS, read_member, read_members
 from medssl.errors import ArchiveError
 from medssl.files import open_regular
 from medssl.source import ArchiveSource, Stat
@@ -134,13 +133,15 @@ class TarSource(ArchiveSource):
             raise Refused(Reason.TOO_LARGE)
         try:
             # A handle for each call: threads that share one move each other's place and get other bytes.
-            with tarfile.open(self._plain, "r:", tarinfo=Header) as tar:
-                stream = tar.extractfile(member)
-                return BytesIO(stream.read() if stream else b"")
+            with open_regular(self._plain) as file:
+                content = read_member(file, member)
         except OSError:
             raise
         except TAR_ERRORS as error:
             raise OSError(f"tar member cannot be read: {type(error).__name__}") from error
+        if len(content) != member.size:
+            raise OSError("tar member cannot be read: the file has become shorter")
+        return BytesIO(content)
 
     def stat(self, key: str) -> Stat:
         """Size and time of change, from the member's header."""

@@ -53,12 +53,10 @@ def read_members(file: BinaryIO, cut: bool = False) -> tuple[dict[str, tarfile.T
     Raises the errors of `TAR_ERRORS` for what is no tar file from its beginning.
     """
     size = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    tar = tarfile.open(fileobj=file, mode="r:", tarinfo=Header)  # noqa: SIM115 - the file is the caller's
+    tar, at = _opened(file, size)
     members: dict[str, tarfile.TarInfo] = {}
-    damages: list[Damage] = []
+    damages = [Damage(0, 0)] if at else []
     count = 0
-    at = 0
     while True:
         member = _next(tar, at, size)
         if member is not None:
@@ -76,6 +74,30 @@ def read_members(file: BinaryIO, cut: bool = False) -> tuple[dict[str, tarfile.T
             return members, damages
         damages.append(Damage(count, at))
         at = tar.offset = following
+
+
+def read_member(file: BinaryIO, member: tarfile.TarInfo) -> bytes:
+    """The content of a member of the uncompressed tar file `file`."""
+    if member.issparse():
+        file.seek(member.offset)
+        with tarfile.open(fileobj=file, mode="r:", tarinfo=Header) as tar:
+            stream = tar.extractfile(member)
+            return stream.read() if stream else b""
+    file.seek(member.offset_data)
+    return file.read(member.size)
+
+
+def _opened(file: BinaryIO, size: int) -> tuple[tarfile.TarFile, int]:
+    """The archive at its first header that is one, and where that lies."""
+    file.seek(0)
+    try:
+        return tarfile.open(fileobj=file, mode="r:", tarinfo=Header), 0
+    except TAR_ERRORS:
+        first = _following_header(file, 0, size)
+        if first is None:
+            raise
+        file.seek(first)
+        return tarfile.open(fileobj=file, mode="r:", tarinfo=Header), first
 
 
 def _next(tar: tarfile.TarFile, at: int, size: int) -> tarfile.TarInfo | None:

@@ -20,7 +20,7 @@ import pytest
 from hostile.conftest import Summed, contents, tar_of
 from pydicom.dataset import Dataset
 
-from medssl.archive import Index, Nifti, Reason, build_index, narrow, read_nifti, write_nifti, write_volumes
+from medssl.archive import Index, Nifti, Reason, TarSource, build_index, narrow, read_nifti, write_nifti, write_volumes
 from medssl.archive.build import DamageWarning
 from medssl.archive.export import UnreadableVolume
 from medssl.errors import ArchiveError, DataError
@@ -77,6 +77,15 @@ def test_a_damaged_header_in_a_tar_costs_one_member_and_is_told(tmp_path: Path, 
         assert summary.files == 18 and summary.rejected[Reason.DAMAGED_ARCHIVE] == 1
         assert sum(record.instances for record in summary.volumes) == 17
     assert ninth > eighth
+
+
+def test_a_damaged_first_header_costs_one_member_too(tmp_path: Path, summed: Summed) -> None:
+    whole = tar_of(contents(1))
+    (tmp_path / "a.tar").write_bytes(b"\xa5" * 300 + whole[300:])
+    with pytest.warns(DamageWarning, match="after its member 0, at byte 0"):
+        summary = summed(tmp_path / "a.tar")
+    assert summary.files == 6 and summary.rejected == {Reason.DAMAGED_ARCHIVE: 1}
+    assert TarSource(str(tmp_path / "a.tar")).open(next(TarSource(str(tmp_path / "a.tar")).keys())).read() in contents(1).values()
 
 
 @pytest.mark.parametrize("packer", [bytes, gzip.compress, bz2.compress, lzma.compress])

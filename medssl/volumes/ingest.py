@@ -29,6 +29,7 @@ from medssl.archive.geometry import to_ras, voxel_spacing
 from medssl.errors import DataError, MedsslError, StoreError, UsageError
 from medssl.volumes.frames import Codec, digest_of, encode
 from medssl.volumes.grid import as_spacing, resample, resample_labels
+from medssl.volumes.identity import content_of
 from medssl.volumes.preparation import Channel, Preparation, statistics
 from medssl.volumes.store import MANIFEST, Manifest, body_of, labels_path, read_manifest, stable_id, volume_path, write_file
 from medssl.volumes.table import SCHEMA, loose_rows, read_table, row_to_json
@@ -184,14 +185,15 @@ def _store_one(item: Incoming, folder: Path, manifest: Manifest, codec: Codec) -
     except (MedsslError, OSError, ValueError, EOFError, MemoryError, zlib.error) as error:
         row["reason"] = _reason(error)
     else:
-        content = encode(values, codec)
-        write_file(volume_path(folder, item.volume), content)
-        row |= _facts(item, channels, values, affine)
-        row |= {"bytes": len(content), "dtype": values.dtype.str[1:], "digest": digest_of(content)}
+        row["content"] = content = content_of(values, affine, channels, labels)
+        file = encode(values, codec)
+        write_file(volume_path(folder, item.volume), file)
+        row |= _facts(content, channels, values, affine)
+        row |= {"bytes": len(file), "dtype": values.dtype.str[1:], "digest": digest_of(file)}
         if labels is not None:
-            content = encode(labels[None], codec)
-            write_file(labels_path(folder, item.volume), content)
-            row |= _label_facts(item, labels, classes) | {"labels_digest": digest_of(content)}
+            file = encode(labels[None], codec)
+            write_file(labels_path(folder, item.volume), file)
+            row |= _label_facts(content, labels, classes) | {"labels_digest": digest_of(file)}
     write_file(folder / "rows" / f"{item.volume}.json", row_to_json(row))
     return item.volume, row["reason"]
 
@@ -257,7 +259,7 @@ def _refuse(reason: str | None) -> None:
         raise Unusable(reason)
 
 
-def _facts(item: Incoming, channels: Sequence[Channel], values: NDArray[Any], affine: NDArray[Any]) -> dict[str, Any]:
+def _facts(content: str, channels: Sequence[Channel], values: NDArray[Any], affine: NDArray[Any]) -> dict[str, Any]:
     of_arrays = {number: statistics(values[number]) for number in {channel.array for channel in channels}}
     numbers = [of_arrays[channel.array] for channel in channels]
     body = body_of(values, channels, numbers)
@@ -271,13 +273,13 @@ def _facts(item: Incoming, channels: Sequence[Channel], values: NDArray[Any], af
         "affine": np.asarray(affine, float).reshape(-1).tolist(),
         "statistics": [number for one in numbers for number in astuple(one)],
         "box": [*box[0], *box[1]],
-        "points": _packed(sample_points(body, POINTS, stable_id(item.volume))),
+        "points": _packed(sample_points(body, POINTS, stable_id(content))),
     }
 
 
-def _label_facts(item: Incoming, labels: NDArray[Any], classes: Sequence[int]) -> dict[str, Any]:
+def _label_facts(content: str, labels: NDArray[Any], classes: Sequence[int]) -> dict[str, Any]:
     def points(value: int) -> bytes:
-        return _packed(sample_points(labels == value, CLASS_POINTS, stable_id(f"{item.volume}/{value}"))) if value > 0 else b""
+        return _packed(sample_points(labels == value, CLASS_POINTS, stable_id(f"{content}/{value}"))) if value > 0 else b""
 
     return {"classes": list(classes), "class_points": [points(value) for value in classes]}
 

@@ -18,7 +18,7 @@ from medssl.archive import Index, build_index, find_source, write_volumes
 from medssl.errors import ArchiveError, MedsslError, MissingInput, StoreError
 from medssl.testing.dicom import made_affine, made_volume, write_series
 from medssl.volumes import Channel, Incoming, Store, make_store, write_store
-from medssl.volumes.frames import Damaged
+from medssl.volumes.store.frames import Damaged
 
 Row = dict[str, Any]
 NESTED = b"[" * 20_000 + b"]" * 20_000

@@ -13,8 +13,8 @@ from medssl.archive import Index, build_index
 from medssl.testing.dicom import write_series
 from medssl.train.setup import store_fingerprint
 from medssl.volumes import CropOptions, CropPlan, Incoming, Store, make_store, write_store
-from medssl.volumes.identity import content_of, numbered
 from medssl.volumes.preparation import Channel
+from medssl.volumes.store.identity import content_of, numbered
 
 Array = NDArray[np.int16]
 SHAPE = (20, 18, 16)

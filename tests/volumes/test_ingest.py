@@ -31,8 +31,8 @@ from medssl.volumes import (
     statistics,
     write_store,
 )
-from medssl.volumes.frames import encode
-from medssl.volumes.table import row_to_json
+from medssl.volumes.store.frames import encode
+from medssl.volumes.store.table import row_to_json
 
 Make = Callable[..., list[Incoming]]
 

@@ -39,7 +39,7 @@ from medssl.volumes import (
     store_cases,
     write_store,
 )
-from medssl.volumes.label_values import label_values
+from medssl.volumes.cases.label_values import label_values
 
 Paired = Callable[..., Path]
 AXES = list(itertools.permutations(range(3)))

@@ -17,8 +17,8 @@ import torch
 from medssl.contracts import Crops
 from medssl.errors import MedsslError, StoreError
 from medssl.volumes import CropLoader, DataOptions, Store, crop_at, on_device, stable_id
-from medssl.volumes.frames import Damaged
-from medssl.volumes.prefetch import Prefetch
+from medssl.volumes.crops.prefetch import Prefetch
+from medssl.volumes.store.frames import Damaged
 
 
 def options(folder: Path, **changes: object) -> DataOptions:

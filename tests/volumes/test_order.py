@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medssl.volumes import CropLoader, CropOptions, CropPlan, DataOptions, Incoming, Store, StoredVolume, write_store
-from medssl.volumes.order import shuffled
+from medssl.volumes.crops.order import shuffled
 
 VOLUMES = 7
 

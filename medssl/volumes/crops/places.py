@@ -18,7 +18,7 @@ from pydantic import Field, field_validator, model_validator
 from medssl.config import BaseOptions
 from medssl.contracts import Draw
 from medssl.errors import ConfigError
-from medssl.volumes.order import shuffled
+from medssl.volumes.crops.order import shuffled
 from medssl.volumes.store import Store, StoredVolume
 
 FRACTION = 4

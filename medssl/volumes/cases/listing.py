@@ -22,11 +22,11 @@ from medssl.archive.geometry import to_ras, voxel_spacing
 from medssl.archive.nifti.modality import named_modality
 from medssl.config import did_you_mean
 from medssl.errors import ConfigError, DataError
+from medssl.volumes.cases.datalists import Listed, folders, from_dataset, read_json
+from medssl.volumes.cases.label_values import LabelValues, check_given, label_values
+from medssl.volumes.cases.patients import OWN, Whose, check_pattern, patients_of, refuse_divided
 from medssl.volumes.crops import LoadOptions
-from medssl.volumes.datalists import Listed, folders, from_dataset, read_json
 from medssl.volumes.grid import new_size
-from medssl.volumes.label_values import LabelValues, check_given, label_values
-from medssl.volumes.patients import OWN, Whose, check_pattern, patients_of, refuse_divided
 from medssl.volumes.preparation import Channel
 
 

@@ -3,7 +3,7 @@
     store.json            version, preparation, spacing, axes
     table/*.parquet       one row a volume, or a volume's name and the reason why it was left out
     rows/*.json           rows of an ingest that is under way or was cut off
-    volumes/*.b2nd        one file a volume (`medssl.volumes.frames`): its arrays, of which its channels are made when read
+    volumes/*.b2nd        one file a volume (`medssl.volumes.store.frames`): its arrays, of which its channels are made when read
     labels/*.b2nd         its classes on the same grid, where it is labelled
 
 Names of patients, volumes and series are pseudonyms. A row counts once its volume's file is in place.
@@ -29,11 +29,11 @@ from medssl.archive.geometry import usable_spacing
 from medssl.config import BaseOptions
 from medssl.errors import MissingInput, StoreError
 from medssl.files import read_json, write_atomically
-from medssl.volumes.frames import Damaged, FrameCache, FrameFile
 from medssl.volumes.grid import as_spacing
-from medssl.volumes.identity import numbered
 from medssl.volumes.preparation import Channel, Line, Preparation, Statistics
-from medssl.volumes.table import ROW_ERRORS, check_columns, damaged_table, read_table
+from medssl.volumes.store.frames import Damaged, FrameCache, FrameFile
+from medssl.volumes.store.identity import numbered
+from medssl.volumes.store.table import ROW_ERRORS, check_columns, damaged_table, read_table
 from medssl.volumes.unusable import LONGEST
 
 VERSION = 3

@@ -27,12 +27,12 @@ from numpy.typing import NDArray
 from medssl.archive import narrow
 from medssl.archive.geometry import to_ras, voxel_spacing
 from medssl.errors import DataError, MedsslError, StoreError, UsageError
-from medssl.volumes.frames import Codec, digest_of, encode
 from medssl.volumes.grid import as_spacing, resample, resample_labels
-from medssl.volumes.identity import content_of
 from medssl.volumes.preparation import Channel, Preparation, statistics
-from medssl.volumes.store import MANIFEST, Manifest, body_of, labels_path, read_manifest, stable_id, volume_path, write_file
-from medssl.volumes.table import SCHEMA, loose_rows, read_table, row_to_json
+from medssl.volumes.store.frames import Codec, digest_of, encode
+from medssl.volumes.store.identity import content_of
+from medssl.volumes.store.reading import MANIFEST, Manifest, body_of, labels_path, read_manifest, stable_id, volume_path, write_file
+from medssl.volumes.store.table import SCHEMA, loose_rows, read_table, row_to_json
 from medssl.volumes.unusable import why_unusable
 
 FOLDERS = ("volumes", "labels", "rows", "table")

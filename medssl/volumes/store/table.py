@@ -44,7 +44,7 @@ SCHEMA = pa.schema(
 )
 """`channels`, `modalities`, `arrays` and `statistics` (six numbers each) are as long as a volume has channels; `class_points` as
 `classes`, which is null where a volume has no label; `fingerprint` tells whether the files it was made from are still the same;
-`dtype` and the digests are of the volume's own files; `content` is of what they hold (`medssl.volumes.identity`)."""
+`dtype` and the digests are of the volume's own files; `content` is of what they hold (`medssl.volumes.store.identity`)."""
 
 _NEEDED = (
     *("patient", "series", "modality", "channels", "modalities", "arrays"),

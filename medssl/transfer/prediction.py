@@ -27,8 +27,8 @@ from medssl.transfer.images import ImageForm, load_image, prepare_image
 from medssl.transfer.segment import Windows
 from medssl.volumes import LabelValues, Prepared, restore_labels
 from medssl.volumes.cases import header
-from medssl.volumes.datalists import grouped_by_case
-from medssl.volumes.sources import is_index
+from medssl.volumes.cases.datalists import grouped_by_case
+from medssl.volumes.ingest.sources import is_index
 
 
 @dataclass(frozen=True)

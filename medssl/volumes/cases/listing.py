@@ -24,11 +24,11 @@ from medssl.config import did_you_mean
 from medssl.errors import ConfigError, DataError
 from medssl.faults import faults_as
 from medssl.files import open_regular
+from medssl.volumes.cases.datalists import Listed, folders, from_dataset, read_json
+from medssl.volumes.cases.label_values import LabelValues, check_given, label_values
+from medssl.volumes.cases.patients import OWN, Whose, check_pattern, patients_of, refuse_divided
 from medssl.volumes.crops import LoadOptions
-from medssl.volumes.datalists import Listed, folders, from_dataset, read_json
 from medssl.volumes.grid import new_size
-from medssl.volumes.label_values import LabelValues, check_given, label_values
-from medssl.volumes.patients import OWN, Whose, check_pattern, patients_of, refuse_divided
 from medssl.volumes.preparation import Channel
 
 

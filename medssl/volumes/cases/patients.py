@@ -12,7 +12,7 @@ from typing import Protocol
 
 from medssl.errors import ConfigError, DataError, MissingInput
 from medssl.faults import faults_as
-from medssl.volumes.datalists import Listed
+from medssl.volumes.cases.datalists import Listed
 
 _KNOWN = {
     "BIDS names (sub-01_...)": re.compile(r"(sub-[A-Za-z0-9]+)(?![A-Za-z0-9])"),

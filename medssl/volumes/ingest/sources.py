@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from medssl.errors import ArchiveError, UsageError
 from medssl.faults import faults_as
 from medssl.files import holds_file
-from medssl.volumes.frames import Codec
-from medssl.volumes.ingest import Incoming, Progress, StoreSummary, write_store
+from medssl.volumes.ingest.writing import Incoming, Progress, StoreSummary, write_store
 from medssl.volumes.preparation import Preparation
+from medssl.volumes.store.frames import Codec
 
 if TYPE_CHECKING:
     from medssl.archive import Index

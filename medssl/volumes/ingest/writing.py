@@ -30,13 +30,14 @@ from medssl.archive.geometry import to_ras, voxel_spacing
 from medssl.errors import DataError, MedsslError, StoreError, UsageError
 from medssl.faults import faults_as
 from medssl.files import LOCK, holds_file, is_plain_name, lock_folder, make_folder, others_in, take_folder
-from medssl.volumes.frames import Codec, digest_of, encode
 from medssl.volumes.grid import as_spacing, resample, resample_labels
 from medssl.volumes.preparation import Channel, Preparation, statistics
-from medssl.volumes.store import MANIFEST, Manifest, body_of, labels_path, read_manifest, stable_id, volume_path, write_file
-from medssl.volumes.table import SCHEMA, loose_rows, read_table, row_to_json
-from medssl.volumes.unfinished import FOLDER as UNFINISHED
-from medssl.volumes.unfinished import announced, forget_finished
+from medssl.volumes.store.frames import Codec, digest_of, encode
+from medssl.volumes.store.identity import content_of
+from medssl.volumes.store.reading import MANIFEST, Manifest, body_of, labels_path, read_manifest, stable_id, volume_path, write_file
+from medssl.volumes.store.table import SCHEMA, loose_rows, read_table, row_to_json
+from medssl.volumes.store.unfinished import FOLDER as UNFINISHED
+from medssl.volumes.store.unfinished import announced, forget_finished
 from medssl.volumes.unusable import why_unusable
 
 FOLDERS = ("volumes", "labels", "rows", "table", UNFINISHED)
@@ -223,13 +224,14 @@ def _store_one(item: Incoming, folder: Path, manifest: Manifest, codec: Codec) -
 def _made(item: Incoming, folder: Path, manifest: Manifest, codec: Codec) -> tuple[dict[str, Any], dict[Path, bytes]]:
     """What the row says of a volume, and the content of its files."""
     channels, values, affine, labels, classes = _load(item, manifest)
-    content = encode(values, codec)
-    files = {volume_path(folder, item.volume): content}
-    row = _facts(item, channels, values, affine)
-    row |= {"bytes": len(content), "dtype": values.dtype.str[1:], "digest": digest_of(content)}
+    content = content_of(values, affine, channels, labels)
+    file = encode(values, codec)
+    files = {volume_path(folder, item.volume): file}
+    row = {"content": content, "bytes": len(file), "dtype": values.dtype.str[1:], "digest": digest_of(file)}
+    row |= _facts(content, channels, values, affine)
     if labels is not None:
-        content = files[labels_path(folder, item.volume)] = encode(labels[None], codec)
-        row |= _label_facts(item, labels, classes) | {"labels_digest": digest_of(content)}
+        file = files[labels_path(folder, item.volume)] = encode(labels[None], codec)
+        row |= _label_facts(content, labels, classes) | {"labels_digest": digest_of(file)}
     return row, files
 
 
@@ -294,7 +296,7 @@ def _refuse(reason: str | None) -> None:
         raise Unusable(reason)
 
 
-def _facts(item: Incoming, channels: Sequence[Channel], values: NDArray[Any], affine: NDArray[Any]) -> dict[str, Any]:
+def _facts(content: str, channels: Sequence[Channel], values: NDArray[Any], affine: NDArray[Any]) -> dict[str, Any]:
     of_arrays = {number: statistics(values[number]) for number in {channel.array for channel in channels}}
     numbers = [of_arrays[channel.array] for channel in channels]
     body = body_of(values, channels, numbers)
@@ -308,13 +310,13 @@ def _facts(item: Incoming, channels: Sequence[Channel], values: NDArray[Any], af
         "affine": np.asarray(affine, float).reshape(-1).tolist(),
         "statistics": [number for one in numbers for number in astuple(one)],
         "box": [*box[0], *box[1]],
-        "points": _packed(sample_points(body, POINTS, stable_id(item.volume))),
+        "points": _packed(sample_points(body, POINTS, stable_id(content))),
     }
 
 
-def _label_facts(item: Incoming, labels: NDArray[Any], classes: Sequence[int]) -> dict[str, Any]:
+def _label_facts(content: str, labels: NDArray[Any], classes: Sequence[int]) -> dict[str, Any]:
     def points(value: int) -> bytes:
-        return _packed(sample_points(labels == value, CLASS_POINTS, stable_id(f"{item.volume}/{value}"))) if value > 0 else b""
+        return _packed(sample_points(labels == value, CLASS_POINTS, stable_id(f"{content}/{value}"))) if value > 0 else b""
 
     return {"classes": list(classes), "class_points": [points(value) for value in classes]}
 

@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from medssl.contracts import Crops
-from medssl.volumes.crops import CropPlan, LoadOptions, Place, extent, read_crop
-from medssl.volumes.prefetch import Pending, Prefetch
+from medssl.volumes.crops.places import CropPlan, LoadOptions, Place, extent, read_crop
+from medssl.volumes.crops.prefetch import Pending, Prefetch
 from medssl.volumes.store import Store
 
 Batch = tuple[int, int, Crops]

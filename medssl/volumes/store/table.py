@@ -41,13 +41,17 @@ SCHEMA = pa.schema(
         ("dtype", pa.string()),
         ("digest", pa.string()),
         ("labels_digest", pa.string()),
+        ("content", pa.string()),
     ]
 )
 """`channels`, `modalities`, `arrays` and `statistics` (six numbers each) are as long as a volume has channels; `class_points` as
 `classes`, which is null where a volume has no label; `fingerprint` tells whether the files it was made from are still the same;
-`dtype` and the digests are of the volume's own files, and null in stores that were made before they were kept."""
+`dtype` and the digests are of the volume's own files; `content` is of what they hold (`medssl.volumes.store.identity`)."""
 
-_NEEDED = ("patient", "series", "modality", "channels", "modalities", "arrays", "shape", "spacing", "affine", "statistics", "box", "points")
+_NEEDED = (
+    *("patient", "series", "modality", "channels", "modalities", "arrays"),
+    *("shape", "spacing", "affine", "statistics", "box", "points", "content"),
+)
 """What the row of a volume that is there has to say."""
 
 ROW_ERRORS = (OSError, ValueError, LookupError, TypeError, ArithmeticError, AttributeError, MemoryError, pa.ArrowException)
@@ -114,20 +118,7 @@ def check_columns(folder: Path, table: pa.Table) -> None:
     bad = next((name for name in names if not is_plain_name(name)), None)
     if bad is not None:
         raise damaged_table(folder, f"it calls a volume {ascii(bad)[:80]}")
-    for name in (
-        "patient",
-        "series",
-        "modality",
-        "channels",
-        "modalities",
-        "arrays",
-        "shape",
-        "spacing",
-        "affine",
-        "statistics",
-        "box",
-        "points",
-    ):
+    for name in _NEEDED:
         if table[name].null_count:
             raise damaged_table(folder, f"it does not say the {name} of every volume")
     sides = pc.list_flatten(table["shape"])

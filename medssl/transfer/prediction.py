@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from medssl.archive import Index, VolumeRecord, build_index, write_nifti
-from medssl.archive.nifti_names import is_nifti_name, nifti_files, stem
+from medssl.archive.nifti.names import is_nifti_name, nifti_files, stem
 from medssl.config import check
 from medssl.errors import CheckpointError, DataError, MissingInput, UsageError
 from medssl.networks import NetworkSpec

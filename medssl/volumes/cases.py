@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from medssl.archive.geometry import to_ras, voxel_spacing
-from medssl.archive.modality import named_modality
+from medssl.archive.nifti.modality import named_modality
 from medssl.config import did_you_mean
 from medssl.errors import ConfigError, DataError
 from medssl.volumes.crops import LoadOptions

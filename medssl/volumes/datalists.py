@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medssl.archive.nifti_names import nifti_files, stem
+from medssl.archive.nifti.names import nifti_files, stem
 from medssl.errors import DataError, MissingInput
 
 _SPLIT = {"training": "train", "train": "train", "validation": "validation", "val": "validation", "test": "test", "testing": "test"}

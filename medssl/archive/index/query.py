@@ -5,7 +5,7 @@ from __future__ import annotations
 import duckdb
 import pyarrow as pa
 
-from medssl.archive.summary import COLUMNS
+from medssl.archive.index.summary import COLUMNS
 from medssl.errors import UsageError
 
 

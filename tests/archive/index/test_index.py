@@ -17,9 +17,9 @@ from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage, EnhancedMRImageStorage
 
 from medssl.archive import ArchiveSource, Index, Nifti, Reason, build_index, find_source, write_nifti, write_volumes
+from medssl.archive.headers.scan import Shard, scan
 from medssl.archive.outcomes import ending
-from medssl.archive.scan import Shard, scan
-from medssl.archive.sources import FolderSource
+from medssl.archive.sources.folder import FolderSource
 from medssl.errors import ArchiveError, MissingInput, PluginError, UsageError
 from medssl.plugins import Plugins
 from medssl.testing.dicom import made_affine, made_volume, uid, write_secondary_capture, write_series

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 
 from medssl.archive.geometry import usable_position, usable_spacing
+from medssl.archive.index.pseudonyms import is_pseudonym
+from medssl.archive.index.records import IndexSummary, VolumeRecord
 from medssl.archive.instance import SCHEMA
-from medssl.archive.pseudonyms import is_pseudonym
-from medssl.archive.records import IndexSummary, VolumeRecord
 from medssl.archive.tables import TABLE_ERRORS, damaged
 
 VOLUMES = pa.schema(

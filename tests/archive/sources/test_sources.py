@@ -37,14 +37,14 @@ from medssl.archive import (
     StatSource,
     TarSource,
     ZipSource,
-    build,
     build_index,
-    packed,
     write_nifti,
 )
-from medssl.archive.dicom import transfer_syntax
-from medssl.archive.duplicates import mark_duplicates
+from medssl.archive.headers.dicom import transfer_syntax
+from medssl.archive.index import build
 from medssl.archive.instance import Instance
+from medssl.archive.series.duplicates import mark_duplicates
+from medssl.archive.sources import packed
 from medssl.errors import ArchiveError, PluginError
 from medssl.plugins import Plugins
 from medssl.testing.dicom import made_affine, made_volume, uid, write_series
@@ -234,7 +234,7 @@ def mixed_archive(archive: Path) -> None:
 def test_an_index_does_not_depend_on_the_order_of_keys(
     workers: int, tmp_path: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("medssl.archive.scan.SHARD", 7)
+    monkeypatch.setattr("medssl.archive.headers.scan.SHARD", 7)
     mixed_archive(archive)
     first = build_index([archive], tmp_path / "index", workers=workers)
     one = tables(tmp_path / "index")
@@ -256,7 +256,7 @@ class Counted(Reversed):
 
 
 def test_a_worker_makes_a_source_once_and_not_for_each_shard(tmp_path: Path, archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medssl.archive.scan.SHARD", 2)
+    monkeypatch.setattr("medssl.archive.headers.scan.SHARD", 2)
     write_series(archive, made_volume((4, 4, 40)), made_affine())
     for workers in (1, 2):
         build_index([f"counted:{archive}"], tmp_path / "index", workers=workers, plugins=known(Counted))

@@ -22,7 +22,7 @@ from pydicom.uid import (
 
 from medssl.archive import Index, Reason
 from medssl.archive.instance import Instance
-from medssl.archive.pixels import stored_values
+from medssl.archive.pixels.values import stored_values
 from medssl.errors import ArchiveError
 from medssl.testing.dicom import made_affine, made_volume, uid, write_series
 

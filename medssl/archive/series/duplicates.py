@@ -10,7 +10,7 @@ from hashlib import blake2b
 
 from medssl.archive.instance import Instance
 from medssl.archive.outcomes import Reason
-from medssl.archive.pixels import PixelProblem, rescaled, slice_values
+from medssl.archive.pixels.values import PixelProblem, rescaled, slice_values
 from medssl.source import ArchiveSource
 
 _NAMING = frozenset({"source", "key", "size", "version", "reason", "warnings"})

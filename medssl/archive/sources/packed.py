@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, ClassVar
 
 from medssl.archive.limits import Refused, most_unpacked
 from medssl.archive.outcomes import Reason
-from medssl.archive.tar_members import TAR_ERRORS, read_member, read_members
+from medssl.archive.sources.tar_members import TAR_ERRORS, read_member, read_members
 from medssl.errors import ArchiveError
 from medssl.files import open_regular
 from medssl.source import ArchiveSource, Stat

@@ -13,7 +13,7 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 
-from medssl.archive.dicom import PARSE_ERRORS, UNCOMPRESSED, pixel_element, read_dataset, transfer_syntax
+from medssl.archive.headers.dicom import PARSE_ERRORS, UNCOMPRESSED, pixel_element, read_dataset, transfer_syntax
 from medssl.archive.instance import Instance
 from medssl.errors import ArchiveError
 from medssl.source import ArchiveSource, FrameSource

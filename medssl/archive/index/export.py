@@ -6,8 +6,8 @@ import json
 import warnings
 from pathlib import Path
 
-from medssl.archive.index import Index
-from medssl.archive.nifti import write_nifti
+from medssl.archive.index.reading import Index
+from medssl.archive.nifti.files import write_nifti
 from medssl.errors import ArchiveError, DataError, MedsslError, UsageError
 from medssl.files import write_atomically
 

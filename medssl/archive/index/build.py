@@ -15,18 +15,19 @@ import numpy as np
 import pyarrow as pa
 
 from medssl.archive import geometry
-from medssl.archive.duplicates import mark_duplicates
-from medssl.archive.folder import IndexFolder
+from medssl.archive.headers.scan import Progress, scan, shards_of
+from medssl.archive.index.folder import IndexFolder
+from medssl.archive.index.pseudonyms import Pseudonyms
+from medssl.archive.index.records import IndexSummary, VolumeRecord
+from medssl.archive.index.summary import records_table, summarize
 from medssl.archive.instance import Instance, to_table
 from medssl.archive.limits import Refused
 from medssl.archive.outcomes import Reason, ending
-from medssl.archive.packed import DamagedArchive, TarSource
-from medssl.archive.pseudonyms import Pseudonyms
-from medssl.archive.records import IndexSummary, VolumeRecord
-from medssl.archive.scan import Progress, scan, shards_of
-from medssl.archive.series import Left, Stack, split_volumes
-from medssl.archive.sources import FolderSource, source_class
-from medssl.archive.summary import records_table, summarize
+from medssl.archive.series.duplicates import mark_duplicates
+from medssl.archive.series.splitting import Left, Stack, split_volumes
+from medssl.archive.sources.folder import FolderSource
+from medssl.archive.sources.locations import source_class
+from medssl.archive.sources.packed import DamagedArchive, TarSource
 from medssl.archive.tables import write_table
 from medssl.errors import ArchiveError, MedsslError, UsageError
 from medssl.files import write_atomically

@@ -22,11 +22,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from medssl.archive import nifti_names
 from medssl.archive.instance import SCHEMA, Instance, from_table, to_table
 from medssl.archive.limits import Refused, limit_memory, watched
-from medssl.archive.modality import UNKNOWN, modality_of
-from medssl.archive.nifti import NiftiProblem, is_nifti, read_nifti_header
+from medssl.archive.nifti import names
+from medssl.archive.nifti.files import NiftiProblem, is_nifti, read_nifti_header
+from medssl.archive.nifti.modality import UNKNOWN, modality_of
 from medssl.archive.outcomes import Reason
 from medssl.archive.tables import read_table, write_table
 from medssl.plugins import blame
@@ -200,7 +200,7 @@ def scan_headers(source: HeaderSource, number: int, keys: Sequence[str]) -> dict
 
 
 def _scan_header(header: Dataset, instance: Instance) -> Instance:
-    from medssl.archive.dicom import PARSE_ERRORS, from_header
+    from medssl.archive.headers.dicom import PARSE_ERRORS, from_header
 
     try:
         return from_header(header, instance)
@@ -228,7 +228,7 @@ def _scan_open(file: BinaryIO, instance: Instance, name: str) -> Instance:
         return replace(instance, reason=Reason.EMPTY_FILE.value)
     file.seek(0)
     start = file.read(348)
-    if nifti_names.is_nifti_name(name) or is_nifti(start) or (start[:2] == b"\x1f\x8b" and is_nifti(_unpacked_start(file))):
+    if names.is_nifti_name(name) or is_nifti(start) or (start[:2] == b"\x1f\x8b" and is_nifti(_unpacked_start(file))):
         return _scan_nifti(file, instance, name)
     if start[:4] == b"PK\x03\x04" or start[:2] == b"\x1f\x8b":
         return replace(instance, reason=Reason.COMPRESSED_ARCHIVE.value)
@@ -247,8 +247,8 @@ def _unpacked_start(file: BinaryIO) -> bytes:
 
 
 def _scan_nifti(file: BinaryIO, instance: Instance, name: str) -> Instance:
-    found = replace(instance, kind="nifti", modality=UNKNOWN, patient=nifti_names.patient_of(name))
-    if nifti_names.is_label(name):
+    found = replace(instance, kind="nifti", modality=UNKNOWN, patient=names.patient_of(name))
+    if names.is_label(name):
         return replace(found, reason=Reason.LABEL_MAP.value)
     try:
         file.seek(0)
@@ -263,7 +263,7 @@ def _scan_nifti(file: BinaryIO, instance: Instance, name: str) -> Instance:
         found,
         uid=digest.hexdigest(),
         series=digest.hexdigest(),
-        study=nifti_names.session_of(name),
+        study=names.session_of(name),
         shape=header.shape,
         affine=tuple(header.affine.ravel().tolist()),
         warnings=header.warnings,
@@ -271,7 +271,7 @@ def _scan_nifti(file: BinaryIO, instance: Instance, name: str) -> Instance:
 
 
 def _scan_dicom(file: BinaryIO, instance: Instance) -> Instance:
-    from medssl.archive.dicom import PARSE_ERRORS, looks_like_dicom, read_instance
+    from medssl.archive.headers.dicom import PARSE_ERRORS, looks_like_dicom, read_instance
 
     if not looks_like_dicom(file):
         return replace(instance, reason=Reason.NOT_MEDICAL.value)

@@ -7,7 +7,7 @@ import re
 from pathlib import PurePath
 from typing import Any
 
-from medssl.archive.nifti_names import stem
+from medssl.archive.nifti.names import stem
 from medssl.source import ArchiveSource
 
 UNKNOWN = "unknown"

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from medssl.archive import Index, Nifti, Reason, build_index, read_nifti, write_nifti, write_volumes
-from medssl.archive.export import UnreadableVolume
-from medssl.archive.nifti_names import is_label, patient_of, session_of
+from medssl.archive.index.export import UnreadableVolume
+from medssl.archive.nifti.names import is_label, patient_of, session_of
 from medssl.errors import DataError, MissingInput
 from medssl.testing.dicom import made_affine, made_volume
 

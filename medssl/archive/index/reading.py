@@ -13,15 +13,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from medssl.archive.folder import IndexFolder
+from medssl.archive.index.folder import IndexFolder
+from medssl.archive.index.query import select_volumes
+from medssl.archive.index.records import IndexSummary, Volume, VolumeRecord
+from medssl.archive.index.summary import INSTANCES, PLACE, PRIVATE, VOLUMES, count_reasons, records_from, summarize
 from medssl.archive.instance import SCHEMA, Instance, from_table
 from medssl.archive.narrowing import narrow
-from medssl.archive.nifti import NiftiProblem, read_stream
-from medssl.archive.pixels import PixelProblem, rescaled, slice_values, whole_range
-from medssl.archive.query import select_volumes
-from medssl.archive.records import IndexSummary, Volume, VolumeRecord
-from medssl.archive.sources import find_source
-from medssl.archive.summary import INSTANCES, PLACE, PRIVATE, VOLUMES, count_reasons, records_from, summarize
+from medssl.archive.nifti.files import NiftiProblem, read_stream
+from medssl.archive.pixels.values import PixelProblem, rescaled, slice_values, whole_range
+from medssl.archive.sources.locations import find_source
 from medssl.archive.tables import damaged, read_table
 from medssl.errors import ArchiveError, UsageError
 from medssl.files import read_json

@@ -62,8 +62,15 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:
         sys.exit(1)
     except Exception as error:  # noqa: BLE001 - the last door: a bug ends in one message too
-        message = f"unexpected {type(error).__name__}: {error}. This is a fault in medssl: run again with --debug and report the traceback."
-        sys.exit(_fail(message, 1, debug))
+        sys.exit(_fail(f"unexpected {type(error).__name__}: {error}. {_whose_fault(error)}", 1, debug))
+
+
+def _whose_fault(error: Exception) -> str:
+    from medssl.plugins import plugin_at_fault
+
+    plugin = plugin_at_fault(error)
+    who = "medssl" if plugin is None else f"the plugin '{plugin.plugin}' ({plugin})"
+    return f"This is a fault in {who}: run again with --debug and report the traceback."
 
 
 def _fail(message: str, code: int, debug: bool) -> int:

@@ -34,7 +34,7 @@ def predict(
         str, typer.Option(metavar="auto|fp32|bf16", help="auto: bf16 on GPUs that have it, else fp32. Faster, may move borders by a voxel.")
     ] = "fp32",
 ) -> None:
-    """Write a NIfTI label map for each input volume, on the input's own grid."""
+    """Write a NIfTI label map for each input volume, on the input's own grid. A volume that cannot be used costs no other."""
     from medssl.transfer import predict as predict_volumes
 
     written = predict_volumes(run, inputs, out, precision=precision)
@@ -55,6 +55,8 @@ def evaluate(
     from medssl.transfer import evaluate as evaluate_folders
 
     evaluation = evaluate_folders(predictions, labels, run)
+    for note in evaluation.notes():
+        say(f"medssl: warning: {note}")
     if csv is not None:
         evaluation.write(csv)
     if as_json:

@@ -1,7 +1,7 @@
 """Volumes: from an archive to a store, and from a store to batches of crops; labelled volumes for fine-tuning and prediction."""
 
-from medssl.volumes.cases import Case, LabelledOptions, channels_of, find_cases, grid_sides, label_values_of, training_cases
-from medssl.volumes.crops import Crop, CropOptions, CropPlan, DataOptions, LoadOptions, crop_at, refuse_too_large
+from medssl.volumes.cases import Case, LabelledOptions, channels_of, find_cases, label_values_of, training_cases
+from medssl.volumes.crops import Crop, CropOptions, CropPlan, DataOptions, LoadOptions, crop_at
 from medssl.volumes.grid import as_spacing
 from medssl.volumes.ingest import Incoming, StoreSummary, write_store
 from medssl.volumes.label_values import LabelValues, proposal
@@ -44,7 +44,6 @@ __all__ = [
     "crop_at",
     "describe_patients",
     "find_cases",
-    "grid_sides",
     "label_values_of",
     "load_case",
     "load_labels",
@@ -52,7 +51,6 @@ __all__ = [
     "on_device",
     "prepare_volume",
     "proposal",
-    "refuse_too_large",
     "restore_labels",
     "stable_id",
     "statistics",

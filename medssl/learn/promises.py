@@ -31,7 +31,7 @@ from medssl.contracts import (
     PretextTask,
     TaskNeeds,
 )
-from medssl.errors import PluginError
+from medssl.errors import DataError, PluginError
 from medssl.plugins import blame, provider_of
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9 _-]*$"
@@ -267,6 +267,21 @@ def task_measures(task: PretextTask, key: str, prediction: Tensor, batch: Pretex
     for what, value in check_by_name(found, task, key, "measure").items():
         check_loss(value, task, key, f"measure()['{what}']", crops.images)
     return found
+
+
+def check_prediction(prediction: Tensor, task: PretextTask, key: str, target: Tensor) -> None:
+    """`DataError` where a network's answer is not what the task's head says: its loss would broadcast it against the target."""
+    head, rows, shape = task.head(), len(target), tuple(prediction.shape)
+    if isinstance(head, DenseHead):
+        dims = max(prediction.dim() - 2, 2)
+        grid = tuple(target.shape[-dims:]) if target.dim() > dims else shape[2:]
+        wanted: tuple[int, ...] = (rows, head.channels, *grid)
+    elif isinstance(head, PooledHead):
+        wanted = (rows, head.outputs) if head.join == "concat" or head.parts == 1 else (rows, head.parts, head.outputs)
+    else:
+        return
+    if shape != wanted:
+        raise DataError(f"the network answers '{key}' with shape {shape}; for a target of shape {tuple(target.shape)} it is {wanted}.")
 
 
 def check_by_name(value: Any, term: nn.Module, key: str, what: str) -> Mapping[str, Any]:

@@ -92,8 +92,8 @@ class Objective(nn.Module):
         """Terms whose loss had a gradient in some forward pass."""
         checks.check_terms(self.by_key("tasks"), self.by_key("losses"), self.info, spec, views, self.plugins)
         self._trunk = Trunk(network, spec, self.plugins)
-        for head in self.built_heads.values():
-            self._trunk.check(head.reads)
+        for key, head in self.built_heads.items():
+            self._trunk.check(head.reads, f"task '{key}'")
         self.teacher = make_teacher(network, spec, self.plugins, self.built_heads, self.by_key("tasks"), self.by_key("losses"))
         self._pending: list[Pending] = []
 

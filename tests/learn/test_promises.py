@@ -28,7 +28,7 @@ from medssl.contracts import (
     TaskNeeds,
     Views,
 )
-from medssl.errors import ConfigError, PluginError
+from medssl.errors import ConfigError, NetworkError, PluginError
 from medssl.learn import build_objective, freeze_unreached, pictures, trivial
 from medssl.plugins import Plugins
 from medssl.testing import make_crops
@@ -295,6 +295,21 @@ def test_objects_are_checked_as_classes_are() -> None:
     info = NetworkInfo(2, 1, 8, 4, (4, 4))
     with pytest.raises(PluginError, match="answer = 'odd'"):
         run(changed(Repeat, answer="odd")(BaseOptions(), info))
+
+
+@pytest.mark.parametrize(
+    ("reads", "says"),
+    [
+        (
+            "tokens",
+            r"task 'repeat' reads tokens, and .*UNet.* has no tokens, since its encoder does not work on tokens\. Take ViT or UNETR\.$",
+        ),
+        ("levels 0", r"task 'repeat' reads levels 0, and .* has none\. Did you mean 'level 0'\?$"),
+    ],
+)
+def test_features_that_the_network_does_not_have_name_who_reads_them(reads: str, says: str) -> None:
+    with pytest.raises(NetworkError, match=says):
+        run(with_module(nn.Identity(), reads))
 
 
 def test_words_that_are_no_term_are_refused_as_before() -> None:

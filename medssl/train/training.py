@@ -30,6 +30,7 @@ from medssl.run import Best, Run, RunState
 from medssl.train.answerable import AnswerableWatch
 from medssl.train.checkpoint import Checkpoint, newest_good, save_checkpoint
 from medssl.train.config import TrainOptions
+from medssl.train.connected import GradientWatch
 from medssl.train.device import choose_device, choose_dtype
 from medssl.train.handlers import CheckpointWriter, Clock, FolderWatch, Recorder, plugin_handlers
 from medssl.train.loop import Skip, StepEngine, StepSettings, grouped, run_steps, seeded
@@ -232,6 +233,7 @@ def _train(training: Training, run: Run, start: _Start, resumed: Checkpoint | No
         clock.attach(engine)
         FolderWatch(control.folder).attach(engine)
         AnswerableWatch(display.say).attach(engine)
+        GradientWatch(objective, display.say).attach(engine)
         if training.attach is not None:
             training.attach(engine, run, _saver(training, run, "best", 1))
         recorder.attach(engine)

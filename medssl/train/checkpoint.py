@@ -24,7 +24,7 @@ from torch import Tensor, contiguous_format
 
 from medssl.errors import CheckpointError, MissingInput
 from medssl.faults import fault, faults_as, is_fault
-from medssl.files import create_file, make_folder, sync, sync_folder, temporary_beside
+from medssl.files import create_file, make_folder, sync, sync_folder, take_folder, temporary_beside
 
 FORMAT = "medssl-checkpoint"
 VERSION = 2
@@ -81,6 +81,8 @@ def save_checkpoint(
     partial = temporary_beside(target)
     kept = "Earlier checkpoints are untouched. Then go on with --resume."
     with faults_as(CheckpointError, f"the checkpoint of step {step} cannot be written to {target}", kept):
+        if not Path(run_folder).exists():
+            take_folder(Path(run_folder))
         make_folder(target.parent)
         try:
             _write_files(make_folder(partial), step, tensors, state)

@@ -22,6 +22,7 @@ from medssl.config import dump_config, load_config
 from medssl.errors import ConfigError, MissingInput, TrainingError, UsageError
 from medssl.files import write_atomically
 from medssl.train.checkpoint import clear_leftovers, list_checkpoints
+from medssl.yaml_text import parse_yaml
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
@@ -122,7 +123,7 @@ def check_same_run(folder: str | Path, config: BaseModel, free: frozenset[str]) 
     """
     path = Path(folder)
     if (path / CONFIG).is_file():
-        before, now = _flat(load_config(path / CONFIG)), _flat(_parsed(dump_config(config)))
+        before, now = _flat(load_config(path / CONFIG)), _flat(parse_yaml(dump_config(config)))
         changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key) and not _is_free(key, free))
         if changed:
             shown = "; ".join(f"{key}: {before.get(key)!r} there, {now.get(key)!r} here" for key in changed[:5])
@@ -134,13 +135,6 @@ def check_same_run(folder: str | Path, config: BaseModel, free: frozenset[str]) 
 
 def _is_free(key: str, free: frozenset[str]) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in free)
-
-
-def _parsed(text: str) -> dict[str, Any]:
-    import yaml
-
-    parsed: dict[str, Any] = yaml.safe_load(text)
-    return parsed
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:

@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 
 from medssl.archive.geometry import to_ras, voxel_spacing
 from medssl.archive.modality import named_modality
-from medssl.config import did_you_mean
+from medssl.config import Seed, did_you_mean
 from medssl.errors import ConfigError, DataError
 from medssl.volumes.crops import LoadOptions
 from medssl.volumes.datalists import Listed, folders, from_dataset, read_json
@@ -75,7 +75,7 @@ class LabelledOptions(LoadOptions):
     """Fold of a datalist or of nnU-Net's splits that is kept for validation."""
     labelled: int | None = Field(default=None, ge=1)
     """Train on the first N cases of a seeded order, so that 8 labelled cases are among the 16 of a larger run."""
-    labelled_seed: int = 0
+    labelled_seed: Seed = 0
     """Seed of that order."""
     validation: float = Field(default=0.2, ge=0, lt=1)
     """Share of the patients kept for validation where neither splits nor fold say which."""

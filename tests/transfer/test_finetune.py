@@ -343,7 +343,7 @@ def test_a_resume_looks_at_no_case_again(tmp_path: Path, finetune_config: Config
     ("override", "message"),
     [
         ("train.step=3", "Did you mean 'steps'"),
-        ("train.preset=gradual", "preset"),
+        ("train.validate_precision=half", "must be 'auto', 'fp32' or 'bf16'"),
         ("augment.flip=[3]", "axes from 0 to 2"),
         ("data.size=[7, 8, 8]", "cannot take crops"),
         ("data.size=[64, 64, 64]", "larger than every training case"),

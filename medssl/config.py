@@ -163,7 +163,7 @@ def shown(value: Any) -> str:
     if isinstance(value, int) and value.bit_length() > 256:
         return "a number of very many digits"
     if not isinstance(value, str | int | float | bool | list | tuple):
-        return type(value).__name__
+        return value.__name__ if isinstance(value, type) else type(value).__name__
     short = Repr()
     short.maxstring = short.maxother = short.maxlong = LONGEST
     short.maxlist = short.maxtuple = short.maxlevel = 4

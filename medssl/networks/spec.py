@@ -104,7 +104,10 @@ class NetworkSpec(BaseOptions):
     def checked(self) -> NetworkSpec:
         """The same specification with every needed option filled in; raises `NetworkError` for options that do not exist."""
         by_path = self.target.rpartition(".")[2] if self.target is not None and self.target.startswith("monai.networks.nets.") else None
-        filled = with_defaults(self.name or by_path, self.options)
+        try:
+            filled = with_defaults(self.name or by_path, self.options)
+        except (TypeError, KeyError) as error:
+            raise NetworkError(f"the options of {self} cannot be read: {error}. Where one is a list, give a list.") from error
         self.source().check_options(filled)
         return self.model_copy(update={"options": filled})
 

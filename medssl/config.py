@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from medssl.errors import ConfigError, MissingInput
+from medssl.faults import faults_as
 from medssl.yaml_text import FLOAT, parse_yaml, read_yaml
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -38,12 +39,13 @@ class BaseOptions(BaseModel):
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The mapping of a YAML file with `key.path=value` overrides applied; raises `ConfigError` or `MissingInput`."""
     file = Path(path)
-    if not file.is_file():
-        raise MissingInput(f"no configuration at {file}. Give the path of a YAML file.")
-    try:
-        content = read_yaml(file)
-    except ValueError as error:
-        raise ConfigError(f"{file} cannot be read as YAML: {error}.") from error
+    with faults_as(ConfigError, f"the configuration {file} cannot be read"):
+        if not file.is_file():
+            raise MissingInput(f"no configuration at {file}. Give the path of a YAML file.")
+        try:
+            content = read_yaml(file)
+        except ValueError as error:
+            raise ConfigError(f"{file} cannot be read as YAML: {error}.") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{file} holds {type(content).__name__}, not a mapping of keys. See `medssl schema`.")
     return with_overrides(content, overrides)

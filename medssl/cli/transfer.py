@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from medssl.cli.output import print_json, print_table, say
+from medssl.cli.sharing import Group, share
 
 
 def finetune(
@@ -16,10 +17,12 @@ def finetune(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[key=value...]", help="Such as data.labelled=8.")] = None,
     pretrained: Annotated[Path | None, typer.Option(metavar="PATH", help="A checkpoint or run folder; without: from scratch.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest good checkpoint in the run folder.")] = False,
+    group: Group = False,
 ) -> None:
     """Fine-tune a segmentation network on labelled volumes."""
     from medssl.transfer import fine_tune
 
+    share(out, group)
     run = fine_tune(config=config, overrides=overrides or (), out=out, pretrained=pretrained, resume=resume)
     say(f"fine-tuned {run.state.step} steps, in {run.folder}. Next: medssl predict {run.folder} INPUT --out DIR")
 
@@ -34,10 +37,12 @@ def predict(
     trust: Annotated[
         list[str] | None, typer.Option("--trust", metavar="MODULE", help="A Python module of yours that the run may name its network in.")
     ] = None,
+    group: Group = False,
 ) -> None:
     """Write a NIfTI label map for each input volume, on the input's own grid."""
     from medssl.transfer import predict as predict_volumes
 
+    share(out, group)
     written = predict_volumes(run, inputs, out, precision=precision, trusted=trust or ())
     say(f"{len(written)} label maps written to {out}")
 

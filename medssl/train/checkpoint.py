@@ -8,7 +8,6 @@ beside its place, flushed to the disk and renamed, so a process killed at any mo
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import warnings
@@ -23,10 +22,23 @@ from torch import Tensor, contiguous_format
 
 from medssl.config import shown
 from medssl.errors import RESUME, CheckpointError, MissingInput
-from medssl.train.checkpoint_state import BLANK, FORMAT, STATE, TENSORS, VERSION, checksum_of, damaged, read_state, read_whole
+from medssl.faults import faults_as
+from medssl.files import create_file, make_folder, sync, sync_folder, temporary_beside
+from medssl.train.checkpoint_state import (
+    BLANK,
+    FORMAT,
+    STATE,
+    TENSORS,
+    VERSION,
+    UnreadableCheckpoint,
+    checksum_of,
+    damaged,
+    read_state,
+    read_whole,
+)
 
+CHECKPOINTS = "checkpoints"
 _NAME = re.compile(r"^(?P<series>[a-z]+)-(?P<step>\d{8,})$")
-_ASIDE = ".partial"
 
 
 class CheckpointWarning(UserWarning):
@@ -54,7 +66,7 @@ class Checkpoint:
 
 def checkpoint_path(run_folder: str | Path, step: int, series: str = "step") -> Path:
     """Where the checkpoint of that step lies: `RUN_DIR/checkpoints/step-00000500`."""
-    return Path(run_folder) / "checkpoints" / f"{series}-{step:08d}"
+    return Path(run_folder) / CHECKPOINTS / f"{series}-{step:08d}"
 
 
 def save_checkpoint(
@@ -75,23 +87,20 @@ def save_checkpoint(
     there before stays good.
     """
     target = checkpoint_path(run_folder, step, series)
-    partial = target.with_name(f".{target.name}{_ASIDE}-{os.getpid()}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _clear(partial)
-        partial.mkdir()
-        _write_files(partial, step, tensors, state)
-        _sync_folder(partial)
-        if target.exists():
-            _remove(target)
-        partial.rename(target)
-        _sync_folder(target.parent)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise CheckpointError(
-            f"the checkpoint of step {step} cannot be written to {target}: {error.strerror or error}. Earlier checkpoints are untouched: "
-            f"make room or mend the disk, then go on with {RESUME}."
-        ) from error
+    partial = temporary_beside(target)
+    kept = f"Earlier checkpoints are untouched. Then go on with {RESUME}."
+    with faults_as(CheckpointError, f"the checkpoint of step {step} cannot be written to {target}", kept):
+        make_folder(target.parent)
+        try:
+            _write_files(make_folder(partial), step, tensors, state)
+            sync_folder(partial)
+            if target.exists():
+                _remove(target)
+            partial.rename(target)
+        finally:
+            # Gone after the rename; still there after a fault.
+            shutil.rmtree(partial, ignore_errors=True)
+        sync_folder(target.parent)
     if keep is not None:
         _keep_last(target.parent, series, keep)
     return target
@@ -123,22 +132,26 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 
 def list_checkpoints(run_folder: str | Path, series: str = "step") -> list[Path]:
     """The checkpoint folders of a run, oldest first, unread."""
-    folder = Path(run_folder) / "checkpoints"
+    folder = Path(run_folder) / CHECKPOINTS
     if not folder.is_dir():
         return []
-    found = [(match, path) for path in folder.iterdir() if (match := _NAME.match(path.name)) and path.is_dir()]
+    with faults_as(CheckpointError, f"the checkpoints in {folder} cannot be listed"):
+        found = [(match, path) for path in folder.iterdir() if (match := _NAME.match(path.name)) and path.is_dir()]
     return [path for match, path in sorted(found, key=lambda pair: int(pair[0]["step"])) if match["series"] == series]
 
 
 def newest_good(run_folder: str | Path, series: str = "step") -> Checkpoint | None:
     """The newest checkpoint of a run that reads without a fault; None where there is none at all.
 
-    Damaged ones are passed over with a `CheckpointWarning` each; where all are damaged a `CheckpointError` names them.
+    Damaged ones are passed over with a `CheckpointWarning` each; where all are damaged a `CheckpointError` names them. One that may
+    not be read is not passed over: it may be good.
     """
     problems = []
     for path in reversed(list_checkpoints(run_folder, series)):
         try:
             checkpoint = load_checkpoint(path)
+        except UnreadableCheckpoint:
+            raise
         except CheckpointError as error:
             problems.append(str(error))
             continue
@@ -192,13 +205,6 @@ def find_checkpoint(path: str | Path, series: str = "step") -> Checkpoint:
     return found
 
 
-def clear_leftovers(run_folder: str | Path) -> None:
-    """Remove what a killed process left half-written; call it only while holding the run's lock."""
-    folder = Path(run_folder) / "checkpoints"
-    for path in folder.glob(f".*{_ASIDE}-*") if folder.is_dir() else ():
-        shutil.rmtree(path)
-
-
 def _write_files(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
     files, aliases = {}, {}
     for group, named in tensors.items():
@@ -242,18 +248,9 @@ def _read_tensors(file: Path, checksum: str) -> dict[str, Tensor]:
 
 
 def _write_synced(file: Path, content: bytes) -> None:
-    with file.open("wb") as stream:
+    with create_file(file) as stream:
         stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(stream)
 
 
 def _keep_last(folder: Path, series: str, keep: int) -> None:
@@ -264,22 +261,12 @@ def _keep_last(folder: Path, series: str, keep: int) -> None:
         healthy = next((path for path in reversed(older) if not _skipping(path)), None)
         older = [path for path in older if path != healthy]
     for path in older:
-        try:
+        with faults_as(CheckpointError, f"the old checkpoint {path} cannot be removed", "The newest one is written and good."):
             _remove(path)
-        except OSError as error:
-            raise CheckpointError(
-                f"the old checkpoint {path} cannot be removed: {error.strerror or error}. The newest one is written and good."
-            ) from error
 
 
 def _remove(folder: Path) -> None:
     """Renamed first, so a kill in between leaves no half-removed checkpoint under a good name."""
-    aside = folder.with_name(f".{folder.name}{_ASIDE}-{os.getpid()}-old")
-    _clear(aside)
+    aside = temporary_beside(folder)
     folder.rename(aside)
     shutil.rmtree(aside)
-
-
-def _clear(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 
 from medssl.config import check, shown
 from medssl.errors import RESUME, CheckpointError, ConfigError
+from medssl.faults import fault, is_fault
 from medssl.files import is_plain_name, open_regular
 
 FORMAT = "medssl-checkpoint"
@@ -29,6 +31,10 @@ Channels = Annotated[int, Field(ge=1, le=10_000)]
 Text = Annotated[str, Field(max_length=4096)]
 Spacing = Annotated[list[Annotated[float, Field(ge=0.01, le=1000)]], Field(min_length=3, max_length=3)]
 LabelValue = Annotated[str, StringConstraints(pattern=r"^-?[0-9]{1,9}$")]
+
+
+class UnreadableCheckpoint(CheckpointError):
+    """A checkpoint that the system does not let this process read: nothing is known of what it holds."""
 
 
 class _Best(BaseModel):
@@ -144,8 +150,14 @@ def read_whole(file: Path, most: int | None = None) -> bytes:
             content = stream.read() if most is None else stream.read(most + 1)
     except FileNotFoundError as error:
         raise damaged(file, "the file is missing") from error
-    except OSError as error:
-        raise damaged(file, error.strerror or str(error)) from error
+    except Exception as error:
+        if is_fault(error) and getattr(error, "errno", None) == errno.EIO:
+            raise damaged(file, "the disk does not give its content") from error
+        if is_fault(error):
+            raise UnreadableCheckpoint(fault(error, f"the checkpoint's file {file} cannot be read")) from error
+        if isinstance(error, OSError):
+            raise damaged(file, str(error)) from error
+        raise
     if most is not None and len(content) > most:
         raise damaged(file, f"it is larger than {most} bytes")
     return content

@@ -25,11 +25,13 @@ FREE = frozenset(
         "data.threads",
         "data.ahead",
         "data.store",
+        "data.unfinished",
         "train.checkpoint_every",
         "train.device",
         "train.keep",
         "train.log_every",
         "train.picture_every",
+        "unlabelled.unfinished",
     }
 )
 """Keys that may differ when a run is resumed: they change no number."""

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from medssl.contracts import Crops
 from medssl.errors import RESUME
+from medssl.files import FolderLock
 from medssl.learn import Objective, citations, freeze_unreached, pictures, small_batch, trivial
 from medssl.networks.difference import head_tensors
 from medssl.run import Run, RunState
@@ -29,7 +30,7 @@ from medssl.train.checkpoint import Checkpoint, save_checkpoint
 from medssl.train.config import TrainOptions
 from medssl.train.definition import Save, Training
 from medssl.train.device import choose_device, choose_dtype
-from medssl.train.handlers import CheckpointWriter, Clock, Recorder, plugin_handlers
+from medssl.train.handlers import CheckpointWriter, Clock, FolderWatch, Recorder, plugin_handlers
 from medssl.train.loop import Skip, StepEngine, StepSettings, grouped, run_steps, seeded
 from medssl.train.optim import learning_rate_at, load_optimizer, make_optimizer, optimizer_tensors, parameter_groups
 from medssl.train.pictures import write_sheet
@@ -63,6 +64,14 @@ class _Start:
     """By task: the loss of the answer that needs no learning."""
 
 
+@dataclass(frozen=True)
+class _Control:
+    """What may end a run from outside."""
+
+    folder: FolderLock
+    request: StopRequest
+
+
 def run_training(out: str | Path, prepare: Callable[[Path], Training], *, resume: bool = False, handlers: Sequence[Any] = ()) -> Run:
     """Train into the folder `out` and return the run; `prepare(out)` makes the training ready, before the folder is opened.
 
@@ -77,15 +86,15 @@ def run_training(out: str | Path, prepare: Callable[[Path], Training], *, resume
     start = try_out(training)
     # One more while it is written, and one before steps that were skipped.
     check_room(out, checkpoint_bytes(training.objective) * (training.options.keep + 2))
-    with locked(out) as folder, stop_on_signals() as request:
+    with locked(out) as held, stop_on_signals() as request:
         state = RunState(training.options.steps)
-        resumed = open_folder(folder, training, resume, state)
-        run = Run(folder, training.config, training.objective, state, training.report if resumed is None else None)
+        resumed = open_folder(held.folder, training, resume, state)
+        run = Run(held.folder, training.config, training.objective, state, training.report if resumed is None else None)
         if resumed is not None:
             restore(training, run, resumed)
             warn_of_other_computing(resumed, computing(training.options.device, training.options.precision))
-        _train(training, run, start, resumed, request, handlers)
-        check_taken(state, folder)
+        _train(training, run, start, resumed, _Control(held, request), handlers)
+        check_taken(state, held.folder)
     return run
 
 
@@ -133,7 +142,7 @@ def make_engine(
     )
 
 
-def _train(training: Training, run: Run, start: _Start, resumed: Checkpoint | None, request: StopRequest, handlers: Sequence[Any]) -> None:
+def _train(training: Training, run: Run, start: _Start, resumed: Checkpoint | None, control: _Control, handlers: Sequence[Any]) -> None:
     options, state, objective = training.options, run.state, training.objective
     with ExitStack() as stack:
         crops = stack.enter_context(training.loader(state.step))
@@ -153,6 +162,7 @@ def _train(training: Training, run: Run, start: _Start, resumed: Checkpoint | No
             display.say(note)
         _say_trivial(start.trivial, display)
         clock.attach(engine)
+        FolderWatch(control.folder).attach(engine)
         forms = tensor_forms(objective)
         engine.add_event_handler(Events.ITERATION_COMPLETED(once=state.step + 1), lambda: check_forms(objective, forms))
         AnswerableWatch(display.say).attach(engine)
@@ -165,11 +175,11 @@ def _train(training: Training, run: Run, start: _Start, resumed: Checkpoint | No
             handler.attach(engine)
         with plugin_handlers(engine, training.plugins, run):
             save = _saver(training, run, forms, "step", options.keep, recorder, engine.optimizer)
-            CheckpointWriter(save, options.checkpoint_every, request).attach(engine)
+            CheckpointWriter(save, options.checkpoint_every, control.request).attach(engine)
             run_steps(engine)
-        if request.signal is not None:
+        if control.request.signal is not None:
             written = ", a checkpoint is written" if state.step else ""
-            stopped = Stopped(request.signal, f"stopped at step {state.step}{written}; go on with the same command and {RESUME}")
+            stopped = Stopped(control.request.signal, f"stopped at step {state.step}{written}; go on with the same command and {RESUME}")
             display.say(str(stopped))
             raise stopped
 

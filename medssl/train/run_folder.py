@@ -53,7 +53,7 @@ def locked(folder: str | Path) -> Iterator[FolderLock]:
             held = lock_folder(path, swept=("", CHECKPOINTS, PICTURES))
         except Busy as error:
             raise TrainingError(
-                f"{path} is being trained into by another process ({error}). Wait for it, stop it, or give another --out."
+                f"{path} is being trained into by another process ({error}). Wait for it, stop it, or give another folder."
             ) from error
     try:
         yield held

@@ -212,7 +212,7 @@ def _named_once(volumes: Sequence[_Input], out: Path) -> Sequence[_Input]:
                 f"{other.source} and {volume.source} would both be written as {volume.name}.nii.gz. Predict them into two folders."
             )
         if volume.source.resolve() == (out / f"{volume.name}.nii.gz").resolve():
-            raise UsageError(f"the label map of {volume.source} would overwrite it. Give another --out.")
+            raise UsageError(f"the label map of {volume.source} would overwrite it. Give another folder for the maps.")
     if not volumes:
         raise UsageError("there is nothing to predict. Give at least one input.")
     return volumes

@@ -7,6 +7,7 @@ building the same network again with other numbers of outputs.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Collection, Mapping
 from enum import Enum
 from functools import partial
@@ -271,6 +272,8 @@ def as_json(value: Any, where: str) -> Any:
     if isinstance(value, Integral):
         return int(value)
     if isinstance(value, Real):
+        if not math.isfinite(value):
+            raise NetworkError(f"{where} is {value}, which JSON cannot hold")
         return float(value)
     if isinstance(value, Mapping):
         return {str(key): as_json(item, where) for key, item in value.items()}

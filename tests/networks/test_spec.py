@@ -165,6 +165,7 @@ def test_deep_supervision_is_off_in_pretraining() -> None:
         ({"name": "UNETR"}, "needs img_size: give it in network.options"),
         ({"spatial_dims": 3}, "either name .* or _target_"),
         ({"name": "UNet", "spatial_dims": 4}, "spatial_dims"),
+        ({"name": "SegResNet", "options": {"dropout_prob": float("inf")}}, "options.dropout_prob is inf, which JSON cannot hold"),
         ({"name": "UNet", "options": {"channels": True}}, "the options of UNet cannot be read"),
         ({"name": "DynUNet", "options": {"strides": 3}}, "the options of DynUNet cannot be read"),
         ({"_target_": "os.system", "command": "true"}, "not a network class or a function"),

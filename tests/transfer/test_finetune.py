@@ -173,6 +173,16 @@ def test_resume_of_another_configuration_is_refused(tmp_path: Path, finetune_con
     assert done.state.step == 2
 
 
+def test_what_was_loaded_and_how_many_cases_there_are_is_said_first(
+    tmp_path: Path, tuned: Run, finetune_config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    fine_tune(config=finetune_config(1), out=tmp_path / "run", pretrained=tuned.folder)
+    said = capsys.readouterr().err
+    places = [said.index(words) for words in ("of the values outside the head", "4 cases of 4 patients to train on", "step 1/1")]
+    assert places == sorted(places)
+
+
 def test_a_finished_fine_tuning_can_be_lengthened(tmp_path: Path, finetune_config: Config) -> None:
     fine_tune(config=finetune_config(2), out=tmp_path / "run")
     longer = fine_tune(

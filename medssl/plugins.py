@@ -82,11 +82,7 @@ class Plugins:
         `extra` registers further objects with hook implementations by name, as tests and notebooks do.
         """
         plugins = cls()
-        disabled, only = _names(environ.get("MEDSSL_DISABLE")), _names(environ.get("MEDSSL_ONLY"))
-        for entry, provider in installed():
-            names = {provider.plugin, provider.package}
-            if names & disabled or (only and provider.package != CORE and not names & only):
-                continue
+        for entry, provider in _wanted(environ):
             plugins._load_entry(entry, provider)
         for name, module in (extra or {}).items():
             plugins.register(module, Provider(name, name, "in this process"))
@@ -262,6 +258,20 @@ def installed() -> list[tuple[metadata.EntryPoint, Provider]]:
         package, version = (entry.dist.name, entry.dist.version) if entry.dist else ("unknown", "0")
         found.append((entry, Provider(entry.name, package, version)))
     return sorted(found, key=lambda pair: (pair[1].package != CORE, pair[1].package, pair[1].plugin))
+
+
+def _wanted(environ: Mapping[str, str]) -> Iterator[tuple[metadata.EntryPoint, Provider]]:
+    """What is installed, minus `MEDSSL_DISABLE`, or only `MEDSSL_ONLY` beside the core's own."""
+    disabled, only = _names(environ.get("MEDSSL_DISABLE")), _names(environ.get("MEDSSL_ONLY"))
+    for entry, provider in installed():
+        names = {provider.plugin, provider.package}
+        if not names & disabled and (not only or provider.package == CORE or names & only):
+            yield entry, provider
+
+
+def plugin_modules(environ: Mapping[str, str] = os.environ) -> frozenset[str]:
+    """The top-level modules of the installed plugins, the core's own aside; nothing is imported."""
+    return frozenset(entry.module.partition(".")[0] for entry, provider in _wanted(environ) if provider.package != CORE)
 
 
 def _names(value: str | None) -> frozenset[str]:

@@ -77,7 +77,7 @@ def _decoders() -> dict[str, str]:
     from medssl.archive.decoders import can_decode
 
     wanted = ("RLELossless", "JPEGBaseline8Bit", "JPEGLosslessSV1", "JPEGLSLossless", "JPEG2000Lossless", "HTJ2KLossless")
-    missing = "cannot be read: this build of imagecodecs lacks it; install the one of PyPI"
+    missing = "cannot be read: this build of imagecodecs lacks it. Run: pip install --upgrade imagecodecs"
     return {name: "can be read" if can_decode(getattr(uid, name)) else missing for name in wanted}
 
 

@@ -13,6 +13,7 @@ import pydicom
 from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag, Tag
 
+from medssl.archive.decoders import can_decode
 from medssl.archive.geometry import usable_orientation, usable_position, usable_spacing
 from medssl.archive.instance import Instance
 from medssl.archive.limits import inflated, most_unpacked
@@ -255,7 +256,7 @@ def _flaw(found: Instance, dataset: pydicom.Dataset) -> Reason | None:
     """Why a slice cannot be used."""
     if "ModalityLUTSequence" in dataset:
         return Reason.MODALITY_TABLE
-    if not _decodable(found.syntax):
+    if not (found.syntax in UNCOMPRESSED or can_decode(found.syntax)):
         return Reason.NO_DECODER
     sizes = found.rows > 0 and found.columns > 0
     scaling = fits_float32(found.slope, abs(found.slope) * 2.0 ** min(found.bits_allocated, 64) + abs(found.intercept))
@@ -265,17 +266,6 @@ def _flaw(found: Instance, dataset: pydicom.Dataset) -> Reason | None:
     spacing = len(found.pixel_spacing) == 2 and usable_spacing(found.pixel_spacing)
     position = len(found.position) == 3 and usable_position(found.position)
     return None if spacing and position and usable_orientation(found.orientation) else Reason.BAD_GEOMETRY
-
-
-def _decodable(syntax: str) -> bool:
-    if syntax in UNCOMPRESSED:
-        return True
-    from pydicom.pixels import get_decoder
-
-    try:
-        return bool(get_decoder(pydicom.uid.UID(syntax)).is_available)
-    except NotImplementedError:
-        return False
 
 
 def pixel_element(file: BinaryIO, at: int, syntax: str) -> tuple[bytes, int] | None:

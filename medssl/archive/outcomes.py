@@ -49,6 +49,7 @@ class Reason(StrEnum):
     NO_DECODER = "no decoder for this transfer syntax"
     BAD_PIXELS = "bits or scaling that make no sense"
     BAD_GEOMETRY = "position, orientation or spacing that make no sense"
+    NO_POSITION = "no position in the header"
     SINGLE_SLICE = "single slice"
     FAR_APART = "two slices that lie too far apart to be neighbours"
     IRREGULAR = "irregular slice distances"

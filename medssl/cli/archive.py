@@ -21,6 +21,9 @@ def index(
     sources: Annotated[list[str], typer.Argument(metavar="PATH...", help="Folders of DICOM or NIfTI files, or zip files.")],
     index: Annotated[Path, typer.Option("--index", metavar="DIR", help="The index folder to write.")],
     workers: Annotated[int, typer.Option(min=1, help="Processes that read headers.")] = 2,
+    slice_location: Annotated[
+        bool, typer.Option("--slice-location", help="Let SliceLocation stand in for positions that were removed; volumes may be mirrored.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Read an archive into an index folder; nothing in the archive is changed.
@@ -30,7 +33,7 @@ def index(
     from medssl.archive import build_index
 
     with counting("reading headers") as report:
-        summary = build_index(sources, index, workers=workers, progress=report)
+        summary = build_index(sources, index, workers=workers, progress=report, slice_location=slice_location)
     if as_json:
         print_json(summary.document())
         return

@@ -22,8 +22,8 @@ from medssl.errors import ArchiveError, MissingInput, UsageError
 from medssl.files import read_json, write_atomically
 
 FORMAT = "medssl index"
-VERSION = 2
-"""2: instances have a frame number and the version that their source gave."""
+VERSION = 3
+"""2: instances have a frame number and the version that their source gave. 3: how they were taken, and how their position is written."""
 _MARK = "index.json"
 _TABLES = re.compile(r"tables-\d{1,9}")
 
@@ -71,7 +71,7 @@ class IndexFolder:
         version = folder._read_mark()["version"]
         if version != VERSION:
             raise ArchiveError(
-                f"the index in {root} is of format {version}, from before instances had frame numbers; this medssl reads format {VERSION}. "
+                f"the index in {root} is of format {version}, which holds less than this medssl needs; it reads format {VERSION}. "
                 f"Make it again, with the same names: medssl index PATH --index {root}"
             )
         if folder.tables() is None:

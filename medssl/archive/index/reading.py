@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from medssl.archive.index.folder import IndexFolder
 from medssl.archive.index.query import select_volumes
 from medssl.archive.index.records import IndexSummary, Volume, VolumeRecord
-from medssl.archive.index.summary import INSTANCES, PLACE, PRIVATE, VOLUMES, count_reasons, records_from, summarize
+from medssl.archive.index.summary import INSTANCES, PLACE, PRIVATE, UNKNOWN, VOLUMES, count_reasons, records_from, summarize
 from medssl.archive.instance import SCHEMA, Instance, from_table
 from medssl.archive.narrowing import narrow
 from medssl.archive.nifti.files import NiftiProblem, read_stream
@@ -41,7 +41,7 @@ class Index:
     def __init__(self, folder: str | Path, plugins: Plugins | None = None) -> None:
         self._folder = IndexFolder.opened(Path(folder))
         self._tables = str(self._folder.tables())
-        self._table = read_table(self._folder.root / self._tables / "volumes.parquet", VOLUMES, ("split_by",))
+        self._table = read_table(self._folder.root / self._tables / "volumes.parquet", VOLUMES, UNKNOWN)
         self._records = {record.volume: record for record in records_from(self._table)}
         self._plugins = plugins
         self._opened: dict[int, ArchiveSource] = {}

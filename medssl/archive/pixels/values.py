@@ -13,7 +13,8 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 
-from medssl.archive.headers.dicom import PARSE_ERRORS, UNCOMPRESSED, pixel_element, read_dataset, transfer_syntax
+from medssl.archive.headers.dicom import PARSE_ERRORS, read_dataset, transfer_syntax
+from medssl.archive.headers.pixel_element import UNCOMPRESSED, pixel_element
 from medssl.archive.instance import Instance
 from medssl.errors import ArchiveError
 from medssl.source import ArchiveSource, FrameSource

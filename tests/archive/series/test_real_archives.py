@@ -31,7 +31,7 @@ def test_every_file_ends_as_it_should(name: str, shared_data: Path, indexed: Ind
 
 def test_vendor_excerpts(shared_data: Path, indexed: Indexed) -> None:
     summary = indexed(shared_data / "dicom2nifti").summary()
-    assert summary.files == 87 and len(summary.volumes) == 10
+    assert summary.files == 87 and len(summary.volumes) == 20
     assert summary.rejected[R.DUPLICATE] == 12 and summary.rejected[R.SECONDARY_CAPTURE] == 4 and summary.rejected[R.SINGLE_SLICE] == 1
 
 

@@ -48,6 +48,8 @@ class Instance:
     photometric: str = ""
     rows: int = 0
     columns: int = 0
+    tile: tuple[int, ...] = ()
+    """Where it is a tile of a larger plane: rows and columns of the whole, top row and left column of the tile."""
     bits_allocated: int = 0
     bits_stored: int = 0
     high_bit: int = 0
@@ -77,6 +79,7 @@ class Instance:
     flip: str = ""
     reconstruction: str = ""
     """ConvolutionKernel as it stands in the header."""
+    stack: str = ""
     temporal: str = ""
     acquisition: str = ""
     trigger: str = ""
@@ -84,6 +87,8 @@ class Instance:
     b_value: tuple[float, ...] = ()
     acquired: str = ""
     """Acquisition date and time, only ever compared."""
+    dimensions: str = ""
+    """Dimension indices of a frame that count neither places nor stacks, only ever compared."""
     number: int = UNNUMBERED
     """InstanceNumber: trusted for nothing but telling repetitions apart that nothing else does, and only where it runs in order."""
 

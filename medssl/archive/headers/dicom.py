@@ -13,11 +13,12 @@ import pydicom
 from pydicom.tag import BaseTag, Tag
 
 from medssl.archive.geometry import usable_orientation, usable_position, usable_spacing
-from medssl.archive.headers import acquisition, diffusion
+from medssl.archive.headers import acquisition, diffusion, frames, siemens
 from medssl.archive.headers.elements import count, decimals, has, number, number_warnings, numbers, text, texts, tolerant, whole
-from medssl.archive.headers.kinds import kind_of
+from medssl.archive.headers.frames import Frame, frames_of
+from medssl.archive.headers.kinds import is_projection, kind_of
 from medssl.archive.headers.pixel_element import DEFLATED, UNCOMPRESSED, is_truncated
-from medssl.archive.instance import UNNUMBERED, Instance
+from medssl.archive.instance import UNNUMBERED, WHOLE, Instance
 from medssl.archive.limits import inflated, most_unpacked
 from medssl.archive.narrowing import fits_float32
 from medssl.archive.outcomes import Reason
@@ -48,7 +49,9 @@ _WANTED = (
 _NUMBERS = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept")
 """Where a flaw in how a number is written is told."""
 _PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
-_TAGS: list[Any] = [Tag(tag) for tag in (*_WANTED.split(), *acquisition.ELEMENTS.split(), *diffusion.TAGS)]
+_TAGS: list[Any] = [
+    Tag(tag) for tag in (*_WANTED.split(), *acquisition.ELEMENTS.split(), *diffusion.TAGS, *frames.ELEMENTS, *siemens.ELEMENTS)
+]
 
 PARSE_ERRORS = (
     pydicom.errors.InvalidDicomError,
@@ -114,23 +117,29 @@ def _pixels_or_nonsense(tag: BaseTag, vr: str | None, length: int) -> bool:
     return _nonsense(tag, vr, length) or tag in _PIXELS
 
 
-def read_instance(file: BinaryIO, instance: Instance) -> Instance:
-    """`instance` filled from the header of an open DICOM file, with the reason where the header alone decides it.
+def read_instances(file: BinaryIO, instance: Instance) -> list[Instance]:
+    """`instance` filled from the header of an open DICOM file, one for each slice, with the reason where the header alone decides it.
 
     Raises the errors of `PARSE_ERRORS`, `OSError`, `struct.error` or `zlib.error` for what is not DICOM or broken.
     """
     dataset = read_dataset(file, _TAGS, pixels=False)
     at = file.tell()
     found = from_header(dataset, instance)
-    if found.reason:
+    if all(one.reason for one in found):
         return found
-    if is_truncated(file, found, at):
-        return replace(found, reason=Reason.TRUNCATED.value)
-    return replace(found, pixels_at=at) if found.syntax in UNCOMPRESSED and found.syntax != DEFLATED else found
+    if is_truncated(file, found[0], at, 1 if found[0].tile else len(found)):
+        return [replace(whole_file(found[0]), reason=Reason.TRUNCATED.value)]
+    known = found[0].syntax in UNCOMPRESSED and found[0].syntax != DEFLATED
+    return [replace(one, pixels_at=at) for one in found] if known else found
 
 
-def from_header(dataset: pydicom.Dataset, instance: Instance) -> Instance:
-    """`instance` filled from a header, with the reason where the header alone decides it.
+def whole_file(one: Instance) -> Instance:
+    """The file of a slice, where it ends as one."""
+    return replace(one, frame=WHOLE, tile=())
+
+
+def from_header(dataset: pydicom.Dataset, instance: Instance) -> list[Instance]:
+    """`instance` filled from a header, one for each slice, with the reason where the header alone decides it.
 
     Raises the errors of `PARSE_ERRORS`, `OSError`, `struct.error` or `zlib.error` for values that are broken.
     """
@@ -149,8 +158,26 @@ def from_header(dataset: pydicom.Dataset, instance: Instance) -> Instance:
     )
     reason = kind_of(found, dataset)
     if reason is not None:
-        return replace(found, reason=reason.value)
+        return [replace(found, reason=reason.value)]
+    slices = frames_of(dataset, int(number(dataset, "NumberOfFrames", 1)))
+    if isinstance(slices, Reason):
+        return [replace(found, reason=slices.value)]
+    if slices is not None:
+        return [_slice(_framed(found, frame), frame.header, frame) for frame in slices]
+    if is_projection(found, dataset):
+        return [replace(found, reason=Reason.PROJECTION.value)]
+    return [_slice(found, dataset)]
+
+
+def _framed(found: Instance, frame: Frame) -> Instance:
+    tile = () if frame.tile is None else (frame.tile.whole_rows, frame.tile.whole_columns, frame.tile.top, frame.tile.left)
+    return replace(found, frame=frame.number, tile=tile, dimensions=frame.dimensions)
+
+
+def _slice(found: Instance, dataset: pydicom.Dataset, frame: Frame | None = None) -> Instance:
     found = _with_pixels(_with_order(_with_place(found, dataset), dataset), dataset)
+    if frame is not None and frame.tile is not None:
+        found = replace(found, rows=frame.tile.rows, columns=frame.tile.columns, position=frame.position, decimals=-1)
     reason = _flaw(found, dataset)
     return replace(found, reason=reason.value if reason else "")
 
@@ -184,6 +211,7 @@ def _with_order(found: Instance, dataset: pydicom.Dataset) -> Instance:
         inversion=text(dataset, "InversionTime"),
         flip=text(dataset, "FlipAngle"),
         reconstruction=text(dataset, "ConvolutionKernel"),
+        stack=text(dataset, "StackID"),
         temporal=text(dataset, "TemporalPositionIdentifier"),
         acquisition=text(dataset, "AcquisitionNumber"),
         trigger=text(dataset, "TriggerTime"),

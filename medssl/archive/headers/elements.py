@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
 from pydicom import Dataset
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataelem import DataElement, RawDataElement
-from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag, Tag
 
 _BINARY = {"US": "H", "SS": "h", "UL": "I", "SL": "i", "FL": "f", "FD": "d", "UV": "Q", "SV": "q", "AT": "H"}
@@ -54,10 +53,7 @@ def values(dataset: Dataset, name: str | int) -> list[Any]:
         return []
     if isinstance(element, RawDataElement):
         return _decoded(element, dataset)
-    value = element.value
-    if value is None or value == "" or value == b"":
-        return []
-    return list(value) if isinstance(value, MultiValue | list | tuple) else [value]
+    return _converted(element)
 
 
 def _decoded(element: RawDataElement, dataset: Dataset) -> list[Any]:
@@ -85,7 +81,9 @@ def _decoded(element: RawDataElement, dataset: Dataset) -> list[Any]:
 
 def _converted(element: DataElement) -> list[Any]:
     value = element.value
-    return list(value) if isinstance(value, MultiValue | list | tuple) else [value]
+    if value is None or value == "" or value == b"":
+        return []
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else [value]
 
 
 def _unpacked(content: bytes, code: str, little: bool) -> list[Any]:

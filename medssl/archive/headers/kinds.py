@@ -27,7 +27,6 @@ _KINDS: tuple[tuple[str, Reason], ...] = (
     (_STORAGE + "7", Reason.SECONDARY_CAPTURE),
 )
 """What is no image of a patient, by the start of the SOP class; the first that fits counts."""
-_ENHANCED = tuple(_STORAGE + tail for tail in ("2.1", "2.2", "4.1", "4.3", "4.4", "128.1", "130", "30"))
 _PLANAR = tuple(_STORAGE + tail for tail in ("2", "4", "128"))
 """CT, MR and PET images: a slice each, which must say where it lies."""
 
@@ -47,12 +46,9 @@ def kind_of(found: Instance, dataset: Dataset) -> Reason | None:
         return Reason.LOCALIZER
     if int(number(dataset, "SamplesPerPixel", 1)) != 1:
         return Reason.COLOUR
-    if found.sop_class in _ENHANCED:
-        return Reason.ENHANCED
-    if number(dataset, "NumberOfFrames", 1) > 1:
-        return Reason.MULTIFRAME
-    if "MOSAIC" in types:
-        return Reason.MOSAIC
-    if not has(dataset, "ImagePositionPatient") and found.sop_class not in _PLANAR:
-        return Reason.PROJECTION
     return None
+
+
+def is_projection(found: Instance, dataset: Dataset) -> bool:
+    """A plane of its own that says not where it lies, and need not."""
+    return not has(dataset, "ImagePositionPatient") and found.sop_class not in _PLANAR

@@ -11,6 +11,12 @@ UNCOMPRESSED = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2
 """Transfer syntaxes whose pixels lie as they are: implicit, explicit, big endian, deflated."""
 
 
+def plane_length(one: Instance) -> int:
+    """Bytes of the plane that an instance is or lies in, where it is not compressed."""
+    rows, columns = one.tile[:2] or (one.rows, one.columns)
+    return rows * columns * one.bits_allocated // 8
+
+
 def pixel_element(file: BinaryIO, at: int, syntax: str) -> tuple[bytes, int] | None:
     """VR and length of the PixelData element at `at`, the file being left at its first byte; None where there is none."""
     big = syntax == UNCOMPRESSED[2]
@@ -26,15 +32,15 @@ def pixel_element(file: BinaryIO, at: int, syntax: str) -> tuple[bytes, int] | N
     return b"", int.from_bytes(start[4:], order)
 
 
-def is_truncated(file: BinaryIO, found: Instance, at: int) -> bool:
-    """Does the file end before its pixels do, or are there fewer than the image needs?"""
+def is_truncated(file: BinaryIO, found: Instance, at: int, frames: int = 1) -> bool:
+    """Does the file end before its pixels do, or are there fewer than its planes need?"""
     if found.syntax == DEFLATED:
         return False
     element = pixel_element(file, at, found.syntax)
     if element is None:
         return True
     if found.syntax in UNCOMPRESSED:
-        needed = found.rows * found.columns * found.bits_allocated // 8
+        needed = frames * plane_length(found)
         return element[1] < needed or found.size - file.tell() < needed
     return not _fragments_complete(file, found.size)
 

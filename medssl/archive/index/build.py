@@ -165,6 +165,7 @@ def _instances_table(instances: Sequence[Instance], made: Sequence[Made], names:
     return pa.table(
         {
             "instance": [names.name("instance", one.named(f"{one.source}\n{os.fsdecode(one.key)}")) for one in instances],
+            "file": [names.name("instance", f"{one.source}\n{os.fsdecode(one.key)}") for one in instances],
             "frame": pa.array([one.frame for one in instances], pa.int64()),
             "kind": [one.kind for one in instances],
             "modality": [one.modality for one in instances],

@@ -57,7 +57,7 @@ def _from_stack(stack: Stack, names: Pseudonyms) -> Made:
     return Made(
         replace(
             record,
-            instances=len(stack.slices),
+            instances=len({(one.source, one.key) for one in stack.slices}),
             split_by=split_by,
             warnings=stack.warnings,
             deviation=stack.deviation,

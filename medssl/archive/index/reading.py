@@ -20,7 +20,7 @@ from medssl.archive.index.summary import INSTANCES, PLACE, PRIVATE, UNKNOWN, VOL
 from medssl.archive.instance import SCHEMA, Instance, from_table
 from medssl.archive.narrowing import narrow
 from medssl.archive.nifti.files import NiftiProblem, read_stream
-from medssl.archive.pixels.values import PixelProblem, rescaled, slice_values, whole_range
+from medssl.archive.pixels.values import PixelProblem, rescaled, series_values, whole_range
 from medssl.archive.sources.locations import find_source
 from medssl.archive.tables import damaged, read_table
 from medssl.errors import ArchiveError, UsageError
@@ -133,9 +133,10 @@ class Index:
             stacked = np.empty(record.shape[::-1], _target(slices))
         except MemoryError:
             raise ArchiveError(f"volume {record.volume} does not fit into memory: {record.shape}.") from None
+        values = series_values(self._source, slices)
         for number, one in enumerate(slices):
             try:
-                stored = slice_values(self._source(one.source), one)
+                stored = next(values)
             except OSError:
                 raise _gone(record, number) from None
             except PixelProblem as problem:

@@ -89,7 +89,7 @@ class Volume:
 
 @dataclass(frozen=True)
 class IndexSummary:
-    """What an archive holds: every file is in `volumes` or counted once in `rejected`."""
+    """What an archive holds: every slice of every file is in one of `volumes`, or its file is counted in `rejected`."""
 
     files: int
     """Files seen."""

@@ -52,6 +52,7 @@ _PLACE = {"volume": pa.string(), "slice": pa.int64()}
 INSTANCES = pa.schema(
     {
         "instance": pa.string(),
+        "file": pa.string(),
         "frame": pa.int64(),
         "kind": pa.string(),
         "modality": pa.string(),
@@ -105,17 +106,18 @@ def _sound(one: VolumeRecord) -> bool:
 
 def summarize(instances: pa.Table, records: Sequence[VolumeRecord]) -> IndexSummary:
     """Counts over the public instance table."""
-    # A file with frames has a row for each; that of frame 0 stands for the file.
-    kinds = [kind for kind, frame in zip(instances["kind"].to_pylist(), instances["frame"].to_pylist(), strict=True) if frame < 1]
+    # A file with many slices has a row for each.
+    kinds = dict(zip(instances["file"].to_pylist(), instances["kind"].to_pylist(), strict=True))
     return IndexSummary(
         files=len(kinds),
-        instances=sum(1 for kind in kinds if kind),
+        instances=sum(1 for kind in kinds.values() if kind),
         volumes=list(records),
         rejected=count_reasons(instances),
     )
 
 
 def count_reasons(instances: pa.Table) -> dict[str, int]:
-    """Reason -> files, commonest first."""
-    counts = Counter(reason for reason in instances["reason"].to_pylist() if reason)
+    """Reason -> files, commonest first; a file of which slices end for different reasons counts for each."""
+    pairs = set(zip(instances["file"].to_pylist(), instances["reason"].to_pylist(), strict=True))
+    counts = Counter(reason for _, reason in pairs if reason)
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

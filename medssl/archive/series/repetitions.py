@@ -12,11 +12,12 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from medssl.archive.instance import UNNUMBERED, Instance
+from medssl.archive.instance import UNNUMBERED, WHOLE, Instance
 
 Value = Callable[[Instance], Hashable]
 
 _VALUES: tuple[tuple[str, Value], ...] = (
+    ("stack", lambda one: one.stack),
     ("image type", lambda one: one.image_type),
     ("temporal position", lambda one: one.temporal),
     ("acquisition number", lambda one: one.acquisition),
@@ -25,12 +26,14 @@ _VALUES: tuple[tuple[str, Value], ...] = (
     ("inversion time", lambda one: one.inversion),
     ("flip angle", lambda one: one.flip),
     ("kernel", lambda one: one.reconstruction),
+    ("dimension index", lambda one: one.dimensions),
+    ("object", lambda one: "" if one.frame == WHOLE else one.uid),
     ("acquisition time", lambda one: one.acquired),
 )
 """What may tell slices at one place apart, tried in this order."""
 _CLOCKS = frozenset({"trigger time", "acquisition time"})
 """Values that may tick from slice to slice: then they part a volume into pieces, and not one volume from another."""
-_OF_A_VOLUME = ("image type", "temporal position", "b-value", "inversion time", "flip angle", "kernel")
+_OF_A_VOLUME = ("stack", "image type", "temporal position", "b-value", "inversion time", "flip angle", "kernel", "dimension index")
 """Values that the slices of one volume share where slices have them at all."""
 _DENSE = 0.75
 """Share of the places from its first to its last that a part by a clock must have."""

@@ -16,7 +16,7 @@ RELATIVE = 0.01
 """Share of the slice spacing by which a slice may lie off its place and still be exactly there."""
 ABSOLUTE = 0.01
 """Millimetres by which it always may."""
-WRITTEN = 1.5
+WRITTEN = 2.0
 """How often half the last written digit a slice may lie off the line: the line through rounded positions is a little off as well."""
 MOST_WRITTEN = 0.4
 """Share of the spacing beyond which rounding tells nothing any more."""

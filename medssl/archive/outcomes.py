@@ -15,7 +15,7 @@ class Reason(StrEnum):
 
     EMPTY_FILE = "empty file"
     NOT_MEDICAL = "neither DICOM nor NIfTI"
-    COMPRESSED_ARCHIVE = "archive file inside a folder: name it as a source of its own"
+    COMPRESSED_ARCHIVE = "compressed file that is no zip or tar, or archive inside an archive: unpack it"
     DICOMDIR = "DICOMDIR"
     STRUCTURED_REPORT = "structured report"
     SEGMENTATION = "segmentation object"

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 SHARD = 256
 """Files a task reads: enough to make the task's own cost small, few enough to spread over the workers."""
 
+_PACKED = (b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00")
+"""How zip files and compressed files begin."""
+
 Progress = Callable[[int, int | None], None]
 
 
@@ -230,7 +233,7 @@ def _scan_open(file: BinaryIO, instance: Instance, name: str) -> list[Instance]:
     start = file.read(348)
     if names.is_nifti_name(name) or is_nifti(start) or (start[:2] == b"\x1f\x8b" and is_nifti(_unpacked_start(file))):
         return [_scan_nifti(file, instance, name)]
-    if start[:4] == b"PK\x03\x04" or start[:2] == b"\x1f\x8b":
+    if start.startswith(_PACKED) or start[257:262] == b"ustar":
         return [replace(instance, reason=Reason.COMPRESSED_ARCHIVE.value)]
     return _scan_dicom(file, instance)
 

@@ -41,7 +41,7 @@ from medssl.archive import (
     write_nifti,
 )
 from medssl.archive.headers.dicom import transfer_syntax
-from medssl.archive.index import build
+from medssl.archive.index import scanning
 from medssl.archive.instance import Instance
 from medssl.archive.series.duplicates import mark_duplicates
 from medssl.archive.sources import packed
@@ -441,12 +441,12 @@ def test_frames_of_one_file_are_instances_of_their_own(tmp_path: Path, archive: 
     """What a scan that reads multi-frame objects would hand over goes through duplicates, series, tables and reading."""
     files = write_series(archive, made_volume(), made_affine())
     positions = [tuple(map(float, pydicom.dcmread(file).ImagePositionPatient)) for file in sorted(files)]
-    scan = build.scan
+    scan = scanning.scan
 
     def framed(*given: Any) -> list[Instance]:
         return [replace(one, frame=number, position=place) for one in scan(*given) for number, place in enumerate(positions)]
 
-    monkeypatch.setattr(build, "scan", framed)
+    monkeypatch.setattr(scanning, "scan", framed)
     plugins = known(OneObject)
     summary = build_index([f"one-object:{archive}"], tmp_path / "index", workers=1, plugins=plugins)
     (record,) = summary.volumes

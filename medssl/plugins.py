@@ -36,6 +36,7 @@ KNOWN_PACKAGES = {
     "relative-position": "medssl-placement",
     "agreement": "medssl-consistency",
     "simsiam": "medssl-consistency",
+    "region-matching": "medssl-regions",
 }
 """Names that our own plugin packages bring: what an error tells a user to install. The core imports none of them."""
 

@@ -37,7 +37,20 @@ KNOWN_PACKAGES = {
     "inpainting": "medssl-inpainting",
     "relative-position": "medssl-placement",
     "agreement": "medssl-consistency",
+    "uda": "medssl-consistency",
+    "simclr": "medssl-consistency",
+    "moco": "medssl-consistency",
+    "moco-v3": "medssl-consistency",
+    "pirl": "medssl-consistency",
+    "byol": "medssl-consistency",
     "simsiam": "medssl-consistency",
+    "vicreg": "medssl-consistency",
+    "barlow": "medssl-consistency",
+    "dino": "medssl-consistency",
+    "ibot": "medssl-consistency",
+    "dense-agreement": "medssl-consistency",
+    "voxel-contrast": "medssl-consistency",
+    "region-matching": "medssl-regions",
 }
 """Names that our own plugin packages bring: what an error tells a user to install. The core imports none of them."""
 

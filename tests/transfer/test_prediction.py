@@ -186,6 +186,26 @@ def test_bad_input_is_one_message_with_its_name(tuned: Run, tmp_path: Path, kind
     assert not list((tmp_path / "maps").glob("*")) if (tmp_path / "maps").exists() else True
 
 
+def test_a_bad_input_costs_no_other_and_the_exit_code_tells(
+    tuned: Run, cases: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = nib.load(cases / "images/case2.nii.gz")
+    write_series(tmp_path / "ct", np.asarray(image.dataobj), image.affine, modality="CT")
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    (folder / "a.nii.gz").write_bytes(b"not an image at all")
+    for name in ("b", "c"):
+        nib.save(image, folder / f"{name}.nii.gz")
+    inputs = [bad_inputs("constant", tmp_path / "in"), folder, bad_inputs("text", tmp_path / "text"), tmp_path / "ct"]
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", str(tuned.folder), *map(str, inputs), "--out", str(tmp_path / "maps")])
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert f"4 of 6 inputs could not be predicted; the label maps of the others are in {tmp_path / 'maps'}" in said
+    assert all(words in said for words in ("bad.nii.gz cannot be used", "a.nii.gz: corrupt", "holds no volume", "is CT, the network"))
+    assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == ["b.nii.gz", "c.nii.gz"]
+
+
 def test_wrong_use(tuned: Run, cases: Path, tmp_path: Path) -> None:
     image = cases / "images/case0.nii.gz"
     with pytest.raises(MissingInput, match="no input at"):

@@ -198,6 +198,12 @@ def unusable() -> dict[str, tuple[Incoming, str]]:
     def broken() -> tuple[np.ndarray, np.ndarray]:
         raise DataError("/home/x/JOHN_DOE.nii.gz: truncated")
 
+    def spaced() -> tuple[np.ndarray, np.ndarray]:
+        raise DataError("/home/x/JOHN DOE/JOHN DOE.nii.gz: NIfTI with NaN and/or worse")
+
+    def quoted() -> tuple[np.ndarray, np.ndarray]:
+        raise FileNotFoundError(2, "No such file", "/home/x/JOHN DOE/JOHN DOE.nii.gz")
+
     return {
         "nan": (one(nan), "NaN"),
         "infinite": (one(infinite), "infinite"),
@@ -213,7 +219,9 @@ def unusable() -> dict[str, tuple[Incoming, str]]:
         "huge spacing": (one(good, np.diag([1e6, 1, 1, 1.0])), "spacing"),
         "complex": (one(good.astype(np.complex64)), "complex64"),
         "too large": (one(good.astype(np.float64) * 1e39), "float32"),
-        "unreadable": (Incoming("v", "p", "s", "MR", broken), "FILE truncated"),
+        "unreadable": (Incoming("v", "p", "s", "MR", broken), "cannot be read: FILE: truncated"),
+        "unreadable, with spaces": (Incoming("v", "p", "s", "MR", spaced), "cannot be read: FILE: NIfTI with NaN"),
+        "unreadable, in quotes": (Incoming("v", "p", "s", "MR", quoted), "No such file: FILE"),
     }
 
 

@@ -71,8 +71,12 @@ class FinetuneConfig(BaseOptions):
     """Share by which the windows of the sliding-window prediction overlap."""
     pretrained: str | None = None
     """A checkpoint or run folder to start from; null: from scratch."""
-    min_coverage: float = Field(0.5, ge=0, le=1)
-    """Least share of the network, its head aside, that must come from the pretrained checkpoint."""
+    allow_missing: tuple[str, ...] = ()
+    """Patterns of tensor names that need not come from the pretrained checkpoint, such as `decoder*`; all others must, the head aside."""
+    min_coverage: float | None = Field(None, ge=0, le=1)
+    """Instead: least share of the network, its head aside, that must come from the pretrained checkpoint."""
+    rename: dict[str, str] = Field(default_factory=dict)
+    """Parts of the checkpoint's tensor names -> the network's, such as `{fc1: linear1}`."""
     seed: int = 0
     """With step and sample it fixes all randomness."""
 

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from medssl.errors import UsageError
+from medssl.errors import TrainingError, UsageError
+from medssl.faults import faults_as
+from medssl.files import write_atomically
 from medssl.learn import check_crop
 from medssl.learn.build import assemble
 from medssl.learn.joining import rank, world
@@ -37,7 +39,7 @@ from medssl.transfer.segment import Windows
 from medssl.transfer.segmentation import Segmentation
 from medssl.transfer.start import Plan, first_weights, make_plan
 from medssl.transfer.validation import CaseBatches, Validate, make_evaluator
-from medssl.volumes import CropLoader, DataOptions, LabelledOptions, Store, describe_patients, stable_id
+from medssl.volumes import CropLoader, DataOptions, LabelledOptions, Store, describe_patients
 
 if TYPE_CHECKING:
     from medssl.transfer.load import LoadReport
@@ -139,8 +141,14 @@ def _ready(config: FinetuneConfig, plugins: Plugins, out: Path) -> Training:
         report=report,
         attach=partial(_attach, plan),
         notes=(describe_patients(plan.training, plan.validation),),
-        cases={stable_id(case.volume): case.name for case in plan.training},
+        cases=_names(plan),
     )
+
+
+def _names(plan: Plan) -> dict[int, str]:
+    """What the user calls each volume that is trained on, by its number."""
+    called = {case.volume: case.name for case in plan.training}
+    return {volume.sample: called[volume.volume] for volume in plan.store.volumes if volume.volume in called}
 
 
 def _objective(
@@ -164,6 +172,8 @@ def _unlabelled_store(plan: Plan) -> Store | None:
     if plan.config.unlabelled is None:
         return None
     store = Store(plan.config.unlabelled.store)
+    if not plan.config.unlabelled.unfinished:
+        store.check_finished("unlabelled.unfinished=true")
     check_unlabelled(store, plan.store)
     return store
 
@@ -187,7 +197,8 @@ def _loader(plan: Plan, unlabelled: Store | None, body: bool, first_step: int) -
 def _attach(plan: Plan, engine: StepEngine, run: Run, save_best: Save) -> None:
     """Validation, and what was loaded as a file of the run."""
     if run.report is not None:
-        (run.folder / REPORT).write_text(json.dumps(run.report.document(), indent=1) + "\n", encoding="utf-8")
+        with faults_as(TrainingError, f"{run.folder / REPORT} cannot be written", "Then go on with --resume."):
+            write_atomically(run.folder / REPORT, (json.dumps(run.report.document(), indent=1) + "\n").encode())
     if not plan.validation:
         return
     options, device = plan.config.train, engine.settings.device

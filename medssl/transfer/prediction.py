@@ -18,6 +18,8 @@ from medssl.archive import Index, VolumeRecord, build_index, write_nifti
 from medssl.archive.nifti.names import is_nifti_name, nifti_files, stem
 from medssl.config import check
 from medssl.errors import ArchiveError, CheckpointError, DataError, MedsslError, MissingInput, UsageError
+from medssl.faults import faults_as
+from medssl.files import take_folder
 from medssl.networks import NetworkSpec
 from medssl.train.checkpoint import Checkpoint, find_checkpoint
 from medssl.train.device import choose_device, choose_dtype, fit_threads
@@ -25,8 +27,8 @@ from medssl.transfer.images import ImageForm, load_image, prepare_image
 from medssl.transfer.segment import Windows
 from medssl.volumes import LabelValues, Prepared, restore_labels
 from medssl.volumes.cases import header
-from medssl.volumes.datalists import grouped_by_case
-from medssl.volumes.sources import is_index
+from medssl.volumes.cases.datalists import grouped_by_case
+from medssl.volumes.ingest.sources import is_index
 
 
 @dataclass(frozen=True)
@@ -99,11 +101,19 @@ def predict(run_dir: str | Path, inputs: Sequence[str | Path], out: str | Path, 
         for volume in volumes:
             with _left_out(left_out):
                 prepared = volume.prepare()
-                folder.mkdir(parents=True, exist_ok=True)
                 label_map = _Map(segmenter(prepared), prepared.original_affine)
-                written.append(write_nifti(label_map, folder / f"{volume.name}.nii.gz"))
+                written.append(_write(label_map, volume.name, folder, f"{len(written)} of {len(volumes)} are written and good."))
     _raise_left_out(left_out, written, folder)
     return written
+
+
+def _write(label_map: _Map, name: str, folder: Path, done: str) -> Path:
+    with faults_as(UsageError, f"the label maps cannot be written to {folder}"):
+        if not folder.exists():
+            take_folder(folder)
+    file = folder / f"{name}.nii.gz"
+    with faults_as(UsageError, f"the label map {file} cannot be written", done):
+        return write_nifti(label_map, file)
 
 
 @contextmanager

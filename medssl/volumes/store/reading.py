@@ -3,7 +3,7 @@
     store.json            version, preparation, spacing, axes
     table/*.parquet       one row a volume, or a volume's name and the reason why it was left out
     rows/*.json           rows of an ingest that is under way or was cut off
-    volumes/*.b2nd        one file a volume (`medssl.volumes.frames`): its arrays, of which its channels are made when read
+    volumes/*.b2nd        one file a volume (`medssl.volumes.store.frames`): its arrays, of which its channels are made when read
     labels/*.b2nd         its classes on the same grid, where it is labelled
 
 Names of patients, volumes and series are pseudonyms. A row counts once its volume's file is in place.
@@ -28,20 +28,25 @@ from pydantic import ValidationError, field_validator
 from medssl.archive.geometry import usable_spacing
 from medssl.config import BaseOptions
 from medssl.errors import MissingInput, StoreError
-from medssl.files import read_json, write_atomically
-from medssl.volumes.frames import Damaged, FrameCache, FrameFile
+from medssl.faults import fault, faults_as, is_fault
+from medssl.files import holds_file, read_json, write_atomically
 from medssl.volumes.grid import as_spacing
 from medssl.volumes.preparation import Channel, Line, Preparation, Statistics
-from medssl.volumes.table import ROW_ERRORS, check_columns, damaged_table, read_table
+from medssl.volumes.store.frames import Damaged, FrameCache, FrameFile
+from medssl.volumes.store.identity import numbered
+from medssl.volumes.store.table import ROW_ERRORS, check_columns, damaged_table, read_table
+from medssl.volumes.store.unfinished import missing
 from medssl.volumes.unusable import LONGEST
 
-VERSION = 2
+VERSION = 3
 MANIFEST = "store.json"
+_OLDER = {1: "holds one channel a volume", 2: "does not keep what its volumes are called by their data"}
+"""What a store of an older version is or lacks."""
 
 
-def stable_id(pseudonym: str) -> int:
+def stable_id(name: str) -> int:
     """A non-negative int64 that is the same on every machine and in every run."""
-    return int.from_bytes(blake2b(pseudonym.encode(), digest_size=8).digest(), "little") >> 1
+    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little") >> 1
 
 
 class Manifest(BaseOptions):
@@ -72,9 +77,9 @@ class StoredVolume:
 
     volume: str
     sample: int
-    """int64 of the volume, stable over runs and machines."""
+    """int64 of the volume's content: the same for the same data, whatever their pseudonyms."""
     patient: int
-    """int64 of the patient's pseudonym."""
+    """int64 of the smallest content among the patient's volumes."""
     modality: str
     channels: tuple[Channel, ...]
     statistics: tuple[Statistics, ...]
@@ -133,12 +138,15 @@ class Store:
         table = read_table(self.folder)
         self._columns = table.filter(pc.is_null(table["reason"])) if table["reason"].null_count < len(table) else table
         self._only = only
+        self.patients: NDArray[np.int64]
+        """(N,) the patient's number of each volume, in the order of the volumes."""
         if only is not None:
             self._columns = self._columns.filter(pc.is_in(self._columns["volume"], pa.array(sorted(only), pa.string())))
         if not self._columns.num_rows:
             which = "no volumes" if only is None else "none of the volumes asked for"
             raise StoreError(f"the store {self.folder} holds {which}. Its table says why they were left out; see `medssl store`.")
         check_columns(self.folder, self._columns)
+        self._columns, self._samples, self.patients = _in_order(self.folder, self._columns)
         self._native = native
         self._files = FrameCache(native)
         self._volumes: OrderedDict[int, StoredVolume] = OrderedDict()
@@ -149,23 +157,33 @@ class Store:
     def __reduce__(self) -> tuple[Any, ...]:
         return Store, (self.folder, self._native, self._only)
 
+    def check_finished(self, told: str) -> None:
+        """`StoreError` where an ingest was cut off or is still under way; `told` is how to train on what is there all the same."""
+        left = missing(self.folder, read_table(self.folder))
+        if left:
+            raise StoreError(
+                f"the store {self.folder} was not finished: {len(left)} of its volumes are not there yet. Wait for the `medssl store` that "
+                f"is running, or run the same command again; {told} trains on the {len(self)} that are there."
+            )
+
     @property
     def volumes(self) -> tuple[StoredVolume, ...]:
-        """Every volume, sorted by name."""
+        """Every volume, in the order of their contents."""
         return tuple(self.volume(i) for i in range(len(self)))
 
     def volume(self, number: int) -> StoredVolume:
-        """The volume in that place of the sorted order."""
+        """The volume in that place of the order."""
         found = self._volumes.get(number)
         if found is None:
-            found = self._volumes[number] = self._checked(self._columns.slice(number, 1).to_pylist()[0])
+            found = self._volumes[number] = self._checked(number)
             if len(self._volumes) > 4096:
                 self._volumes.popitem(last=False)
         return found
 
-    def _checked(self, row: dict[str, Any]) -> StoredVolume:
+    def _checked(self, number: int) -> StoredVolume:
+        row = self._columns.slice(number, 1).to_pylist()[0]
         try:
-            volume = _volume(row)
+            volume = _volume(row, int(self._samples[number]), int(self.patients[number]))
             why = _why_unsound(volume)
         except ROW_ERRORS as error:
             why = f"{type(error).__name__}"
@@ -274,13 +292,22 @@ def _not_its_own(path: Path) -> Damaged:
     )
 
 
-def _volume(row: dict[str, Any]) -> StoredVolume:
+def _in_order(folder: Path, table: pa.Table) -> tuple[pa.Table, NDArray[np.int64], NDArray[np.int64]]:
+    """The rows in the order of their contents, with the number of each volume and of its patient."""
+    try:
+        numbers = numbered(*(table[name].to_pylist() for name in ("content", "patient", "volume")))
+    except ValueError as error:
+        raise damaged_table(folder, f"it holds contents that cannot be ({error})") from error
+    return table.take(pa.array(numbers.order)), numbers.samples, numbers.patients
+
+
+def _volume(row: dict[str, Any], sample: int, patient: int) -> StoredVolume:
     dims = len(row["shape"])
     box = row["box"]
     return StoredVolume(
         volume=row["volume"],
-        sample=stable_id(row["volume"]),
-        patient=stable_id(row["patient"]),
+        sample=sample,
+        patient=patient,
         modality=row["modality"],
         channels=tuple(Channel(*one) for one in zip(row["channels"], row["modalities"], row["arrays"], strict=True)),
         statistics=_statistics(row["statistics"]),
@@ -342,11 +369,14 @@ def labels_path(folder: Path, volume: str) -> Path:
 def read_manifest(folder: Path) -> Manifest:
     """The checked content of `store.json`; raises `MissingInput` or `StoreError`."""
     path = folder / MANIFEST
-    if not path.is_file():
-        raise MissingInput(f"no store at {folder}. Make one with: medssl store SOURCE --out {folder}")
+    with faults_as(StoreError, f"the store {folder} cannot be read"):
+        if not holds_file(path):
+            raise MissingInput(f"no store at {folder}. Make one with: medssl store SOURCE --out {folder}")
     try:
         content = read_json(path)
     except (ValueError, OSError) as error:
+        if is_fault(error):
+            raise StoreError(fault(error, f"{path} cannot be read")) from error
         raise StoreError(f"{path} cannot be read: {error}. Make the store again in an empty folder.") from error
     version = content.get("version") if isinstance(content, dict) else None
     if type(version) is not int or version < 1:
@@ -358,7 +388,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise StoreError(f"the store {folder} is of version {version}, this medssl reads up to {VERSION}. Install a newer medssl.")
     if version < VERSION:
         raise StoreError(
-            f"the store {folder} is of version {version} and holds one channel a volume; this medssl reads version {VERSION}. "
+            f"the store {folder} is of version {version} and {_OLDER[version]}; this medssl reads version {VERSION}. "
             f"Make it again: {_remake(folder, content)}"
         )
     try:
@@ -380,7 +410,5 @@ def _remake(folder: Path, manifest: dict[str, Any]) -> str:
 
 def write_file(path: Path, content: bytes) -> None:
     """All of `content` under `path` or nothing; raises `StoreError`."""
-    try:
+    with faults_as(StoreError, f"{path} cannot be written", "What is stored already is good: run the same command again."):
         write_atomically(path, content)
-    except OSError as error:
-        raise StoreError(f"{path} cannot be written: {error.strerror or error}. Free space or choose another folder.") from error

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Protocol
 
 from medssl.errors import ConfigError, DataError, MissingInput
-from medssl.volumes.datalists import Listed
+from medssl.faults import faults_as
+from medssl.volumes.cases.datalists import Listed
 
 _KNOWN = {
     "BIDS names (sub-01_...)": re.compile(r"(sub-[A-Za-z0-9]+)(?![A-Za-z0-9])"),
@@ -80,9 +81,9 @@ def _by_table(names: Sequence[str], path: Path) -> dict[str, Whose]:
     if not path.is_file():
         raise MissingInput(f"there is no file {path}. Give data.patients the path of a CSV file with the columns case and patient.")
     try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
+        with faults_as(DataError, f"{path} cannot be read"), path.open(encoding="utf-8-sig", newline="") as stream:
             rows = list(csv.DictReader(stream))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read as CSV: {error}") from error
     if rows and not {"case", "patient"} <= rows[0].keys():
         raise DataError(f"{path} has the columns {', '.join(map(str, rows[0]))}; data.patients needs case and patient.")

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from medssl.archive import read_nifti, read_nifti_channels
 from medssl.archive.geometry import Flips, to_ras, voxel_spacing
 from medssl.errors import DataError
-from medssl.volumes.cases import Case, pseudonym
+from medssl.volumes.cases.label_values import LabelValues
+from medssl.volumes.cases.listing import Case, pseudonym
 from medssl.volumes.grid import as_spacing, restore_nearest
 from medssl.volumes.ingest import Incoming, Progress, Unusable, placed, write_store
-from medssl.volumes.label_values import LabelValues
 from medssl.volumes.preparation import Channel, Preparation, statistics
 from medssl.volumes.store import Store
 

@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from medssl.contracts import Crops
-from medssl.volumes.crops import CropPlan, LoadOptions, Place, extent, read_crop
-from medssl.volumes.prefetch import Pending, Prefetch
+from medssl.volumes.crops.places import CropPlan, LoadOptions, Place, extent, read_crop
+from medssl.volumes.crops.prefetch import Pending, Prefetch
 from medssl.volumes.store import Store
 
 Batch = tuple[int, int, Crops]
@@ -112,6 +112,8 @@ class CropLoader:
         Raises `ConfigError` where no volume holds the crop, and whatever `Store` raises.
         """
         self.store = store if isinstance(store, Store) else Store(store)
+        if self.store is not store:
+            self.store.check_finished("a `Store` instead of its path")
         self.plan = CropPlan(self.store, options)
         self.options, self.seed = options, seed
         self.channels = self.store.channels

@@ -19,7 +19,7 @@ from pydantic import Field, field_validator, model_validator
 from medssl.config import BaseOptions
 from medssl.contracts import Draw
 from medssl.errors import ConfigError
-from medssl.volumes.order import shuffled
+from medssl.volumes.crops.order import shuffled
 from medssl.volumes.store import Store, StoredVolume
 
 FRACTION = 4
@@ -73,6 +73,8 @@ class DataOptions(LoadOptions):
 
     store: str
     """Folder of the store (`medssl store ... --out FOLDER`)."""
+    unfinished: bool = False
+    """Train on what is there of a store that was not finished, instead of refusing it."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ class CropPlan:
         self.store, self.options = store, options
         self.size = _full_size(store, options.size)
         self.numbers = _usable(store, self.size, options)
-        self._groups = None if options.balance == "volume" else _grouped(store.column(options.balance), self.numbers)
+        self._groups = None if options.balance == "volume" else _grouped(_column(store, options.balance), self.numbers)
 
     def place(self, seed: int, sample: int) -> Place:
         """The box of the sample with that global number."""
@@ -161,9 +163,14 @@ def _point(volume: StoredVolume, share: float) -> NDArray[np.int32] | None:
     return points[int(rest * len(points))] if len(points) else None
 
 
-def _grouped(column: Sequence[Any], numbers: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+def _column(store: Store, name: str) -> NDArray[Any]:
+    """What tells the groups of a column apart and orders them: of patients a number, since their pseudonyms are another's elsewhere."""
+    return store.patients if name == "patient" else np.asarray(store.column(name))
+
+
+def _grouped(column: NDArray[Any], numbers: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     """The numbers of each value of a column, in the order of the values."""
-    _, of_each = np.unique(np.asarray(column)[numbers], return_inverse=True)
+    _, of_each = np.unique(column[numbers], return_inverse=True)
     order = np.argsort(of_each, kind="stable")
     return np.split(numbers[order], np.flatnonzero(np.diff(of_each[order])) + 1)
 

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from medssl.networks.depth import parts_by_depth
     from medssl.networks.difference import (
         dense_head,
         head_module,
@@ -40,6 +41,7 @@ _WHERE = {
     "unique_tensors": "difference",
     "dense_output": "probe",
     "main_output": "probe",
+    "parts_by_depth": "depth",
     "Encoder": "trunk",
     "Trunk": "trunk",
     "encoder_end": "layout",
@@ -69,6 +71,7 @@ __all__ = [
     "load_matching",
     "main_output",
     "network_info",
+    "parts_by_depth",
     "stem_modules",
     "stem_tensors",
     "swap_head",

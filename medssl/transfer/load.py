@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from medssl.errors import TransferError, UsageError
-from medssl.networks import Matched, NetworkSpec, as_spec, head_tensors, load_matching, stem_tensors, unique_tensors
+from medssl.networks import Matched, NetworkSpec, as_spec, head_tensors, load_matching, stem_tensors, stored_spec, unique_tensors
 from medssl.transfer.names import best_renaming
 from medssl.transfer.weights import Weights, read_weights
 
@@ -92,6 +92,7 @@ def load_pretrained(
     checkpoint: str | Path,
     out_channels: int | None = None,
     min_coverage: float | None = None,
+    trusted: Sequence[str] = (),
     *,
     allow_missing: Sequence[str] = (),
     rename: Mapping[str, str] | None = None,
@@ -99,7 +100,8 @@ def load_pretrained(
     """A plain network with the checkpoint's weights and a new head with `out_channels` outputs, and what was loaded.
 
     `network`: anything `as_spec` takes, or None for the network that the checkpoint says it holds. `checkpoint`: a run folder (its
-    newest good checkpoint), a checkpoint folder, or a file of tensors. The head starts anew, even where its shape agrees.
+    newest good checkpoint), a checkpoint folder, or a file of tensors. The head starts anew, even where its shape agrees. `trusted`:
+    modules that a checkpoint may name its network in, beside MONAI's and those of installed plugins.
 
     Everything else must come from the checkpoint. `allow_missing` names what may begin anew, as patterns of tensor names
     (`["decoder*"]`); `min_coverage` (0 .. 1) instead asks for a share of the values alone. `rename` replaces parts of the checkpoint's
@@ -114,7 +116,7 @@ def load_pretrained(
     if min_coverage is not None and not 0.0 <= min_coverage <= 1.0:
         raise UsageError(f"min_coverage is {min_coverage}; it is a share between 0 and 1.")
     weights = read_weights(checkpoint)
-    spec = _spec(network, weights)
+    spec = _spec(network, weights, trusted)
     built = spec.build(out_channels)
     targets = unique_tensors(built)
     _check_patterns(allow_missing, targets, spec)
@@ -138,12 +140,12 @@ def _check_patterns(patterns: Sequence[str], targets: Mapping[str, Tensor], spec
             raise UsageError(f"allow_missing: '{pattern}' fits no tensor of {spec}. Its names begin with: {', '.join(tops)}.")
 
 
-def _spec(network: Any, weights: Weights) -> NetworkSpec:
+def _spec(network: Any, weights: Weights, trusted: Sequence[str]) -> NetworkSpec:
     if network is not None:
         return as_spec(network)
     if weights.spec is None:
         raise TransferError(f"{weights.path} does not say what network it holds. Give the network: a NetworkSpec, a name or a partial.")
-    return as_spec(weights.spec)
+    return as_spec(stored_spec(weights.spec.model_dump(by_alias=True), f"the network in {weights.path}", trusted))
 
 
 def _head_of(spec: NetworkSpec, out_channels: int | None) -> tuple[str, ...]:

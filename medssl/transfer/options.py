@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from medssl.augment import ViewOptions
-from medssl.config import BaseOptions
+from medssl.config import BaseOptions, Seed
 from medssl.networks import NetworkSpec
 from medssl.plugins import Plugins
 from medssl.train.config import Terms, TrainOptions, with_terms
@@ -93,7 +93,7 @@ class FinetuneConfig(BaseOptions):
     """Instead: least share of the network, its head aside, that must come from the pretrained checkpoint."""
     rename: dict[str, str] = Field(default_factory=dict)
     """Parts of the checkpoint's tensor names -> the network's, such as `{fc1: linear1}`."""
-    seed: int = 0
+    seed: Seed = 0
     """With step and sample it fixes all randomness."""
 
     @model_validator(mode="after")

@@ -16,8 +16,9 @@ from torch import nn
 
 from medssl.config import check
 from medssl.errors import ConfigError, TransferError
-from medssl.networks import NetworkSpec, as_spec, check_crop
-from medssl.train.checkpoint import STATE, Checkpoint, find_checkpoint
+from medssl.networks import NetworkSpec, as_spec, check_crop, stored_spec
+from medssl.train.checkpoint import Checkpoint, find_checkpoint
+from medssl.train.checkpoint_state import STATE
 from medssl.train.loop import seeded
 from medssl.train.progress import counting
 from medssl.transfer.images import ImageForm, Spacing
@@ -73,13 +74,13 @@ def make_plan(config: FinetuneConfig, folder: Path) -> Plan:
     if spec.out_channels is not None and spec.out_channels < 2:
         raise ConfigError("network.out_channels is 1; segmentation needs one for the background and one for each label value.")
     training, validation = training_cases(config.data)
-    channels = channels_of(config.data, training)
+    preparation, spacing = _image_form(config, origin.state if origin is not None else {}, config.pretrained)
+    channels = channels_of(config.data, training, preparation.modalities)
     if spec.in_channels != len(channels):
         names = ", ".join(channel.name for channel in channels)
         raise ConfigError(
             f"network.in_channels is {spec.in_channels}; the cases have {len(channels)} channel(s) ({names}). Set it to that."
         )
-    preparation, spacing = _image_form(config, origin.state if origin is not None else {}, config.pretrained)
     check_crop(spec, config.data.size, config.data.batch)
     values = label_values_of(config.data)
     with counting("looking at labelled cases") as report:
@@ -136,7 +137,7 @@ def _network(config: FinetuneConfig, origin: Checkpoint | None) -> NetworkSpec:
         return as_spec(config.network)
     if origin is None or "network" not in origin.state:
         raise TransferError(f"{config.pretrained} does not say what network it holds. Name it with `network:`.")
-    spec = check(NetworkSpec, origin.state["network"], f"network in {origin.path}")
+    spec = stored_spec(origin.state["network"], f"the network in {origin.path}")
     return as_spec(spec.model_copy(update={"out_channels": None}))
 
 

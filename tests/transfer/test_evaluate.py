@@ -181,6 +181,7 @@ def test_the_command_takes_the_run_that_predicted(folders: tuple[Path, Path], tm
     write(labels, "a.nii.gz", truth)
     write(predictions, "a.nii.gz", np.where(truth > 0, 1, 0).astype(np.uint8))
     state = {"kind": "finetune", "label_values": {"0": 0, "1": 1, "2": 1, "255": -1}}
+    (tmp_path / "run").mkdir()
     save_checkpoint(tmp_path / "run", 1, {"network": {"w": torch.zeros(1)}}, state)
     with pytest.raises(SystemExit) as ended:
         main(["evaluate", "--predictions", str(predictions), "--labels", str(labels), "--run", str(tmp_path / "run"), "--json"])

@@ -192,6 +192,8 @@ def unusable() -> dict[str, tuple[Incoming, str]]:
     good = np.random.default_rng(0).normal(size=(6, 6, 6)).astype(np.float32)
     nan, infinite = good.copy(), good.copy()
     nan[1, 2, 3], infinite[1, 2, 3] = np.nan, -np.inf
+    nearly = np.full((5, 5, 5), 100, np.float32)
+    nearly[2, 2, 2] = np.nextafter(np.float32(100), np.float32(200))
 
     def broken() -> tuple[np.ndarray, np.ndarray]:
         raise DataError("/home/x/JOHN_DOE.nii.gz: truncated")
@@ -206,6 +208,8 @@ def unusable() -> dict[str, tuple[Incoming, str]]:
         "nan": (one(nan), "NaN"),
         "infinite": (one(infinite), "infinite"),
         "constant": (one(np.full((5, 5, 5), 7, np.int16)), "constant"),
+        "nearly constant": (one(nearly), "without contrast: every voxel is between 100 and 100.000008"),
+        "constant as float32": (one(1e9 + good.astype(np.float64)), "without contrast"),
         "one slice": (one(good[:, :, :1]), "one slice"),
         "one channel constant": (one(np.stack([good, good * 0])), "constant: every voxel is 0 (channel MR 1)"),
         "5D": (one(good[..., None, None]), "5 dimensions"),

@@ -3,6 +3,9 @@
 Every error also inherits the natural builtin, so callers who know nothing of medssl catch it as they would any other.
 """
 
+RESUME = "--resume (in Python resume=True)"
+"""How a run goes on, for messages."""
+
 
 class MedsslError(Exception):
     """Root of the family. The command line prints the message alone and exits with `exit_code`."""
@@ -54,3 +57,8 @@ class TransferError(MedsslError):
 
 class TrainingError(MedsslError, RuntimeError):
     """A run that cannot go on: a loss that is not finite, an output folder that holds another run."""
+
+
+def printable(text: str) -> str:
+    """The text as it may be shown: what a name or a header brought of control characters is escaped, line ends stay."""
+    return "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)

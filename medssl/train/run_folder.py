@@ -8,20 +8,23 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from pydantic import BaseModel
 
-from medssl.config import dump_config, load_config
-from medssl.errors import ConfigError, MissingInput, TrainingError, UsageError
-from medssl.files import write_atomically
-from medssl.train.checkpoint import clear_leftovers, list_checkpoints
+from medssl.config import dump_config, load_config, shown
+from medssl.errors import RESUME, ConfigError, MissingInput, TrainingError, UsageError
+from medssl.faults import faults_as
+from medssl.files import LOCK, Busy, FolderLock, append_to, lock_folder, others_in, take_folder, write_atomically
+from medssl.train.checkpoint import CHECKPOINTS, list_checkpoints
+from medssl.yaml_text import parse_yaml
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
@@ -30,47 +33,38 @@ SKIPPED = "skipped.jsonl"
 PICTURES = "pictures"
 LABELLED = "labelled"
 """The store of the labelled cases; it may be there before the run begins."""
-_LOCK = ".lock"
-_OWN = (CONFIG, METRICS, "checkpoints")
-_LOGS = (".log", ".out", ".err")
-"""What a batch system may have put there before the run began."""
+_OWN = (CONFIG, METRICS, CHECKPOINTS)
+_EARLIER = re.compile(rf".*\.(log|out|err)|{LABELLED}|{re.escape(LOCK)}")
+"""What may be there before the run begins: logs of a batch system, labelled cases, and the lock of a run that did not get so far."""
+_RESUME = "Then go on with --resume."
 
 
 @contextmanager
-def locked(folder: str | Path) -> Iterator[Path]:
-    """Hold the run folder for this process; a second process gets a `TrainingError`. Makes the folder where it is missing."""
+def locked(folder: str | Path) -> Iterator[FolderLock]:
+    """Hold the run folder for this process; a second process gets a `TrainingError`. Makes the folder where it is missing.
+
+    What a killed process left half-written there is removed.
+    """
     path = Path(folder)
+    with faults_as(UsageError, f"the run folder {path} cannot be used"):
+        if not holds_run(path):
+            take_folder(path)
+        try:
+            held = lock_folder(path, swept=("", CHECKPOINTS, PICTURES))
+        except Busy as error:
+            raise TrainingError(
+                f"{path} is being trained into by another process ({error}). Wait for it, stop it, or give another folder."
+            ) from error
     try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"the run folder {path} cannot be made: {error.strerror}. Give another --out.") from error
-    with (path / _LOCK).open("a+") as stream:
-        _lock(stream, path)
-        clear_leftovers(path)
-        yield path
-
-
-def _lock(stream: TextIO, folder: Path) -> None:
-    if sys.platform == "win32":
-        return
-    import fcntl
-
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        stream.seek(0)
-        raise TrainingError(
-            f"{folder} is being trained into by another process ({stream.read().strip() or 'unknown'}). "
-            "Wait for it, stop it, or give another --out."
-        ) from error
-    stream.truncate(0)
-    stream.write(f"process {os.getpid()}\n")
-    stream.flush()
+        yield held
+    finally:
+        held.release()
 
 
 def holds_run(folder: str | Path) -> bool:
     """Whether a run was begun in that folder."""
-    return any((Path(folder) / name).exists() for name in _OWN)
+    with faults_as(UsageError, f"the run folder {folder} cannot be used"):
+        return any((Path(folder) / name).exists() for name in _OWN)
 
 
 def check_room(folder: str | Path, needed: int) -> None:
@@ -81,7 +75,7 @@ def check_room(folder: str | Path, needed: int) -> None:
     if free < needed:
         raise UsageError(
             f"{path} has {free / 1e9:.2f} GB free and the checkpoints of this run need {needed / 1e9:.2f} GB. "
-            "Make room, lower train.keep, or give another --out."
+            "Make room, lower train.keep, or give another folder."
         )
 
 
@@ -98,49 +92,55 @@ def refuse_other_run(folder: str | Path) -> None:
         steps = [p.name for p in list_checkpoints(path)]
         raise TrainingError(
             f"{path} already holds a run ({'newest checkpoint ' + steps[-1] if steps else 'without a checkpoint'}). "
-            "Go on with it by --resume, or give another --out."
+            f"Go on with it by {RESUME}, or give another folder."
         )
-    shown = (name.name for name in path.iterdir() if not name.name.startswith(".")) if path.is_dir() else ()
-    foreign = sorted(name for name in shown if not name.endswith(_LOGS) and name != LABELLED)
+    with faults_as(UsageError, f"the run folder {path} cannot be used"):
+        foreign = others_in(path, lambda name: _EARLIER.fullmatch(name) is not None)
     if foreign:
-        raise TrainingError(f"{path} holds files that belong to no run ({', '.join(foreign[:5])}). Give a new or an empty folder as --out.")
+        raise TrainingError(f"{path} holds files that belong to no run ({', '.join(foreign[:5])}). Give a new or an empty folder.")
 
 
-def continue_run(folder: str | Path, config: BaseModel, free: frozenset[str], step: int) -> None:
-    """Check that the folder's run is the one of `config`, as `check_same_run` does, and cut its rows past `step`."""
+def continue_run(
+    folder: str | Path, config: BaseModel, free: frozenset[str], changeable: frozenset[str], step: int
+) -> list[dict[str, Any]]:
+    """Check that the folder's run is the one of `config`, cut its rows past `step`, and say which of the `changeable` keys changed."""
     path = Path(folder)
-    check_same_run(path, config, free)
+    check_same_run(path, config, free | changeable)
+    differences = _differences(path, config)
+    changed = [{"key": key, "before": differences[key][0], "now": differences[key][1]} for key in sorted(differences) if key in changeable]
     _write_config(path, config)
     for name in (METRICS, TIMINGS, SKIPPED):
         cut_rows(path / name, step)
+    return changed
 
 
 def check_same_run(folder: str | Path, config: BaseModel, free: frozenset[str]) -> None:
     """`ConfigError` naming the keys in which the folder's run differs from `config`; nothing in it is touched.
 
-    `free` names the keys (`train.keep`) that may differ, since they change no number.
+    `free` names the keys (`train.keep`) that may differ.
     """
     path = Path(folder)
-    if (path / CONFIG).is_file():
-        before, now = _flat(load_config(path / CONFIG)), _flat(_parsed(dump_config(config)))
-        changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key) and not _is_free(key, free))
-        if changed:
-            shown = "; ".join(f"{key}: {before.get(key)!r} there, {now.get(key)!r} here" for key in changed[:5])
-            raise ConfigError(
-                f"{path} holds a run with another configuration ({shown}). Resume with its own {path / CONFIG}, "
-                "or start another run elsewhere, with `from: RUN_DIR` to build on its weights."
-            )
+    changed = {key: pair for key, pair in sorted(_differences(path, config).items()) if not _is_free(key, free)}
+    if changed:
+        said = "; ".join(f"{key}: {shown(before)} there, {shown(now)} here" for key, (before, now) in list(changed.items())[:5])
+        builds_on = "from" if "from_" in type(config).model_fields else "pretrained"
+        raise ConfigError(
+            f"{path} holds a run with another configuration ({said}). Resume with its own {path / CONFIG}, in which "
+            f"{', '.join(sorted(key for key in free if key.startswith('train.')))} may be changed, "
+            f"or start another run elsewhere, with `{builds_on}: {path}` to build on its weights."
+        )
+
+
+def _differences(folder: Path, config: BaseModel) -> dict[str, tuple[Any, Any]]:
+    """Key -> what it is in the folder's run and in `config`, where these differ."""
+    if not (folder / CONFIG).is_file():
+        return {}
+    before, now = _flat(load_config(folder / CONFIG)), _flat(parse_yaml(dump_config(config)))
+    return {key: (before.get(key), now.get(key)) for key in before.keys() | now.keys() if before.get(key) != now.get(key)}
 
 
 def _is_free(key: str, free: frozenset[str]) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in free)
-
-
-def _parsed(text: str) -> dict[str, Any]:
-    import yaml
-
-    parsed: dict[str, Any] = yaml.safe_load(text)
-    return parsed
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:
@@ -151,16 +151,19 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
 
 
 def _write_config(folder: Path, config: BaseModel) -> None:
-    try:
+    with faults_as(TrainingError, f"{folder / CONFIG} cannot be written"):
         write_atomically(folder / CONFIG, dump_config(config).encode())
-    except OSError as error:
-        raise TrainingError(f"{folder / CONFIG} cannot be written: {error.strerror or error}. Make room, or give another --out.") from error
 
 
 def cut_rows(file: Path, step: int) -> None:
     """Remove the rows past `step` and a last row that was not written to its end."""
     if not file.is_file():
         return
+    with faults_as(TrainingError, f"{file} cannot be cut to the checkpoint"):
+        _cut(file, step)
+
+
+def _cut(file: Path, step: int) -> None:
     content = file.read_bytes()
     good = 0
     for line in content.splitlines(keepends=True):
@@ -183,7 +186,9 @@ def read_rows(file: str | Path) -> list[dict[str, Any]]:
     path = Path(file)
     if not path.is_file():
         raise MissingInput(f"no {path.name} in {path.parent}. Is it the folder of a run?")
-    return [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    with faults_as(TrainingError, f"{path} cannot be read"):
+        content = path.read_bytes()
+    return [json.loads(line) for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
 
 
 @dataclass
@@ -191,19 +196,23 @@ class Rows:
     """Appends rows to a `*.jsonl` file; `sync` puts them on the disk before a checkpoint refers to them."""
 
     file: Path
-    _stream: TextIO | None = field(default=None, repr=False)
+    _stream: FileIO | None = field(default=None, repr=False)
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write one row, whole, at once. A number that is not finite becomes null, since JSON has none."""
-        if self._stream is None:
-            self._stream = self.file.open("a", encoding="utf-8")
-        self._stream.write(json.dumps({key: finite_or_none(value) for key, value in row.items()}, allow_nan=False) + "\n")
-        self._stream.flush()
+        line = json.dumps({key: finite_or_none(value) for key, value in row.items()}, allow_nan=False) + "\n"
+        with faults_as(TrainingError, f"{self.file} cannot be written", _RESUME):
+            if self._stream is None:
+                self._stream = append_to(self.file)
+            content = memoryview(line.encode())
+            while content:
+                content = content[self._stream.write(content) :]
 
     def sync(self) -> None:
         """Flush to the disk."""
         if self._stream is not None:
-            os.fsync(self._stream.fileno())
+            with faults_as(TrainingError, f"{self.file} cannot be written", _RESUME):
+                os.fsync(self._stream.fileno())
 
     def close(self) -> None:
         """Close the file; appending opens it again."""

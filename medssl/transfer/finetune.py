@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from medssl.errors import UsageError
+from medssl.errors import TrainingError, UsageError
+from medssl.faults import faults_as
+from medssl.files import write_atomically
 from medssl.learn import check_crop
 from medssl.learn.build import assemble
 from medssl.learn.joining import rank, world
@@ -26,18 +28,19 @@ from medssl.plugins import Plugins
 from medssl.run import Run
 from medssl.train.checkpoint import newest_good
 from medssl.train.config import read_config
+from medssl.train.definition import Batches, Save, Training
 from medssl.train.device import choose_dtype
 from medssl.train.loop import StepEngine
 from medssl.train.run_folder import LABELLED
 from medssl.train.setup import documents, store_fingerprint
-from medssl.train.training import Batches, Save, Training, run_training
+from medssl.train.training import run_training
 from medssl.transfer.crops import Beside, check_unlabelled
 from medssl.transfer.options import FinetuneConfig
 from medssl.transfer.segment import Windows
 from medssl.transfer.segmentation import Segmentation
 from medssl.transfer.start import Plan, first_weights, make_plan
 from medssl.transfer.validation import CaseBatches, Validate, make_evaluator
-from medssl.volumes import CropLoader, DataOptions, LabelledOptions, Store, describe_patients, stable_id
+from medssl.volumes import CropLoader, DataOptions, LabelledOptions, Store, describe_patients
 
 if TYPE_CHECKING:
     from medssl.transfer.load import LoadReport
@@ -138,9 +141,15 @@ def _ready(config: FinetuneConfig, plugins: Plugins, out: Path) -> Training:
         origin=plan.origin,
         report=report,
         attach=partial(_attach, plan),
-        notes=(describe_patients(plan.training, plan.validation),),
-        cases={stable_id(case.volume): case.name for case in plan.training},
+        notes=(*([str(report)] if report is not None else []), describe_patients(plan.training, plan.validation)),
+        cases=_names(plan),
     )
+
+
+def _names(plan: Plan) -> dict[int, str]:
+    """What the user calls each volume that is trained on, by its number."""
+    called = {case.volume: case.name for case in plan.training}
+    return {volume.sample: called[volume.volume] for volume in plan.store.volumes if volume.volume in called}
 
 
 def _objective(
@@ -164,6 +173,8 @@ def _unlabelled_store(plan: Plan) -> Store | None:
     if plan.config.unlabelled is None:
         return None
     store = Store(plan.config.unlabelled.store)
+    if not plan.config.unlabelled.unfinished:
+        store.check_finished("unlabelled.unfinished=true")
     check_unlabelled(store, plan.store)
     return store
 
@@ -187,7 +198,8 @@ def _loader(plan: Plan, unlabelled: Store | None, body: bool, first_step: int) -
 def _attach(plan: Plan, engine: StepEngine, run: Run, save_best: Save) -> None:
     """Validation, and what was loaded as a file of the run."""
     if run.report is not None:
-        (run.folder / REPORT).write_text(json.dumps(run.report.document(), indent=1) + "\n", encoding="utf-8")
+        with faults_as(TrainingError, f"{run.folder / REPORT} cannot be written", "Then go on with --resume."):
+            write_atomically(run.folder / REPORT, (json.dumps(run.report.document(), indent=1) + "\n").encode())
     if not plan.validation:
         return
     options, device = plan.config.train, engine.settings.device

@@ -1,23 +1,36 @@
 """Volumes: from an archive to a store, and from a store to batches of crops; labelled volumes for fine-tuning and prediction."""
 
-from medssl.volumes.cases import Case, LabelledOptions, channels_of, find_cases, grid_sides, label_values_of, training_cases
-from medssl.volumes.crops import Crop, CropOptions, CropPlan, DataOptions, LoadOptions, crop_at, refuse_too_large
-from medssl.volumes.grid import as_spacing
-from medssl.volumes.ingest import Incoming, StoreSummary, write_store
-from medssl.volumes.label_values import LabelValues, proposal
-from medssl.volumes.labelled import (
+from medssl.volumes.cases import (
+    Case,
+    LabelledOptions,
+    LabelValues,
     Prepared,
+    channels_of,
+    describe_patients,
+    find_cases,
+    label_values_of,
     load_case,
     load_labels,
     prepare_volume,
+    proposal,
     restore_labels,
     store_cases,
     stored_cases,
+    training_cases,
 )
-from medssl.volumes.loader import CropLoader, on_device
-from medssl.volumes.patients import describe_patients
+from medssl.volumes.crops import (
+    Crop,
+    CropLoader,
+    CropOptions,
+    CropPlan,
+    DataOptions,
+    LoadOptions,
+    crop_at,
+    on_device,
+)
+from medssl.volumes.grid import as_spacing
+from medssl.volumes.ingest import Incoming, StoreSummary, make_store, write_store
 from medssl.volumes.preparation import Channel, IntensityRule, Preparation, Statistics, statistics
-from medssl.volumes.sources import make_store
 from medssl.volumes.store import Store, StoredVolume, stable_id
 
 __all__ = [
@@ -44,7 +57,6 @@ __all__ = [
     "crop_at",
     "describe_patients",
     "find_cases",
-    "grid_sides",
     "label_values_of",
     "load_case",
     "load_labels",
@@ -52,7 +64,6 @@ __all__ = [
     "on_device",
     "prepare_volume",
     "proposal",
-    "refuse_too_large",
     "restore_labels",
     "stable_id",
     "statistics",

@@ -1,0 +1,109 @@
+"""What the index says of a volume, and a volume with its voxels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return list(value) if isinstance(value, tuple) else value
+
+
+@dataclass(frozen=True, eq=False)
+class VolumeRecord:
+    """One row of the public volume table. Names are keyed pseudonyms: stable within an index, safe as file names."""
+
+    volume: str
+    patient: str
+    study: str
+    series: str
+    modality: str
+    kind: Literal["dicom", "nifti"]
+    shape: tuple[int, ...]
+    """Voxels along the affine's axes."""
+    spacing: tuple[float, ...]
+    """Millimetres along the affine's axes."""
+    affine: NDArray[np.float64]
+    """(4, 4) voxel -> RAS+ mm."""
+    instances: int
+    """Files that the volume is made of."""
+    split_by: str | None
+    """What told this volume apart from the others of its series."""
+    warnings: tuple[str, ...]
+    deviation: float = 0.0
+    """Millimetres by which the slice that fits worst lies off its place on the affine."""
+
+    study_number: int | None = None
+    """Which of the patient's studies, by date; this and all below is None where the headers do not say."""
+    series_number: int | None = None
+    body_part: str | None = None
+    sequence: str | None = None
+    """ScanningSequence: SE, IR, GR, EP, RM, several with slashes."""
+    variant: str | None = None
+    """SequenceVariant, likewise."""
+    echo_time: float | None = None
+    """Milliseconds, as the other times."""
+    repetition_time: float | None = None
+    inversion_time: float | None = None
+    flip_angle: float | None = None
+    b_value: float | None = None
+    contrast: str | None = None
+    """"yes" or "no"."""
+    kernel: str | None = None
+    manufacturer: str | None = None
+    model: str | None = None
+    field_strength: float | None = None
+    """Tesla."""
+    kvp: float | None = None
+
+    def document(self) -> dict[str, Any]:
+        """The volume as `medssl index --json` prints it."""
+        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, VolumeRecord) and self.document() == other.document()
+
+    def __hash__(self) -> int:
+        return hash(self.volume)
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A volume with its voxels."""
+
+    record: VolumeRecord
+    array: NDArray[Any]
+    """(X, Y, Z) rescaled values, int16 where all are whole and in its range, else float32."""
+
+    @property
+    def affine(self) -> NDArray[np.float64]:
+        """(4, 4) voxel -> RAS+ mm."""
+        return self.record.affine
+
+
+@dataclass(frozen=True)
+class IndexSummary:
+    """What an archive holds: every slice of every file is in one of `volumes`, or its file is counted in `rejected`."""
+
+    files: int
+    """Files seen."""
+    instances: int
+    """Files that are DICOM objects or NIfTI images, usable or not."""
+    volumes: list[VolumeRecord]
+    rejected: dict[str, int]
+    """Reason -> files, for all that are in no volume: duplicates, objects that are no images, and what cannot be used."""
+
+    def document(self) -> dict[str, Any]:
+        """The JSON document of `medssl index`."""
+        return {
+            "files": self.files,
+            "instances": self.instances,
+            "volumes": [record.document() for record in self.volumes],
+            "rejected": dict(self.rejected),
+        }

@@ -1,0 +1,123 @@
+"""The public tables and what they add up to."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from medssl.archive.geometry import usable_position, usable_spacing
+from medssl.archive.index.pseudonyms import is_pseudonym
+from medssl.archive.index.records import IndexSummary, VolumeRecord
+from medssl.archive.instance import SCHEMA
+from medssl.archive.tables import TABLE_ERRORS, damaged
+
+_WHOLE, _WORD, _NUMBER = pa.int64(), pa.string(), pa.float64()
+_TAKEN = {
+    **dict.fromkeys(("study_number", "series_number"), _WHOLE),
+    **dict.fromkeys(("body_part", "sequence", "variant"), _WORD),
+    **dict.fromkeys(("echo_time", "repetition_time", "inversion_time", "flip_angle", "b_value"), _NUMBER),
+    **dict.fromkeys(("contrast", "kernel", "manufacturer", "model"), _WORD),
+    **dict.fromkeys(("field_strength", "kvp"), _NUMBER),
+}
+"""How a volume was taken."""
+VOLUMES = pa.schema(
+    {
+        "volume": pa.string(),
+        "patient": pa.string(),
+        "study": pa.string(),
+        "series": pa.string(),
+        "modality": pa.string(),
+        "kind": pa.string(),
+        "shape": pa.list_(pa.int64()),
+        "spacing": pa.list_(pa.float64()),
+        "affine": pa.list_(pa.float64()),
+        "instances": pa.int64(),
+        "split_by": pa.string(),
+        "warnings": pa.list_(pa.string()),
+        "deviation": pa.float64(),
+        **_TAKEN,
+    }
+)
+"""The volume table that `--where` sees. `affine` is the 4x4 matrix row by row."""
+
+COLUMNS = tuple(VOLUMES.names)
+UNKNOWN = ("split_by", *_TAKEN)
+"""Columns that are empty where nothing is known."""
+
+_PLACE = {"volume": pa.string(), "slice": pa.int64()}
+INSTANCES = pa.schema(
+    {
+        "instance": pa.string(),
+        "file": pa.string(),
+        "frame": pa.int64(),
+        "kind": pa.string(),
+        "modality": pa.string(),
+        "ending": pa.string(),
+        "reason": pa.string(),
+        **_PLACE,
+    }
+)
+"""The public row of an instance."""
+PRIVATE = pa.schema([*SCHEMA, *({"instance": pa.string(), **_PLACE}).items()])
+"""The private row of an instance."""
+PLACE = tuple(_PLACE)
+"""Columns that are empty for an instance in no volume."""
+
+
+def records_table(records: Sequence[VolumeRecord]) -> pa.Table:
+    """One row a volume."""
+    rows = [{**record.document(), "affine": record.affine.ravel().tolist()} for record in records]
+    return pa.Table.from_pylist(rows, schema=VOLUMES)
+
+
+def records_from(table: pa.Table) -> list[VolumeRecord]:
+    """The volumes of `records_table`, in its order; raises `ArchiveError` for what no index says of a volume."""
+    return [_record(row) for row in table.to_pylist()]
+
+
+def _record(row: dict[str, Any]) -> VolumeRecord:
+    try:
+        affine = np.array(row["affine"], float).reshape(4, 4)
+        lists = {name: tuple(row[name]) for name in ("shape", "spacing", "warnings")}
+        record = VolumeRecord(**{**row, **lists, "affine": affine})
+        sound = _sound(record)
+    except TABLE_ERRORS as error:
+        raise damaged("volumes.parquet", "holds a row that describes no volume") from error
+    if not sound:
+        raise damaged("volumes.parquet", "holds a row that describes no volume")
+    return record
+
+
+def _sound(one: VolumeRecord) -> bool:
+    names = all(is_pseudonym(name) for name in (one.volume, one.patient, one.study, one.series))
+    sizes = len(one.shape) == 3 and all(0 < side <= 2**31 for side in one.shape) and one.instances > 0
+    place = len(one.spacing) == 3 and usable_spacing(one.spacing)
+    place = place and bool(np.isfinite(one.affine).all()) and usable_position(one.affine[:3, 3].tolist())
+    taken = [getattr(one, name) for name in _TAKEN]
+    words = [value for value in taken if isinstance(value, str)]
+    place = place and bool(np.isfinite([one.deviation, *(value for value in taken if isinstance(value, float))]).all())
+    texts = all(text.isprintable() for text in (one.modality, one.split_by or "", *one.warnings, *words))
+    return names and sizes and place and texts and one.kind in ("dicom", "nifti")
+
+
+def summarize(instances: pa.Table, records: Sequence[VolumeRecord]) -> IndexSummary:
+    """Counts over the public instance table."""
+    # A file with many slices has a row for each.
+    kinds = dict(zip(instances["file"].to_pylist(), instances["kind"].to_pylist(), strict=True))
+    return IndexSummary(
+        files=len(kinds),
+        instances=sum(1 for kind in kinds.values() if kind),
+        volumes=list(records),
+        rejected=count_reasons(instances),
+    )
+
+
+def count_reasons(instances: pa.Table) -> dict[str, int]:
+    """Reason -> files, commonest first; a file of which slices end for different reasons counts for each."""
+    pairs = set(zip(instances["file"].to_pylist(), instances["reason"].to_pylist(), strict=True))
+    counts = Counter(reason for _, reason in pairs if reason)
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

@@ -102,9 +102,11 @@ class NetworkSpec(BaseOptions):
         return factory_of(self._callable, str(self.factory))
 
     def checked(self) -> NetworkSpec:
-        """The same specification with every needed option filled in; raises `NetworkError` for options that do not exist."""
-        by_path = self.target.rpartition(".")[2] if self.target is not None and self.target.startswith("monai.networks.nets.") else None
-        filled = with_defaults(self.name or by_path, self.options)
+        """The same specification, a bare name with every needed option filled in; `NetworkError` for options that do not exist.
+
+        What was given as a class, a callable or an import path is built as it was given.
+        """
+        filled = with_defaults(self.name, self.options)
         self.source().check_options(filled)
         return self.model_copy(update={"options": filled})
 
@@ -207,8 +209,9 @@ def _from_callable(network: Callable[..., Any]) -> NetworkSpec:
         spec = NetworkSpec(factory=f"the Python callable {label} ({reason})", **fields)
         spec._callable = partial(call, **keywords) if keywords else call
         return _measured(spec, fields)
-    if "name" in origin:
-        source.check_options(with_defaults(origin["name"], options))
+    if "name" in origin and with_defaults(origin["name"], options) != options:
+        origin = {"_target_": f"monai.networks.nets.{origin['name']}"}  # the name alone would stand for another network
+    source.check_options(options)
     return _measured(NetworkSpec(**origin, options=options, **fields).checked(), fields)
 
 

@@ -16,6 +16,7 @@ from pydicom.tag import BaseTag, Tag
 from medssl.archive.geometry import usable_orientation, usable_position, usable_spacing
 from medssl.archive.instance import Instance
 from medssl.archive.limits import inflated, most_unpacked
+from medssl.archive.modality import MODALITIES
 from medssl.archive.narrowing import fits_float32
 from medssl.archive.outcomes import Reason
 
@@ -41,14 +42,6 @@ _KINDS: tuple[tuple[str, Reason], ...] = (
 _ENHANCED = tuple(_STORAGE + tail for tail in ("2.1", "2.2", "4.1", "4.3", "4.4", "128.1", "130", "30"))
 _PLANAR = tuple(_STORAGE + tail for tail in ("2", "4", "128"))
 """CT, MR and PET images: a slice each, which must say where it lies."""
-
-_MODALITY_CODES = (
-    "AR AU BDUS BI BMD CFM CR CT CTPROTOCOL DG DMS DOC DX ECG EEG EMG EOG EPS ES FID GM HC HD IO IOL IVOCT IVUS KER KO LEN LS MG MR "
-    "M3D NM OAM OCT OP OPM OPT OPTBSV OPTENF OPV OSS OT PA PLAN POS PR PT PX REG RESP RF RG RTDOSE RTIMAGE RTINTENT RTPLAN RTRAD "
-    "RTRECORD RTSEGANN RTSTRUCT RWV SEG SM SMR SR SRF STAIN TEXTUREMAP TG US VA XA XAPROTOCOL XC"
-)
-_MODALITIES = frozenset(_MODALITY_CODES.split())
-"""Only these codes reach the public table: a header can hold any text under Modality, also a name."""
 
 _COMPONENTS = {
     **dict.fromkeys(("M", "MAGNITUDE"), "M"),
@@ -337,7 +330,7 @@ def _meta(dataset: pydicom.Dataset, keyword: str) -> str:
 
 def _modality(dataset: pydicom.Dataset) -> str:
     code = _text(dataset, "Modality").upper()
-    return code if code in _MODALITIES else "unknown"
+    return code if code in MODALITIES else "unknown"  # a header can hold any text under Modality, also a name
 
 
 def _component(types: tuple[str, ...], stated: str) -> str:

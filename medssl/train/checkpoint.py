@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor, contiguous_format
 
 from medssl.errors import CheckpointError, MissingInput
+from medssl.run import Run
 
 FORMAT = "medssl-checkpoint"
 VERSION = 2
@@ -144,12 +145,12 @@ def newest_good(run_folder: str | Path, series: str = "step") -> Checkpoint | No
     return None
 
 
-def find_checkpoint(path: str | Path, series: str = "step") -> Checkpoint:
-    """The checkpoint that a person means by a path: that folder itself, or the newest good one of a run folder.
+def find_checkpoint(path: str | Path | Run, series: str = "step") -> Checkpoint:
+    """The checkpoint that a person means by a path or run: that folder itself, or the newest good one of a run folder.
 
     With `series="best"` the best one of a run, or its newest where it has none. Raises `MissingInput` or `CheckpointError`.
     """
-    folder = Path(path)
+    folder = path.folder if isinstance(path, Run) else Path(path)
     if folder.name == STATE:
         folder = folder.parent
     if (folder / STATE).exists() or _NAME.match(folder.name):

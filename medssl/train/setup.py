@@ -27,7 +27,7 @@ from medssl.train.checkpoint import Checkpoint, checksum_of, find_checkpoint
 from medssl.train.config import PretrainConfig, read_config
 from medssl.train.device import choose_device, choose_dtype
 from medssl.train.training import Training
-from medssl.volumes import CropLoader, DataOptions, Preparation, Store
+from medssl.volumes import CropLoader, DataOptions, Preparation, Store, kinds_document, kinds_of
 
 MIN_COVERAGE = 0.9
 """Least share of a network, its head aside, that a further round must find in the run it goes on from."""
@@ -71,6 +71,7 @@ class Plan:
             "spacing": store.manifest.spacing,
             "channels": len(store.channels),
             "channel_names": list(store.channels),
+            "kinds": kinds_document(kinds_of(store)),
             "size": list(config.data.size),
             "tasks": [term.document() for term in config.tasks],
             "consistency": [term.document() for term in config.consistency],

@@ -37,7 +37,7 @@ from medssl.transfer.segment import Windows
 from medssl.transfer.segmentation import Segmentation
 from medssl.transfer.start import Plan, first_weights, make_plan
 from medssl.transfer.validation import CaseBatches, Validate, make_evaluator
-from medssl.volumes import CropLoader, DataOptions, LabelledOptions, Store, describe_patients, stable_id
+from medssl.volumes import CropLoader, DataOptions, LabelledOptions, Store, describe_patients, kinds_document, kinds_of, stable_id
 
 if TYPE_CHECKING:
     from medssl.transfer.load import LoadReport
@@ -117,6 +117,7 @@ def _ready(config: FinetuneConfig, plugins: Plugins, out: Path) -> Training:
     objective, report = _objective(plan, tasks, losses, plugins)
     document = {
         **plan.form.document(),
+        "kinds": kinds_document(kinds_of(plan.store)),
         "label_values": plan.values.document(),
         "size": list(config.data.size),
         "overlap": config.overlap,

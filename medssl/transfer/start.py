@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,12 +27,15 @@ from medssl.transfer.options import FinetuneConfig
 from medssl.transfer.outputs import with_outputs
 from medssl.volumes import (
     Case,
+    Channel,
     LabelValues,
     Preparation,
     Store,
     as_spacing,
     channels_of,
+    choose_kind,
     grid_sides,
+    kinds_seen,
     label_values_of,
     refuse_too_large,
     store_cases,
@@ -76,13 +80,13 @@ def make_plan(config: FinetuneConfig, folder: Path) -> Plan:
     if spec.out_channels is not None and spec.out_channels < 2:
         raise ConfigError("network.out_channels is 1; segmentation needs one for the background and one for each label value.")
     training, validation = training_cases(config.data)
-    channels = channels_of(config.data, training)
+    preparation, spacing = _image_form(config, origin.state if origin is not None else {}, config.pretrained)
+    channels = channels_of(config.data, training, partial(_usual_channels, origin, preparation))
     if spec.in_channels != len(channels):
         names = ", ".join(channel.name for channel in channels)
         raise ConfigError(
             f"network.in_channels is {spec.in_channels}; the cases have {len(channels)} channel(s) ({names}). Set it to that."
         )
-    preparation, spacing = _image_form(config, origin.state if origin is not None else {}, config.pretrained)
     check_crop(spec, config.data.size, config.data.batch)
     _check_size(training, spacing, config)
     values = label_values_of(config.data)
@@ -157,6 +161,14 @@ def _image_form(config: FinetuneConfig, state: Mapping[str, Any], origin: str | 
             _refuse("data.spacing", spacing, pretrained, origin)
         spacing = pretrained
     return preparation or Preparation(), spacing
+
+
+def _usual_channels(origin: Checkpoint | None, preparation: Preparation) -> tuple[Channel, ...]:
+    """What the network was pretrained on, where that is one kind of images."""
+    kinds = kinds_seen(origin.state) if origin is not None else ()
+    if origin is None or not kinds:
+        return ()
+    return choose_kind(kinds, preparation, None, str(origin.path), "data.modality: CT").channels
 
 
 def _refuse(key: str, given: Any, theirs: Any, origin: str | None) -> None:

@@ -4,6 +4,7 @@ from medssl.volumes.cases import Case, LabelledOptions, channels_of, find_cases,
 from medssl.volumes.crops import Crop, CropOptions, CropPlan, DataOptions, LoadOptions, crop_at, refuse_too_large
 from medssl.volumes.grid import as_spacing
 from medssl.volumes.ingest import Incoming, StoreSummary, write_store
+from medssl.volumes.kinds import Kind, choose_kind, kinds_document, kinds_of, kinds_seen
 from medssl.volumes.label_values import LabelValues, proposal
 from medssl.volumes.labelled import (
     Prepared,
@@ -30,6 +31,7 @@ __all__ = [
     "DataOptions",
     "Incoming",
     "IntensityRule",
+    "Kind",
     "LabelValues",
     "LabelledOptions",
     "LoadOptions",
@@ -41,10 +43,14 @@ __all__ = [
     "StoredVolume",
     "as_spacing",
     "channels_of",
+    "choose_kind",
     "crop_at",
     "describe_patients",
     "find_cases",
     "grid_sides",
+    "kinds_document",
+    "kinds_of",
+    "kinds_seen",
     "label_values_of",
     "load_case",
     "load_labels",

@@ -7,7 +7,7 @@ names. Each case is checked before anything is trained.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import pairwise
@@ -16,10 +16,10 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from medssl.archive.geometry import to_ras, voxel_spacing
-from medssl.archive.modality import named_modality
+from medssl.archive.modality import checked_modality, named_modality
 from medssl.config import did_you_mean
 from medssl.errors import ConfigError, DataError
 from medssl.volumes.crops import LoadOptions
@@ -86,7 +86,7 @@ class LabelledOptions(LoadOptions):
     """CSV file with the columns case and patient, in place of `patient`."""
     modality: str | tuple[str, ...] | None = None
     """DICOM modality of the images, such as CT or MR, for the image preparation, or one for each channel; null: what dataset.json says,
-    else MR."""
+    else that of the pretraining's images, else MR."""
     spacing: float | tuple[float, float, float] | None = None
     """Resample images and labels to this spacing in mm; null: the pretrained network's, or each image's own."""
     foreground: float = Field(default=0.75, ge=0, le=1)
@@ -97,6 +97,13 @@ class LabelledOptions(LoadOptions):
         if (self.dataset is None) == (self.images is None):
             raise ValueError("give either dataset, or images with labels")
         return self
+
+    @field_validator("modality")
+    @classmethod
+    def _modalities_exist(cls, modality: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        for name in (modality,) if isinstance(modality, str) else modality or ():
+            checked_modality(name)
+        return modality
 
     @model_validator(mode="after")
     def _classes_count_on(self) -> LabelledOptions:
@@ -146,19 +153,28 @@ def training_cases(options: LabelledOptions) -> tuple[list[Case], list[Case]]:
     return _checked(_first(training, options), options), _checked(validation, options) if validation else []
 
 
-def channels_of(options: LabelledOptions, cases: Sequence[Case]) -> tuple[Channel, ...]:
-    """The channels of these cases, with names and modalities: the option's, else those of `dataset.json`, else MR.
+def channels_of(options: LabelledOptions, cases: Sequence[Case], usual: Callable[[], Sequence[Channel]] = tuple) -> tuple[Channel, ...]:
+    """The channels of these cases, with names and modalities: the option's, else those of `dataset.json`, else the `usual`, else MR.
 
-    One channel is named by its modality, as in a store; several as `dataset.json` names them, else by their number.
+    One channel is named by its modality, as in a store; several as `dataset.json` names them, else by their number. `usual` is asked
+    only where nothing else says.
     """
     count = channel_count(cases[0])
-    names = _channel_names(options)
-    names = names if len(names) == count else [f"channel {number}" for number in range(count)]
+    listed = _channel_names(options)
+    names = listed if len(listed) == count else [f"channel {number}" for number in range(count)]
     given = [options.modality] * count if isinstance(options.modality, str) else options.modality
-    modalities = [named_modality(name) or "MR" for name in names] if given is None else [modality.upper() for modality in given]
+    modalities = [named_modality(name) for name in names] if given is None else [checked_modality(name) for name in given]
+    if None in modalities:
+        known = tuple(usual())
+        if len(known) == count:
+            if listed != names and not any(modalities):
+                return known
+            modalities = [said or one.modality for said, one in zip(modalities, known, strict=True)]
+        modalities = [said or "MR" for said in modalities]
     if len(modalities) != count:
         raise ConfigError(f"data.modality names {len(modalities)} modalities, and the cases have {count} channel(s). Give one, or {count}.")
-    return tuple(map(Channel, names if count > 1 else modalities, modalities, range(count)))
+    said = [str(modality) for modality in modalities]
+    return tuple(map(Channel, names if count > 1 else said, said, range(count)))
 
 
 def label_values_of(options: LabelledOptions) -> LabelValues:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from medssl.archive.modality import checked_modality
 from medssl.errors import ArchiveError, UsageError
 from medssl.volumes.frames import Codec
 from medssl.volumes.ingest import Incoming, Progress, StoreSummary, write_store
@@ -37,6 +38,7 @@ def make_store(
     it, and decides how they are prepared. Folders that are no index are indexed first,
     beside the store in `OUT.index`: that folder holds real paths and stays private, the store holds pseudonyms only.
     """
+    modality = None if modality is None else checked_modality(modality)
     if not sources:
         raise UsageError("no source given. Name an index folder, or a folder of DICOM or NIfTI files.")
     indexes, unread = _indexes(sources, Path(out), workers)
@@ -75,7 +77,7 @@ def from_index(index: Index, where: str | None = None, modality: str | None = No
             record.volume,
             record.patient,
             record.series,
-            modality.upper() if modality and record.modality in ("", "unknown") else record.modality,
+            modality if modality and record.modality in ("", "unknown") else record.modality,
             partial(_load, index, record.volume),
         )
         for record in index.volumes(where)

@@ -283,7 +283,7 @@ def _volume(row: dict[str, Any]) -> StoredVolume:
         patient=stable_id(row["patient"]),
         modality=row["modality"],
         channels=tuple(Channel(*one) for one in zip(row["channels"], row["modalities"], row["arrays"], strict=True)),
-        statistics=_statistics(row["statistics"]),
+        statistics=statistics_of_row(row["statistics"]),
         shape=tuple(row["shape"]),
         spacing=tuple(row["spacing"]),
         affine=np.asarray(row["affine"], np.float64).reshape(4, 4),
@@ -320,7 +320,8 @@ def _why_unsound(one: StoredVolume) -> str | None:
     return next((name for name, sound in checks.items() if not sound), None)
 
 
-def _statistics(numbers: Sequence[float]) -> tuple[Statistics, ...]:
+def statistics_of_row(numbers: Sequence[float]) -> tuple[Statistics, ...]:
+    """Those of each channel, of the numbers that the table holds."""
     width = len(fields(Statistics))
     return tuple(Statistics(*numbers[start : start + width]) for start in range(0, len(numbers), width))
 

@@ -1,0 +1,58 @@
+"""medssl inside an existing MONAI pipeline: pretext tasks as dictionary transforms, their losses, and pretrained weights.
+
+    transforms = Compose([LoadImaged("image"), EnsureChannelFirstd("image"), ..., PretextTaskd("image", task="inpainting", ratio=0.6)])
+    loss = PretextLoss("inpainting", ratio=0.6)                                  # loss(network(batch["image"]), batch)
+
+    transforms = Compose([LoadImaged("image"), EnsureChannelFirstd("image"), PrepareImaged("image", "runs/pretrained"), ...])
+    network, report = load_pretrained(partial(SegResNet, ...), "runs/pretrained", out_channels=3)
+
+The transforms follow MONAI's conventions: they compose, are seeded by `set_random_state` (and so by MONAI's `DataLoader` in each
+worker), keep `MetaTensor`s and honour `allow_missing_keys`. Names are loaded when first used. docs/for-monai-users.md shows them at work.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from medssl.monai.losses import PretextLoss
+    from medssl.monai.prepare import PrepareImage, PrepareImageD, PrepareImaged, PrepareImageDict
+    from medssl.monai.questions import PretextTaskD, PretextTaskd, PretextTaskDict, PretextTaskTransform
+    from medssl.transfer import load_pretrained
+
+_WHERE = {
+    "PrepareImage": "medssl.monai.prepare",
+    "PrepareImageD": "medssl.monai.prepare",
+    "PrepareImageDict": "medssl.monai.prepare",
+    "PrepareImaged": "medssl.monai.prepare",
+    "PretextLoss": "medssl.monai.losses",
+    "PretextTaskD": "medssl.monai.questions",
+    "PretextTaskDict": "medssl.monai.questions",
+    "PretextTaskTransform": "medssl.monai.questions",
+    "PretextTaskd": "medssl.monai.questions",
+    "load_pretrained": "medssl.transfer",
+}
+
+__all__ = [
+    "PrepareImage",
+    "PrepareImageD",
+    "PrepareImageDict",
+    "PrepareImaged",
+    "PretextLoss",
+    "PretextTaskD",
+    "PretextTaskDict",
+    "PretextTaskTransform",
+    "PretextTaskd",
+    "load_pretrained",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(import_module(_WHERE[name]), name)
+    raise AttributeError(f"module 'medssl.monai' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from medssl.monai.losses import PretextLoss
+    from medssl.monai.losses import PretextLoss, prepare_pretext_batch
     from medssl.monai.prepare import PrepareImage, PrepareImageD, PrepareImaged, PrepareImageDict
     from medssl.monai.questions import PretextTaskD, PretextTaskd, PretextTaskDict, PretextTaskTransform
     from medssl.transfer import load_pretrained
@@ -32,6 +32,7 @@ _WHERE = {
     "PretextTaskTransform": "medssl.monai.questions",
     "PretextTaskd": "medssl.monai.questions",
     "load_pretrained": "medssl.transfer",
+    "prepare_pretext_batch": "medssl.monai.losses",
 }
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "PretextTaskTransform",
     "PretextTaskd",
     "load_pretrained",
+    "prepare_pretext_batch",
 ]
 
 

@@ -1,14 +1,15 @@
 """From files as the hospital has them to volumes with a geometry that can be trusted, or a recorded reason. No torch."""
 
-from medssl.archive.build import build_index
-from medssl.archive.export import write_volumes
-from medssl.archive.index import Index
+from medssl.archive.index.build import build_index
+from medssl.archive.index.export import write_volumes
+from medssl.archive.index.reading import Index
+from medssl.archive.index.records import IndexSummary, Volume, VolumeRecord
 from medssl.archive.narrowing import narrow
-from medssl.archive.nifti import Nifti, read_nifti, read_nifti_channels, write_nifti
+from medssl.archive.nifti.files import Nifti, read_nifti, read_nifti_channels, write_nifti
 from medssl.archive.outcomes import Reason
-from medssl.archive.packed import TarSource, ZipSource
-from medssl.archive.records import IndexSummary, Volume, VolumeRecord
-from medssl.archive.sources import FolderSource, find_source
+from medssl.archive.sources.folder import FolderSource
+from medssl.archive.sources.locations import find_source
+from medssl.archive.sources.packed import TarSource, ZipSource
 from medssl.source import ArchiveSource, FrameSource, HeaderSource, Stat, StatSource
 
 __all__ = [

@@ -14,7 +14,7 @@ from monai.utils import TransformBackends, convert_to_dst_type, convert_to_tenso
 from nibabel.orientations import aff2axcodes
 from numpy.typing import NDArray
 
-from medssl.archive.modality import checked_modality
+from medssl.archive.nifti.modality import checked_modality
 from medssl.config import check
 from medssl.errors import ConfigError, DataError
 from medssl.run import Run

@@ -185,8 +185,8 @@ def _load_origin(objective: Objective, origin: Checkpoint) -> None:
 
 
 def store_fingerprint(store: Store) -> str:
-    """What a resumed run must find again: every volume with its shape, and how all were resampled and are prepared."""
-    volumes = list(zip(store.column("volume"), store.shapes().tolist(), strict=True))
+    """What a resumed run must find again: every volume by its data, and how all were resampled and are prepared."""
+    volumes = list(zip(store.column("content"), store.patients.tolist(), store.shapes().tolist(), strict=True))
     return checksum_of(json.dumps([volumes, store.manifest.model_dump(mode="json")], sort_keys=True).encode())
 
 

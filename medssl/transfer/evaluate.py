@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medssl.archive import read_nifti
-from medssl.archive.nifti_names import nifti_files, stem
+from medssl.archive.nifti.names import nifti_files, stem
 from medssl.errors import DataError, MissingInput, UsageError
 
 AFFINE_TOLERANCE = 1e-3

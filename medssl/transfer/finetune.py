@@ -37,7 +37,7 @@ from medssl.transfer.segment import Windows
 from medssl.transfer.segmentation import Segmentation
 from medssl.transfer.start import Plan, first_weights, make_plan
 from medssl.transfer.validation import CaseBatches, Validate, make_evaluator
-from medssl.volumes import CropLoader, DataOptions, LabelledOptions, Store, describe_patients, kinds_document, kinds_of, stable_id
+from medssl.volumes import CropLoader, DataOptions, LabelledOptions, Store, describe_patients, kinds_document, kinds_of
 
 if TYPE_CHECKING:
     from medssl.transfer.load import LoadReport
@@ -140,8 +140,14 @@ def _ready(config: FinetuneConfig, plugins: Plugins, out: Path) -> Training:
         report=report,
         attach=partial(_attach, plan),
         notes=(describe_patients(plan.training, plan.validation),),
-        cases={stable_id(case.volume): case.name for case in plan.training},
+        cases=_names(plan),
     )
+
+
+def _names(plan: Plan) -> dict[int, str]:
+    """What the user calls each volume that is trained on, by its number."""
+    called = {case.volume: case.name for case in plan.training}
+    return {volume.sample: called[volume.volume] for volume in plan.store.volumes if volume.volume in called}
 
 
 def _objective(

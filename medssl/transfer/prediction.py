@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from medssl.archive import Index, VolumeRecord, build_index, write_nifti
-from medssl.archive.nifti_names import is_nifti_name, nifti_files, stem
+from medssl.archive.nifti.names import is_nifti_name, nifti_files, stem
 from medssl.config import check
 from medssl.errors import CheckpointError, DataError, MissingInput, UsageError
 from medssl.networks import NetworkSpec
@@ -25,8 +25,8 @@ from medssl.transfer.images import ImageForm, load_image, prepare_image
 from medssl.transfer.segment import Windows
 from medssl.volumes import LabelValues, Prepared, restore_labels
 from medssl.volumes.cases import header
-from medssl.volumes.datalists import grouped_by_case
-from medssl.volumes.sources import is_index
+from medssl.volumes.cases.datalists import grouped_by_case
+from medssl.volumes.ingest.sources import is_index
 
 
 @dataclass(frozen=True)

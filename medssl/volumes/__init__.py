@@ -1,25 +1,39 @@
 """Volumes: from an archive to a store, and from a store to batches of crops; labelled volumes for fine-tuning and prediction."""
 
-from medssl.volumes.cases import Case, LabelledOptions, channels_of, find_cases, grid_sides, label_values_of, training_cases
-from medssl.volumes.crops import Crop, CropOptions, CropPlan, DataOptions, LoadOptions, crop_at, refuse_too_large
-from medssl.volumes.grid import as_spacing
-from medssl.volumes.ingest import Incoming, StoreSummary, write_store
-from medssl.volumes.kinds import Kind, choose_kind, kinds_document, kinds_of, kinds_seen
-from medssl.volumes.label_values import LabelValues, proposal
-from medssl.volumes.labelled import (
+from medssl.volumes.cases import (
+    Case,
+    LabelledOptions,
+    LabelValues,
     Prepared,
+    channels_of,
+    describe_patients,
+    find_cases,
+    grid_sides,
+    label_values_of,
     load_case,
     load_labels,
     prepare_volume,
+    proposal,
     restore_labels,
     store_cases,
     stored_cases,
+    training_cases,
 )
-from medssl.volumes.loader import CropLoader, on_device
-from medssl.volumes.patients import describe_patients
+from medssl.volumes.crops import (
+    Crop,
+    CropLoader,
+    CropOptions,
+    CropPlan,
+    DataOptions,
+    LoadOptions,
+    crop_at,
+    on_device,
+    refuse_too_large,
+)
+from medssl.volumes.grid import as_spacing
+from medssl.volumes.ingest import Incoming, StoreSummary, make_store, write_store
 from medssl.volumes.preparation import Channel, IntensityRule, Preparation, Statistics, statistics
-from medssl.volumes.sources import make_store
-from medssl.volumes.store import Store, StoredVolume, stable_id
+from medssl.volumes.store import Kind, Store, StoredVolume, choose_kind, kinds_document, kinds_of, kinds_seen, stable_id
 
 __all__ = [
     "Case",

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 
-from medssl.archive.modality import checked_modality
+from medssl.archive.nifti.modality import checked_modality
 from medssl.config import BaseOptions
 
 BINS = 1024

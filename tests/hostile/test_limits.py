@@ -16,8 +16,10 @@ import pytest
 from hostile.conftest import Summed, contents, tar_of
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from medssl.archive import Index, Nifti, Reason, TarSource, ZipSource, limits, nifti, read_nifti, scan, write_nifti
+from medssl.archive import Index, Nifti, Reason, TarSource, ZipSource, limits, read_nifti, write_nifti
+from medssl.archive.headers import scan
 from medssl.archive.limits import Refused, watched
+from medssl.archive.nifti import files
 from medssl.errors import ArchiveError, DataError
 from medssl.testing.dicom import made_affine, made_volume, write_series
 
@@ -27,7 +29,7 @@ def low(monkeypatch: pytest.MonkeyPatch) -> None:
     """Limits that a test can bear."""
     monkeypatch.setattr(limits, "UNPACKED", 2**22)
     monkeypatch.setattr(limits, "SECONDS", 1.0)
-    monkeypatch.setattr(nifti, "LONGEST", 2**22)
+    monkeypatch.setattr(files, "LONGEST", 2**22)
 
 
 def peak() -> int:

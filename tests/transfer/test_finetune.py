@@ -18,7 +18,7 @@ import yaml
 from ignite.engine import Events
 from monai.handlers import MetricLogger
 
-import medssl.volumes.labelled
+import medssl.volumes.cases.labelled
 from medssl.errors import ConfigError, DataError, PluginError, TrainingError, UsageError
 from medssl.plugins import Plugins
 from medssl.run import Run
@@ -28,7 +28,7 @@ from medssl.transfer import evaluate, predict
 from medssl.transfer.finetune import fine_tune
 from medssl.transfer.segment import Windows
 from medssl.transfer.segmentation import Segmentation
-from medssl.volumes import Preparation, stable_id, training_cases
+from medssl.volumes import Preparation, stored_cases, training_cases
 
 Config = Callable[..., dict[str, Any]]
 
@@ -178,7 +178,9 @@ def test_skipped_steps_name_their_cases(tmp_path: Path, finetune_config: Config,
     monkeypatch.setattr(Segmentation, "loss", lambda *given: whole(*given) * (float("nan") if next(calls) == 3 else 1))
     run = fine_tune(config=finetune_config(4), out=tmp_path / "run")
     (row,) = [json.loads(line) for line in (run.folder / "skipped.jsonl").read_text().splitlines()]
-    named = {stable_id(case.volume): case.name for case in training_cases(run.config.data)[0]}
+    cases = training_cases(run.config.data)[0]
+    called = {case.volume: case.name for case in cases}
+    named = {volume.sample: called[volume.volume] for volume in stored_cases(run.folder / "labelled", cases).volumes}
     assert row["cases"] == sorted({named[sample] for sample in row["samples"]})
 
 
@@ -318,9 +320,9 @@ def test_labelled_cases_are_read_once_and_kept_for_a_resume(
 ) -> None:
     read: list[str] = []
     for reader in ("read_nifti", "read_nifti_channels"):
-        original = getattr(medssl.volumes.labelled, reader)
+        original = getattr(medssl.volumes.cases.labelled, reader)
         monkeypatch.setattr(
-            f"medssl.volumes.labelled.{reader}", lambda path, original=original: read.append(Path(path).name) or original(path)
+            f"medssl.volumes.cases.labelled.{reader}", lambda path, original=original: read.append(Path(path).name) or original(path)
         )
     config = finetune_config(6, validation=0)
     with pytest.raises(Stopped):

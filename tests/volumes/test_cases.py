@@ -14,9 +14,9 @@ import pytest
 from medssl.config import check
 from medssl.errors import ConfigError, DataError, MedsslError, MissingInput
 from medssl.volumes import Channel, LabelledOptions, LabelValues, channels_of, find_cases, label_values_of, training_cases
-from medssl.volumes.datalists import from_dataset, grouped_by_case
-from medssl.volumes.label_values import label_values
-from medssl.volumes.patients import describe_patients
+from medssl.volumes.cases.datalists import from_dataset, grouped_by_case
+from medssl.volumes.cases.label_values import label_values
+from medssl.volumes.cases.patients import describe_patients
 
 Paired = Callable[..., Path]
 Write = Callable[..., Path]

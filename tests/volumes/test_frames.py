@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medssl.errors import MissingInput, StoreError
-from medssl.volumes.frames import HANDLES, Damaged, FrameCache, FrameFile, _library, encode
+from medssl.volumes.store.frames import HANDLES, Damaged, FrameCache, FrameFile, _library, encode
 
 SHAPES = ((1, 70, 90, 40), (3, 65, 130), (1, 5, 4, 3), (2, 64, 64, 65))
 
@@ -112,7 +112,7 @@ def test_a_box_outside_the_volume_is_refused(files: dict[tuple[tuple[int, ...], 
 
 
 def test_threads_have_their_own_handles_and_only_so_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medssl.volumes.frames.HANDLES", 3)
+    monkeypatch.setattr("medssl.volumes.store.frames.HANDLES", 3)
     assert HANDLES == 256
     arrays = [made((1, 40, 40, 40), "int16", seed) for seed in range(6)]
     for number, array in enumerate(arrays):

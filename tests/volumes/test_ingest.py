@@ -31,8 +31,8 @@ from medssl.volumes import (
     statistics,
     write_store,
 )
-from medssl.volumes.frames import encode
-from medssl.volumes.table import row_to_json
+from medssl.volumes.store.frames import encode
+from medssl.volumes.store.table import row_to_json
 
 Make = Callable[..., list[Incoming]]
 
@@ -46,8 +46,9 @@ def test_values_and_facts_survive(tmp_path: Path, incoming: Make, kind: type) ->
     summary = write_store(incoming(3, kind=kind), tmp_path / "s")
     assert (summary.volumes, summary.added, summary.rejected) == (3, 3, {})
     store = Store(tmp_path / "s")
-    for number, (item, volume) in enumerate(zip(incoming(3, kind=kind), store.volumes, strict=True)):
-        array, affine = item.load()
+    items = {item.volume: item for item in incoming(3, kind=kind)}
+    for number, volume in enumerate(store.volumes):
+        array, affine = items[volume.volume].load()
         assert store.dtype(number) == kind
         assert store.read_whole(number)[0].tobytes() == np.ascontiguousarray(array).tobytes()
         assert volume.statistics == (statistics(array),)
@@ -59,8 +60,10 @@ def test_values_and_facts_survive(tmp_path: Path, incoming: Make, kind: type) ->
         lo, hi = volume.box
         assert mask[tuple(slice(a, b) for a, b in zip(lo, hi, strict=True))].sum() == mask.sum()
         assert all(mask.take(place, axis).any() for axis in range(3) for place in (lo[axis], hi[axis] - 1))
-    assert store.volume(0).patient == store.volume(1).patient != store.volume(2).patient
-    assert all(0 <= volume.sample < 2**63 for volume in store.volumes)
+    patients = {volume.volume: volume.patient for volume in store.volumes}
+    assert patients["v0"] == patients["v1"] != patients["v2"]
+    assert all(0 <= number < 2**63 for volume in store.volumes for number in (volume.sample, volume.patient))
+    assert len({volume.sample for volume in store.volumes}) == 3
 
 
 def test_volumes_are_turned_to_ras(tmp_path: Path, make_body: Callable[..., np.ndarray]) -> None:
@@ -181,7 +184,8 @@ def test_a_row_without_its_file_is_made_again(tmp_path: Path, incoming: Make) ->
     write_store(incoming(2), folder)
     (folder / "volumes" / "v1.b2nd").unlink()
     assert write_store(incoming(2), folder).added == 1
-    assert Store(folder).read_whole(1).shape == (1, 43, 36, 30)
+    store = Store(folder)
+    assert store.read_whole(store.column("volume").index("v1")).shape == (1, 43, 36, 30)
 
 
 def unusable() -> dict[str, tuple[Incoming, str]]:
@@ -232,7 +236,8 @@ def test_types_become_int16_or_float32(tmp_path: Path) -> None:
     }
     write_store([one(array, name=name) for name, array in arrays.items()], tmp_path / "s")
     store = Store(tmp_path / "s")
-    for number, (array, kind) in enumerate(zip(arrays.values(), (np.int16, np.float32, np.int16, np.float32), strict=True)):
+    for (name, array), kind in zip(arrays.items(), (np.int16, np.float32, np.int16, np.float32), strict=True):
+        number = store.column("volume").index(name)
         assert store.dtype(number) == kind
         assert np.array_equal(store.read_whole(number)[0], array)
 
@@ -273,13 +278,14 @@ def test_stores_that_cannot_be_opened(tmp_path: Path, incoming: Make) -> None:
         Store(tmp_path / "empty")
 
 
-def test_a_store_of_version_1_names_the_command_that_makes_it_again(tmp_path: Path, incoming: Make) -> None:
+@pytest.mark.parametrize(("version", "why"), [(1, "one channel a volume"), (2, "what its volumes are called by their data")])
+def test_a_store_of_an_older_version_names_the_command_that_makes_it_again(tmp_path: Path, incoming: Make, version: int, why: str) -> None:
     folder = tmp_path / "s"
     write_store(incoming(1), folder, spacing=1.5)
     manifest = json.loads((folder / "store.json").read_text())
-    (folder / "store.json").write_text(json.dumps(manifest | {"version": 1, "preparation": {"version": 1, "modalities": {}}}))
+    (folder / "store.json").write_text(json.dumps(manifest | {"version": version, "preparation": {"version": 1, "modalities": {}}}))
     for use in (lambda: Store(folder), lambda: write_store(incoming(1), folder, spacing=1.5)):
-        with pytest.raises(StoreError, match=rf"one channel a volume.*medssl store SOURCE --out {folder}-v2 --spacing 1\.5$"):
+        with pytest.raises(StoreError, match=rf"{why}.*medssl store SOURCE --out {folder}-v3 --spacing 1\.5$"):
             use()
     (tmp_path / "s.index").mkdir()
     with pytest.raises(StoreError, match=rf"medssl store {folder}\.index --out"):
@@ -338,6 +344,7 @@ def test_the_store_can_hold_images_of_two_sides(tmp_path: Path) -> None:
         "box": [0, 0, 30, 20],
         "points": np.array([[5, 5]], "<u2").tobytes(),
         "class_points": None,
+        "content": "0" * 32,
     }
     (folder / "rows" / "image.json").write_bytes(row_to_json(row))
     store = Store(folder)

@@ -35,12 +35,11 @@ from medssl.volumes import (
     load_labels,
     prepare_volume,
     restore_labels,
-    stable_id,
     statistics,
     store_cases,
     write_store,
 )
-from medssl.volumes.label_values import label_values
+from medssl.volumes.cases.label_values import label_values
 
 Paired = Callable[..., Path]
 AXES = list(itertools.permutations(range(3)))
@@ -214,7 +213,8 @@ def test_cases_smaller_than_the_crop_are_padded_dark(paired: Paired, write_image
     small = next(case for case in find_cases(options(root)) if case.name == "case_01")
     with loader(root, size=(12, 8, 8), batch=2) as crops:
         batch = next(crops)[2]
-    slot = batch.sample.tolist().index(stable_id(small.volume))
+        sample = next(volume.sample for volume in crops.store.volumes if volume.volume == small.volume)
+    slot = batch.sample.tolist().index(sample)
     labels = labels_of(batch)[slot, 0]
     assert not labels[:3].any()
     assert not labels[9:].any()

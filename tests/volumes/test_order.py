@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medssl.volumes import CropLoader, CropOptions, CropPlan, DataOptions, Incoming, Store, StoredVolume, write_store
-from medssl.volumes.order import shuffled
+from medssl.volumes.crops.order import shuffled
 
 VOLUMES = 7
 
@@ -75,15 +75,13 @@ class Many:
 
     def __init__(self, store: Store, count: int) -> None:
         self.folder, self.spatial_dims, self._count, self._one = store.folder, 3, count, store.volume(0)
+        self.patients = np.arange(count) // 2
 
     def __len__(self) -> int:
         return self._count
 
     def shapes(self) -> np.ndarray:
         return np.full((self._count, 3), 6)
-
-    def column(self, name: str) -> list[str]:
-        return [f"p{number // 2}" for number in range(self._count)]
 
     def volume(self, number: int) -> StoredVolume:
         return self._one

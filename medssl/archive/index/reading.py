@@ -1,0 +1,160 @@
+"""An index that has been built: what it holds, and its volumes with their voxels."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from functools import cached_property
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from medssl.archive.index.folder import IndexFolder
+from medssl.archive.index.query import select_volumes
+from medssl.archive.index.records import IndexSummary, Volume, VolumeRecord
+from medssl.archive.index.summary import INSTANCES, PLACE, PRIVATE, VOLUMES, count_reasons, records_from, summarize
+from medssl.archive.instance import SCHEMA, Instance, from_table
+from medssl.archive.narrowing import narrow
+from medssl.archive.nifti.files import NiftiProblem, read_stream
+from medssl.archive.pixels.values import PixelProblem, rescaled, slice_values, whole_range
+from medssl.archive.sources.locations import find_source
+from medssl.archive.tables import damaged, read_table
+from medssl.errors import ArchiveError, UsageError
+from medssl.files import read_json
+from medssl.source import ArchiveSource
+
+if TYPE_CHECKING:
+    from medssl.plugins import Plugins
+
+
+class Index:
+    """A finished index folder, opened for reading; `read` may be called from several threads.
+
+    `plugins` open what no source of medssl's own does; without them the installed ones.
+    Raises `MissingInput` where there is no index and `ArchiveError` where it is damaged or unfinished.
+    """
+
+    def __init__(self, folder: str | Path, plugins: Plugins | None = None) -> None:
+        self._folder = IndexFolder.opened(Path(folder))
+        self._tables = str(self._folder.tables())
+        self._table = read_table(self._folder.root / self._tables / "volumes.parquet", VOLUMES, ("split_by",))
+        self._records = {record.volume: record for record in records_from(self._table)}
+        self._plugins = plugins
+        self._opened: dict[int, ArchiveSource] = {}
+        self._lock = Lock()
+
+    def volumes(self, where: str | None = None) -> list[VolumeRecord]:
+        """All volumes, or those for which the SQL condition over the volume table holds; a wrong condition raises `UsageError`."""
+        if where is None:
+            return list(self._records.values())
+        chosen = select_volumes(self._table, where)
+        return [record for name, record in self._records.items() if name in chosen]
+
+    def summary(self) -> IndexSummary:
+        """What `build_index` returned."""
+        return summarize(self._instances, self.volumes())
+
+    def rejected(self) -> dict[str, int]:
+        """Reason -> files, for all files that are in no volume."""
+        return count_reasons(self._instances)
+
+    def read(self, volume: str) -> Volume:
+        """The voxels of a volume, (X, Y, Z) along the record's affine, rescaled.
+
+        Raises `UsageError` for an unknown volume and `ArchiveError` where its files are gone, changed or cannot be decoded.
+        """
+        record = self._records.get(volume)
+        if record is None:
+            raise UsageError(f"the index has no volume '{volume}'. List them with: medssl volumes INDEX_DIR")
+        slices = self._slices.get(volume, [])
+        if not self._agree(record, slices):
+            raise damaged("instances.parquet", f"does not hold the slices of volume {volume}")
+        if record.kind == "nifti":
+            return Volume(record, self._nifti(record, slices[0]))
+        return Volume(record, self._stack(record, slices))
+
+    @cached_property
+    def _instances(self) -> pa.Table:
+        return read_table(self._folder.root / self._tables / "instances.parquet", INSTANCES, PLACE)
+
+    @cached_property
+    def _slices(self) -> dict[str, list[Instance]]:
+        """Volume -> its instances in order, from the private part."""
+        table = read_table(self._folder.private / self._tables / "instances.parquet", PRIVATE, PLACE)
+        table = table.filter(pa.compute.is_valid(table["volume"])).sort_by([("volume", "ascending"), ("slice", "ascending")])
+        found: dict[str, list[Instance]] = defaultdict(list)
+        for name, one in zip(table["volume"].to_pylist(), from_table(table.select(SCHEMA.names)), strict=True):
+            found[name].append(one)
+        return found
+
+    @cached_property
+    def _places(self) -> list[str]:
+        try:
+            places = read_json(self._folder.private / self._tables / "sources.json")
+        except (OSError, ValueError) as error:
+            raise damaged("sources.json", "cannot be read") from error
+        if not (isinstance(places, list) and all(isinstance(place, str) for place in places)):
+            raise damaged("sources.json", "is no list of places")
+        return places
+
+    def _agree(self, record: VolumeRecord, slices: list[Instance]) -> bool:
+        """Are these the slices that the volume's own row speaks of?"""
+        known = all(0 <= one.source < len(self._places) and one.kind == record.kind for one in slices)
+        if record.kind == "nifti":
+            return known and len(slices) == 1
+        sides = all((one.columns, one.rows) == record.shape[:2] and one.has_usable_bits for one in slices)
+        return known and sides and len(slices) == record.shape[2]
+
+    def _source(self, number: int) -> ArchiveSource:
+        with self._lock:
+            if number not in self._opened:
+                self._opened[number] = find_source(self._places[number], self._plugins)
+            return self._opened[number]
+
+    def _nifti(self, record: VolumeRecord, one: Instance) -> NDArray[Any]:
+        try:
+            with self._source(one.source).open(os.fsdecode(one.key)) as file:
+                array, affine = read_stream(file)
+        except OSError:
+            raise _gone(record, 0) from None
+        except NiftiProblem as problem:
+            raise ArchiveError(f"volume {record.volume} cannot be read: {problem}.") from None
+        if array.shape != record.shape or not np.allclose(affine, record.affine, atol=1e-6):
+            raise ArchiveError(f"the file of volume {record.volume} has changed since it was indexed. Index the archive again.")
+        return array
+
+    def _stack(self, record: VolumeRecord, slices: list[Instance]) -> NDArray[Any]:
+        """Slices are written as they come, so at most one decoded slice is held beside the volume."""
+        try:
+            stacked = np.empty(record.shape[::-1], _target(slices))
+        except MemoryError:
+            raise ArchiveError(f"volume {record.volume} does not fit into memory: {record.shape}.") from None
+        for number, one in enumerate(slices):
+            try:
+                stored = slice_values(self._source(one.source), one)
+            except OSError:
+                raise _gone(record, number) from None
+            except PixelProblem as problem:
+                raise ArchiveError(f"slice {number} of volume {record.volume}: {problem}.") from None
+            stacked[number] = stored if one.slope == 1 and one.intercept == 0 else rescaled(stored, one)
+            # Of what is kept: float64 holds more than float32.
+            if stacked.dtype == np.float32 and not np.isfinite(stacked[number]).all():
+                raise ArchiveError(f"slice {number} of volume {record.volume} has values beyond the range of float32.")
+        return narrow(stacked.transpose(2, 1, 0))
+
+
+def _target(slices: list[Instance]) -> type[np.int16] | type[np.float32]:
+    """int16 at once where no value that the bits allow can leave its range."""
+    ranges = [whole_range(one) for one in slices]
+    fits = all(ends is not None and ends[0] >= -32768 and ends[1] <= 32767 for ends in ranges)
+    return np.int16 if fits else np.float32
+
+
+def _gone(record: VolumeRecord, number: int) -> ArchiveError:
+    return ArchiveError(
+        f"the file of slice {number} of volume {record.volume} cannot be opened: moved or deleted? Index the archive again."
+    )

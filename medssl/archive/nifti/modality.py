@@ -1,0 +1,92 @@
+"""Modalities: DICOM's codes, and that of a NIfTI file, which its header cannot say: from its sidecar, data set or BIDS name."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection
+from pathlib import PurePath
+from typing import Any
+
+from medssl.archive.nifti.names import stem
+from medssl.config import did_you_mean
+from medssl.errors import ConfigError
+from medssl.source import ArchiveSource
+
+UNKNOWN = "unknown"
+_CODES = (
+    "AR AU BDUS BI BMD CFM CR CT CTPROTOCOL DG DMS DOC DX ECG EEG EMG EOG EPS ES FID GM HC HD IO IOL IVOCT IVUS KER KO LEN LS MG MR "
+    "M3D NM OAM OCT OP OPM OPT OPTBSV OPTENF OPV OSS OT PA PLAN POS PR PT PX REG RESP RF RG RTDOSE RTIMAGE RTINTENT RTPLAN RTRAD "
+    "RTRECORD RTSEGANN RTSTRUCT RWV SEG SM SMR SR SRF STAIN TEXTUREMAP TG US VA XA XAPROTOCOL XC"
+)
+MODALITIES = frozenset(_CODES.split())
+"""DICOM's codes."""
+_USUAL = ("CR", "CT", "DX", "MG", "MR", "NM", "PT", "US", "XA")
+_SIDE_FILE_LIMIT = 1 << 24
+_MR_NAMES = (
+    "MR MRI T1 T1W T1GD T1CE T1C T2 T2W FLAIR ADC DWI PD PDW BOLD CBV ASL T2STARW SBREF MAGNITUDE PHASEDIFF INPLANET1 INPLANET2 "
+    "T1MAP T2MAP M0SCAN TOF SWI"
+)
+_NAMES = {
+    **dict.fromkeys(("CT", "NCCT", "CTA", "CECT"), "CT"),
+    **dict.fromkeys(("PT", "PET", "SUV"), "PT"),
+    **dict.fromkeys(("US", "ULTRASOUND"), "US"),
+    **dict.fromkeys(_MR_NAMES.split(), "MR"),
+}
+"""How data sets and BIDS file names call what DICOM calls CT, PT, US and MR."""
+
+
+def modality_of(source: ArchiveSource, key: str, known: dict[str, Any]) -> str:
+    """CT, MR, PT, US or "unknown". `known` remembers side files between calls on one source."""
+    found = _named(_side_file(source, re.sub(r"\.nii(\.gz)?$", ".json", key, flags=re.IGNORECASE), {}))
+    if found:
+        return found
+    for folder in list(PurePath(key).parents)[:2]:
+        found = _channel(_side_file(source, str(folder / "dataset.json"), known), stem(key))
+        if found:
+            return found
+    return named_modality(stem(key).rpartition("_")[2]) or UNKNOWN
+
+
+def named_modality(name: str) -> str | None:
+    """CT, MR, PT or US by what data sets call it, such as "T1w" or "CT_venous"; None for other names."""
+    upper = name.upper()
+    return _NAMES.get(upper) or _NAMES.get(re.split(r"[^A-Z0-9]", upper)[0])
+
+
+def checked_modality(name: str, known: Collection[str] = ()) -> str:
+    """`name` as DICOM writes it; `ConfigError` where it is neither one of DICOM's codes nor `known`."""
+    code = name.upper()
+    if code in MODALITIES or code in {one.upper() for one in known}:
+        return code
+    if code == UNKNOWN.upper():
+        return UNKNOWN
+    meant = named_modality(name)
+    hint = f". Write '{meant}'." if meant is not None else did_you_mean(code, known or _USUAL)
+    raise ConfigError(f"'{name}' is no modality of DICOM's{hint}")
+
+
+def _side_file(source: ArchiveSource, key: str, known: dict[str, Any]) -> Any:
+    if key not in known:
+        try:
+            with source.open(key) as file:
+                known[key] = json.loads(file.read(_SIDE_FILE_LIMIT))
+        except (OSError, ValueError, RecursionError):
+            # A side file only helps: none, or a broken one, leaves the modality unknown.
+            known[key] = None
+    return known[key]
+
+
+def _named(content: Any) -> str | None:
+    if not isinstance(content, dict):
+        return None
+    return named_modality(str(content.get("Modality", content.get("modality", ""))))
+
+
+def _channel(content: Any, name: str) -> str | None:
+    """Decathlon's `modality` and nnU-Net's `channel_names`: channel number -> name; `CASE_0001` is channel 1."""
+    channels = content.get("channel_names", content.get("modality")) if isinstance(content, dict) else None
+    if not isinstance(channels, dict):
+        return None
+    number = re.search(r"_(\d{4})$", name)
+    return named_modality(str(channels.get(str(int(number.group(1))) if number else "0", "")))

@@ -1,0 +1,142 @@
+"""The stored values of one slice: straight from the file where they are not compressed, through pydicom's decoders where they are."""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+
+from medssl.archive.headers.dicom import PARSE_ERRORS, UNCOMPRESSED, pixel_element, read_dataset, transfer_syntax
+from medssl.archive.instance import Instance
+from medssl.errors import ArchiveError
+from medssl.source import ArchiveSource, FrameSource
+
+_WANTED = (
+    "Rows Columns SamplesPerPixel PhotometricInterpretation BitsAllocated BitsStored HighBit PixelRepresentation NumberOfFrames PixelData"
+)
+_BIG_ENDIAN = UNCOMPRESSED[2]
+
+
+class PixelProblem(ArchiveError):
+    """The pixels of one file cannot be had; the message tells why without naming the file."""
+
+
+def stored_values(file: BinaryIO, instance: Instance) -> NDArray[Any]:
+    """(rows, columns) integers before rescaling, sign and unused bits resolved; raises `PixelProblem`."""
+    with _problems():
+        if instance.pixels_at >= 0:
+            return _significant(_at_offset(file, instance), instance)
+        dataset = read_dataset(file, _WANTED.split(), pixels=True)
+        # What the file itself states counts: a header that came without it may have known less.
+        syntax = transfer_syntax(dataset)
+        if syntax in UNCOMPRESSED:
+            element = dataset["PixelData"]
+            content = bytes(element.value)[: _length(instance)]
+            return _significant(_shaped(content, instance, big=syntax == _BIG_ENDIAN, words=element.VR == "OW"), instance)
+        return _decoded(dataset, instance)
+
+
+def frame_values(content: bytes, instance: Instance) -> NDArray[Any]:
+    """As `stored_values`, from the bytes of one frame in the instance's transfer syntax."""
+    with _problems():
+        if instance.syntax in UNCOMPRESSED:
+            if len(content) - _length(instance) not in (0, 1):
+                raise PixelProblem("the frame has not the size that the header says")
+            raw = _shaped(content[: _length(instance)], instance, big=instance.syntax == _BIG_ENDIAN, words=False)
+            return _significant(raw, instance)
+        return _decoded(_single_frame(content, instance), instance)
+
+
+@contextmanager
+def _problems() -> Iterator[None]:
+    try:
+        yield
+    except (*PARSE_ERRORS, OSError, struct.error, zlib.error, RuntimeError) as error:
+        if isinstance(error, PixelProblem):
+            raise
+        raise PixelProblem(f"the pixels cannot be decoded ({type(error).__name__}); the file is damaged or has changed") from None
+
+
+def _decoded(dataset: pydicom.Dataset, instance: Instance) -> NDArray[Any]:
+    decoded = dataset.pixel_array
+    if decoded.shape != (instance.rows, instance.columns):
+        raise PixelProblem("the decoded image has not the size that the header says")
+    return _significant(np.asarray(decoded), instance) if decoded.dtype.itemsize * 8 == instance.bits_allocated else np.asarray(decoded)
+
+
+def slice_values(source: ArchiveSource, instance: Instance) -> NDArray[Any]:
+    """The stored values of an instance, as one frame where the source has frames; raises `PixelProblem`, or `OSError` from the source."""
+    key = os.fsdecode(instance.key)
+    if not isinstance(source, FrameSource):
+        with source.open(key) as file:
+            return stored_values(file, instance)
+    contents = list(source.frames(key, (max(instance.frame, 0),)))
+    if len(contents) != 1:
+        raise PixelProblem(f"the source '{source.name}' gave {len(contents)} frames where one was asked for")
+    return frame_values(contents[0], instance)
+
+
+def rescaled(stored: NDArray[Any], instance: Instance) -> NDArray[np.float64]:
+    """Stored values x RescaleSlope + RescaleIntercept of this very slice."""
+    return stored.astype(np.float64) * instance.slope + instance.intercept
+
+
+def whole_range(instance: Instance) -> tuple[float, float] | None:
+    """Lowest and highest rescaled value the bits allow, where all are whole numbers; else None."""
+    if not (float(instance.slope).is_integer() and float(instance.intercept).is_integer()):
+        return None
+    span = 2**instance.bits_stored
+    first = -span // 2 if instance.signed else 0
+    ends = sorted(value * instance.slope + instance.intercept for value in (first, first + span - 1))
+    return ends[0], ends[1]
+
+
+def _at_offset(file: BinaryIO, instance: Instance) -> NDArray[Any]:
+    element = pixel_element(file, instance.pixels_at, instance.syntax)
+    if element is None:
+        raise PixelProblem("the pixels are not where they were when the archive was indexed; index it again")
+    return _shaped(file.read(_length(instance)), instance, big=instance.syntax == _BIG_ENDIAN, words=element[0] == b"OW")
+
+
+def _single_frame(content: bytes, instance: Instance) -> pydicom.Dataset:
+    """A compressed frame as an object that pydicom decodes."""
+    dataset = pydicom.Dataset()
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.UID(instance.syntax)
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, instance.photometric
+    dataset.Rows, dataset.Columns, dataset.PixelRepresentation = instance.rows, instance.columns, instance.signed
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = instance.bits_allocated, instance.bits_stored, instance.high_bit
+    dataset.add_new("PixelData", "OB", pydicom.encaps.encapsulate([content]))
+    return dataset
+
+
+def _length(instance: Instance) -> int:
+    return instance.rows * instance.columns * instance.bits_allocated // 8
+
+
+def _shaped(content: bytes, instance: Instance, big: bool, words: bool) -> NDArray[Any]:
+    if len(content) != _length(instance):
+        raise PixelProblem("the pixels end before they should")
+    if instance.bits_allocated == 8 and big and words:
+        # Big endian writes 8-bit pixels as swapped 16-bit words.
+        content = np.frombuffer(content + b"\0" * (len(content) % 2), ">u2").astype("<u2").tobytes()[: len(content)]
+    kind = np.dtype(f"u{instance.bits_allocated // 8}").newbyteorder(">" if big else "<")
+    return np.frombuffer(content, kind).reshape(instance.rows, instance.columns)
+
+
+def _significant(raw: NDArray[Any], instance: Instance) -> NDArray[Any]:
+    """The BitsStored bits below HighBit, with their sign; what overlays or padding left in the others goes."""
+    width = instance.bits_allocated
+    unsigned, signed = (np.dtype(np.uint16), np.dtype(np.int16)) if width == 16 else (np.dtype(np.uint8), np.dtype(np.int8))
+    # Up to the top first: then shifting down takes the unused bits below away and, for signed values, copies the sign.
+    up, down = width - 1 - instance.high_bit, width - instance.bits_stored
+    values: NDArray[Any] = np.left_shift(raw.astype(unsigned), up, dtype=unsigned)
+    shifted: NDArray[Any] = np.right_shift(values.view(signed if instance.signed else unsigned), down)
+    return shifted

@@ -1,0 +1,82 @@
+"""A folder as a source: every regular file below it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import PurePath
+from typing import BinaryIO, ClassVar
+
+from medssl.files import open_regular
+from medssl.source import ArchiveSource, Stat
+
+Identity = tuple[int, int]
+"""Device and number of a folder: the same by whatever way it is reached."""
+
+
+class FolderSource(ArchiveSource):
+    """Every regular file below a folder; links to folders are followed once, pipes and devices are never opened."""
+
+    name = "folder"
+    schemes: ClassVar[tuple[str, ...]] = ("folder",)
+
+    def keys(self) -> Iterator[str]:
+        """Paths below the folder, by name within each folder."""
+        # Folders that are open, innermost last, with what tells each of them: no recursion, so that no depth is too deep.
+        walk: list[tuple[Iterator[os.DirEntry[str]], str, Identity]] = []
+        waiting: str | None = ""
+        while waiting is not None or walk:
+            if waiting is not None:
+                found = self._entered(waiting)
+                if found is None:
+                    # A folder that may not be read is listed itself, so that it is counted as unreadable and not forgotten.
+                    yield waiting
+                elif all(found[2] != identity for _, _, identity in walk):
+                    walk.append(found)
+                waiting = None
+                continue
+            entries, below, _ = walk[-1]
+            entry = next(entries, None)
+            if entry is None:
+                walk.pop()
+                continue
+            path = os.path.join(below, entry.name)  # noqa: PTH118
+            if _is_folder(entry):
+                waiting = path
+            elif _is_file(entry):
+                yield path
+
+    def _entered(self, below: str) -> tuple[Iterator[os.DirEntry[str]], str, Identity] | None:
+        folder = os.path.join(self.location, below)  # noqa: PTH118 - names in any encoding, as the system gives them
+        try:
+            here = os.stat(folder)  # noqa: PTH116
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError:
+            return None
+        return iter(entries), below, (here.st_dev, here.st_ino)
+
+    def open(self, key: str) -> BinaryIO:
+        """The file, if it is a regular one below the folder; a pipe or device raises `OSError` at once instead of blocking."""
+        if os.path.isabs(key) or ".." in PurePath(key).parts:  # noqa: PTH117
+            raise OSError("not below the folder")
+        return open_regular(os.path.join(self.location, key))  # noqa: PTH118
+
+    def stat(self, key: str) -> Stat:
+        """Size and time of the last change."""
+        found = os.stat(os.path.join(self.location, key))  # noqa: PTH116, PTH118
+        return Stat(found.st_size, str(found.st_mtime_ns))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        # A dangling link is no pipe or device: it is listed and ends as unreadable.
+        return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))  # noqa: PTH110
+    except OSError:
+        return entry.is_symlink()

@@ -1,0 +1,44 @@
+"""Labelled cases: which image belongs to which label, whose they are, what their values mean, and a store of them."""
+
+from medssl.volumes.cases.label_values import LabelValues, proposal
+from medssl.volumes.cases.labelled import (
+    Prepared,
+    load_case,
+    load_labels,
+    prepare_volume,
+    restore_labels,
+    store_cases,
+    stored_cases,
+)
+from medssl.volumes.cases.listing import (
+    Case,
+    LabelledOptions,
+    channels_of,
+    find_cases,
+    grid_sides,
+    header,
+    label_values_of,
+    training_cases,
+)
+from medssl.volumes.cases.patients import describe_patients
+
+__all__ = [
+    "Case",
+    "LabelValues",
+    "LabelledOptions",
+    "Prepared",
+    "channels_of",
+    "describe_patients",
+    "find_cases",
+    "grid_sides",
+    "header",
+    "label_values_of",
+    "load_case",
+    "load_labels",
+    "prepare_volume",
+    "proposal",
+    "restore_labels",
+    "store_cases",
+    "stored_cases",
+    "training_cases",
+]

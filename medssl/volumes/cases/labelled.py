@@ -1,0 +1,186 @@
+"""Labelled cases in a store, and volumes for prediction on the same grid and with the same preparation as a store's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medssl.archive import read_nifti, read_nifti_channels
+from medssl.archive.geometry import Flips, to_ras, voxel_spacing
+from medssl.errors import DataError
+from medssl.volumes.cases.label_values import LabelValues
+from medssl.volumes.cases.listing import Case, pseudonym
+from medssl.volumes.grid import as_spacing, restore_nearest
+from medssl.volumes.ingest import Incoming, Progress, Unusable, placed, write_store
+from medssl.volumes.preparation import Channel, Preparation, statistics
+from medssl.volumes.store import Store
+
+MR = (Channel("MR", "MR"),)
+"""One channel of MR: what images are taken for where nobody says."""
+OTHERS = 6
+"""Cases that cannot be used of which a message names at most so many."""
+
+
+def store_cases(
+    cases: Sequence[Case],
+    folder: str | Path,
+    channels: Sequence[Channel] = MR,
+    *,
+    spacing: float | Sequence[float] | None = None,
+    preparation: Preparation | None = None,
+    values: LabelValues | None = None,
+    workers: int = 2,
+    progress: Progress | None = None,
+) -> Store:
+    """The store of these cases in `folder`, images and labels; what is there already, from files that are still the same, is kept.
+
+    Each case is read once, and checked. Raises `DataError` where one cannot be used, and what `write_store` raises.
+    """
+    if not cases:
+        raise DataError("there are no labelled cases to train on.")
+    incoming = [_incoming(case, tuple(channels), values or LabelValues()) for case in cases]
+    done = write_store(incoming, folder, spacing=spacing, preparation=preparation, workers=workers, progress=progress)
+    bad = [case for case in cases if case.volume in done.left_out]
+    if bad:
+        files = ", ".join(map(str, [*bad[0].images, bad[0].label]))
+        count = f"{len(bad)} of {len(cases)} cases cannot be used, such as " if len(bad) > 1 else ""
+        others = ", ".join(f"'{case.name}'" for case in bad[1:OTHERS])
+        also = f" The others: {others}{' and more' if len(bad) > OTHERS else ''}." if others else ""
+        raise DataError(f"{count}case '{bad[0].name}' ({files}): {done.left_out[bad[0].volume]}{also}")
+    return stored_cases(folder, cases)
+
+
+def stored_cases(folder: str | Path, cases: Sequence[Case]) -> Store:
+    """Those cases of a store that `store_cases` made."""
+    return Store(folder, only=frozenset(case.volume for case in cases))
+
+
+def _incoming(case: Case, channels: tuple[Channel, ...], values: LabelValues) -> Incoming:
+    if case.label is None:
+        raise DataError(f"case '{case.name}' has no label.")
+    load, labels = partial(_read_images, case.images), partial(_case_labels, case.label, values)
+    fingerprint = _fingerprint(case) if values.classes is None else f"{_fingerprint(case)} {values.document()}"
+    return Incoming(case.volume, pseudonym(case.patient), case.volume, channels[0].modality, load, channels, labels, fingerprint)
+
+
+def _fingerprint(case: Case) -> str:
+    """Sizes and times of the files: what tells that they were changed."""
+    paths = [*case.images, *([case.label] if case.label is not None else [])]
+    return " ".join(f"{stat.st_size}/{stat.st_mtime_ns}" for stat in (path.stat() for path in paths))
+
+
+def _read_images(paths: Sequence[Path]) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """(A, X, Y, Z) values and affine of the images of a case."""
+    images = [read_nifti_channels(path) for path in paths]
+    shapes = {image.array.shape[1:] for image in images}
+    if len(shapes) > 1:
+        raise Unusable(f"its images have different shapes: {', '.join(str(list(shape)) for shape in sorted(shapes))}")
+    return images[0].array if len(images) == 1 else np.concatenate([image.array for image in images]), images[0].affine
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A volume as a network takes it, and the way back to the grid it came on."""
+
+    array: NDArray[np.float32]
+    """(C, X, Y, Z) prepared intensities on RAS+ axes."""
+    affine: NDArray[np.float64]
+    """(4, 4) voxel of `array` -> RAS+ mm."""
+    original_shape: tuple[int, ...]
+    """The three sides."""
+    original_affine: NDArray[np.float64]
+    flips: Flips
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """mm along the axes of `array`."""
+        return voxel_spacing(self.affine)
+
+
+def prepare_volume(
+    array: NDArray[Any],
+    affine: NDArray[Any],
+    preparation: Preparation,
+    spacing: float | Sequence[float] | None = None,
+    channels: Sequence[Channel] = MR,
+    name: str = "volume",
+) -> Prepared:
+    """(X, Y, Z) or (A, X, Y, Z) values of any orientation, prepared as a store would be read.
+
+    Raises `DataError` for values or grids that cannot be used.
+    """
+    try:
+        values, placed_affine, _ = placed(array, affine, as_spacing(spacing), channels)
+    except Unusable as error:
+        at = f" at spacing {spacing} mm" if spacing is not None else ""
+        raise DataError(f"{name} cannot be used{at}: {error}.") from error
+    numbers = {place: statistics(values[place]) for place in {channel.array for channel in channels}}
+    out = np.empty((len(channels), *values.shape[1:]), np.float32)
+    for image, channel in zip(out, channels, strict=True):
+        preparation.line(numbers[channel.array], channel.modality, channel.name).into(values[channel.array], image)
+    return Prepared(out, placed_affine, array.shape[-3:], np.asarray(affine, float), to_ras(affine))
+
+
+def load_case(
+    images: str | Path | Sequence[Path],
+    preparation: Preparation,
+    spacing: float | Sequence[float] | None = None,
+    channels: Sequence[Channel] = MR,
+) -> Prepared:
+    """The NIfTI files of a case, prepared as a store would be read; raises `MissingInput` or `DataError`."""
+    paths = [Path(images)] if isinstance(images, str | Path) else list(images)
+    array, affine = _read_images(paths)
+    return prepare_volume(array, affine, preparation, spacing, channels, ", ".join(map(str, paths)))
+
+
+def restore_labels(labels: NDArray[Any], prepared: Prepared) -> NDArray[Any]:
+    """(X, Y, Z) labels on the grid of `prepared.array` back on the input's own grid, nearest voxel; exact where nothing was resampled."""
+    if labels.shape != prepared.array.shape[1:]:
+        raise ValueError(f"labels of shape {labels.shape} are not on the prepared grid {prepared.array.shape[1:]}")
+    flips = prepared.flips
+    turned_shape = [prepared.original_shape[axis] for axis in flips.order]
+    turned_spacing = voxel_spacing(flips.affine(prepared.original_affine, prepared.original_shape))
+    if list(labels.shape) != turned_shape or not np.allclose(turned_spacing, prepared.spacing, rtol=1e-4):
+        labels = restore_nearest(labels, turned_shape, turned_spacing, prepared.spacing)
+    return np.ascontiguousarray(flips.undo(labels))
+
+
+def load_labels(path: str | Path, values: LabelValues | None = None) -> NDArray[Any]:
+    """(X, Y, Z) classes of a NIfTI label map on its own grid, uint8 or int16; -1 where they are ignored.
+
+    Raises `DataError` for values that are no whole numbers or no class.
+    """
+    try:
+        return _read_labels(path, values or LabelValues())
+    except Unusable as error:
+        raise DataError(f"the label {path} {error}") from error
+
+
+def _case_labels(path: Path, values: LabelValues) -> NDArray[Any]:
+    try:
+        return _read_labels(path, values)
+    except Unusable as error:
+        raise Unusable(f"its label {error}") from error
+
+
+def _read_labels(path: str | Path, values: LabelValues) -> NDArray[Any]:
+    array = read_nifti(path).array
+    if array.dtype != np.int16 and (odd := array[array != np.rint(array)]).size:
+        raise Unusable(f"holds values that are no whole numbers, such as {np.float64(odd[0]):.10g}. Labels are 0, 1, 2 and so on.")
+    if values.classes is not None:
+        return values.classes_in(array)
+    low, high = array.min(), array.max()
+    if low < 0:
+        raise Unusable(f"holds the value {low:.10g}; labels start at 0. Correct the label, or name its class by data.label_values.")
+    if array.dtype != np.int16:
+        top = np.iinfo(np.int16).max
+        raise Unusable(
+            f"holds the value {high:.10g}, and labels go from 0 to {top}. Correct the label, or name its class by data.label_values."
+        )
+    return array.astype(np.uint8) if high < 256 else array

@@ -1,0 +1,17 @@
+"""Which box is cut out of which volume, and batches of such boxes."""
+
+from medssl.volumes.crops.loader import CropLoader, on_device
+from medssl.volumes.crops.places import UNKNOWN, Crop, CropOptions, CropPlan, DataOptions, LoadOptions, crop_at, refuse_too_large
+
+__all__ = [
+    "UNKNOWN",
+    "Crop",
+    "CropLoader",
+    "CropOptions",
+    "CropPlan",
+    "DataOptions",
+    "LoadOptions",
+    "crop_at",
+    "on_device",
+    "refuse_too_large",
+]

@@ -1,0 +1,284 @@
+"""Which box is cut out of which volume: a pure function of (seed, global number of the sample).
+
+The global number counts all samples of a run: step times the global batch plus the place in it. So any number of reader threads,
+ranks, micro batches or restarts gives the same crops, and every volume comes once before any comes again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, field_validator, model_validator
+
+from medssl.config import BaseOptions
+from medssl.contracts import Draw
+from medssl.errors import ConfigError
+from medssl.volumes.crops.order import shuffled
+from medssl.volumes.store import Store, StoredVolume
+
+FRACTION = 4
+"""The share of a crop that is body is counted on every fourth voxel of each axis."""
+UNKNOWN = -1
+"""The label of a voxel of which nothing is known."""
+
+
+class CropOptions(BaseOptions):
+    """How crops are placed."""
+
+    size: tuple[int, ...] = Field(min_length=2, max_length=3)
+    """Sides of a crop in voxels along x, y, z of RAS+. Two sides on a store of 3D volumes give axial slices."""
+    crops_per_volume: int = Field(default=1, ge=1, le=64)
+    """Neighbouring crops of a batch that come from one volume; must divide the batch."""
+    foreground: float = Field(default=0.9, ge=0, le=1)
+    """Share of the crops that are placed around a point of the body or, in a labelled volume, of one of its classes, each class alike;
+    the others lie anywhere in the volume."""
+    small: Literal["pad", "leave out"] = "pad"
+    """What becomes of volumes that are smaller than the crop: padded with their darkest value, or left out."""
+    balance: Literal["volume", "patient", "modality"] = "volume"
+    """What comes equally often: each volume, each patient whatever the number of volumes, or each modality."""
+
+    @field_validator("size")
+    @classmethod
+    def _positive(cls, size: tuple[int, ...]) -> tuple[int, ...]:
+        if not all(1 <= side <= 4096 for side in size):
+            raise ValueError(f"each side must be from 1 to 4096 voxels, not {list(size)}")
+        return size
+
+
+class LoadOptions(CropOptions):
+    """How crops are placed, joined to batches and read ahead."""
+
+    batch: int = Field(default=2, ge=1, le=4096)
+    """Crops in one forward pass of one process."""
+    threads: int = Field(default=2, ge=1, le=64)
+    """Threads that read and prepare crops ahead of the training."""
+    ahead: int = Field(default=2, ge=1, le=32)
+    """Batches that are kept ready."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.batch % self.crops_per_volume:
+            raise ValueError(f"batch {self.batch} is not a multiple of crops_per_volume {self.crops_per_volume}")
+        return self
+
+
+class DataOptions(LoadOptions):
+    """The `data:` key of a pretraining configuration."""
+
+    store: str
+    """Folder of the store (`medssl store ... --out FOLDER`)."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """One box of one volume; a corner below zero or an end beyond the volume is padding."""
+
+    number: int
+    """The volume's place in the store."""
+    corner: tuple[int, ...]
+    """(3,) or, in a store of 2D images, (2,) voxels."""
+    size: tuple[int, ...]
+    """Sides in voxels, as many as the volume has axes."""
+
+    def affine(self, volume: StoredVolume, dims: int) -> NDArray[np.float32]:
+        """(3, dims + 1): voxel of the crop, by its first `dims` axes, -> mm along the volume's axes from its first voxel's centre."""
+        matrix = np.zeros((3, dims + 1), np.float32)
+        for axis, (side, corner) in enumerate(zip(volume.spacing, self.corner, strict=True)):
+            matrix[axis, -1] = side * corner
+            if axis < dims:
+                matrix[axis, axis] = side
+        return matrix
+
+
+@dataclass(frozen=True)
+class Crop:
+    """One crop and what `contracts.Crops` says of it."""
+
+    image: NDArray[np.float32]
+    """(C, *size) prepared."""
+    place: Place
+    volume: StoredVolume
+    inside: float
+    affine: NDArray[np.float32]
+    """(3, D + 1) voxel of the crop -> mm in the volume."""
+    labels: NDArray[np.int64] | None
+    """(1, *size) classes, where the store has them."""
+
+
+class CropPlan:
+    """What is fixed for a store and options: which volumes take part, and how they are drawn."""
+
+    def __init__(self, store: Store, options: CropOptions) -> None:
+        """Raises `ConfigError`, with the fix, where the crop does not fit the store."""
+        self.store, self.options = store, options
+        self.size = _full_size(store, options.size)
+        self.numbers = _usable(store, self.size, options)
+        self._groups = None if options.balance == "volume" else _grouped(_column(store, options.balance), self.numbers)
+
+    def place(self, seed: int, sample: int) -> Place:
+        """The box of the sample with that global number."""
+        number = self._number(seed, sample // self.options.crops_per_volume)
+        return Place(number, self._corner(number, Draw(seed, 0, [sample], "corner")), self.size)
+
+    def _number(self, seed: int, position: int) -> int:
+        """Each volume once an epoch; with groups each group once a turn, and of each its volumes once an epoch of its own."""
+        if self._groups is None:
+            return int(self.numbers[shuffled(position, len(self.numbers), f"{seed}/volumes")])
+        turn = position // len(self._groups)
+        chosen = shuffled(position, len(self._groups), f"{seed}/groups")
+        group = self._groups[chosen]
+        return int(group[shuffled(turn, len(group), f"{seed}/group {chosen}")])
+
+    def _corner(self, number: int, draw: Draw) -> tuple[int, ...]:
+        volume = self.store.volume(number)
+        numbers = draw.uniform(2 + 2 * len(self.size))[0].tolist()
+        point = _point(volume, numbers[1]) if numbers[0] < self.options.foreground else None
+        corner = []
+        for axis, (side, want) in enumerate(zip(volume.shape, self.size, strict=True)):
+            share = numbers[2 + axis]
+            if side <= want:
+                corner.append(-((want - side) // 2))
+            elif point is None:
+                corner.append(int(share * (side - want + 1)))
+            else:
+                corner.append(min(max(int(point[axis]) - int(share * want), 0), side - want))
+        return tuple(corner)
+
+
+def _point(volume: StoredVolume, share: float) -> NDArray[np.int32] | None:
+    """A voxel of the body or, of a labelled volume, of a class, each class alike; None where it has none."""
+    sets = (volume.points,) if volume.classes is None else volume.class_points
+    if not sets:
+        return None
+    chosen, rest = divmod(share * len(sets), 1)
+    points = sets[int(chosen)]
+    return points[int(rest * len(points))] if len(points) else None
+
+
+def _column(store: Store, name: str) -> NDArray[Any]:
+    """What tells the groups of a column apart and orders them: of patients a number, since their pseudonyms are another's elsewhere."""
+    return store.patients if name == "patient" else np.asarray(store.column(name))
+
+
+def _grouped(column: NDArray[Any], numbers: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """The numbers of each value of a column, in the order of the values."""
+    _, of_each = np.unique(column[numbers], return_inverse=True)
+    order = np.argsort(of_each, kind="stable")
+    return np.split(numbers[order], np.flatnonzero(np.diff(of_each[order])) + 1)
+
+
+def _full_size(store: Store, size: Sequence[int]) -> tuple[int, ...]:
+    dims = store.spatial_dims
+    if len(size) == dims:
+        return tuple(size)
+    if len(size) == 2 and dims == 3:
+        return (*size, 1)
+    raise ConfigError(f"data.size {list(size)} has {len(size)} sides, the store {store.folder} holds {dims}D images. Give {dims} sides.")
+
+
+def _usable(store: Store, size: tuple[int, ...], options: CropOptions) -> NDArray[np.int64]:
+    shapes = store.shapes()
+    refuse_too_large(shapes, size, options, f"every volume of {store.folder}")
+    return np.flatnonzero((shapes >= np.asarray(size)).all(axis=1)) if options.small == "leave out" else np.arange(len(store))
+
+
+def refuse_too_large(shapes: NDArray[np.int64], size: tuple[int, ...], options: CropOptions, than: str) -> None:
+    """`ConfigError`, with a size that fits, where crops of `size` are larger than every volume of (N, D) `shapes`."""
+    largest = shapes.max(axis=0)
+    fits = (shapes >= np.asarray(size)).all(axis=1)
+    leave_out = options.small == "leave out"
+    if (largest < np.asarray(size)).any() or (leave_out and not fits.any()):
+        shown = [int(side) for side in largest[: len(options.size)]]
+        usual = [int(side) for side in np.median(shapes, axis=0)[: len(options.size)]]
+        pad = " or small: pad" if leave_out and not (largest < np.asarray(size)).any() else ""
+        raise ConfigError(
+            f"data.size {list(options.size)} is larger than {than}: the longest sides are {shown} voxels, "
+            f"the median ones {usual}. Use data.size={[min(a, b) for a, b in zip(options.size, usual, strict=True)]} or less{pad}."
+        )
+
+
+def extent(volume: StoredVolume) -> tuple[float, float, float]:
+    """mm: the sides of a volume; the third of a 2D image is 0."""
+    sides = [side * spacing for side, spacing in zip(volume.shape, volume.spacing, strict=True)]
+    return sides[0], sides[1], sides[2] if len(sides) == 3 else 0.0
+
+
+def read_crop(
+    store: Store,
+    place: Place,
+    out: NDArray[np.float32],
+    *,
+    labels: NDArray[np.int64] | None = None,
+    body: NDArray[np.bool_] | None = None,
+    scratch: dict[Any, NDArray[Any]] | None = None,
+) -> float:
+    """Fill `out` (C, *size) with the prepared box, padding included; the share of it that is body comes back.
+
+    `labels` and `body` (*size), where given, become the classes and the mask of the body. `scratch` keeps the buffers of raw values
+    from one call of a thread to its next.
+    """
+    volume = store.volume(place.number)
+    lo = tuple(max(0, -c) for c in place.corner)
+    hi = tuple(min(s, n - c) for s, n, c in zip(place.size, volume.shape, place.corner, strict=True))
+    kept = tuple(b - a for a, b in zip(lo, hi, strict=True))
+    corner = tuple(c + a for c, a in zip(place.corner, lo, strict=True))
+    shown = tuple(slice(a, b) for a, b in zip(lo, hi, strict=True))
+    raw = _buffer((store.arrays(place.number), *kept), store.dtype(place.number), scratch)
+    store.read(place.number, corner, kept, raw)
+    for image, channel, numbers, line in zip(out, volume.channels, volume.statistics, volume.lines(store.preparation), strict=True):
+        if kept != place.size:
+            image[...] = line.value(numbers.minimum)
+        line.into(raw[channel.array], image[shown])
+    if body is not None:
+        body[...] = False
+        body[shown] = volume.body(raw)
+    every = tuple(slice(None, None, FRACTION if side >= 2 * FRACTION else 1) for side in kept)
+    sparse = volume.body(raw[(slice(None), *every)])
+    share = float(np.count_nonzero(sparse) / sparse.size)
+    if labels is not None:
+        _read_labels(store, place.number, corner, labels, shown, scratch)
+    return share * math.prod(kept) / math.prod(place.size)
+
+
+def _read_labels(
+    store: Store,
+    number: int,
+    corner: tuple[int, ...],
+    out: NDArray[np.int64],
+    shown: tuple[slice, ...],
+    scratch: dict[Any, NDArray[Any]] | None,
+) -> None:
+    """What surrounds a labelled volume is background; of a volume without label nothing is known."""
+    if store.volume(number).classes is None:
+        out[...] = UNKNOWN
+        return
+    raw = _buffer((1, *out[shown].shape), store.labels_dtype(number), scratch)
+    store.read_labels(number, corner, raw.shape[1:], raw)
+    out[...] = 0
+    out[shown] = raw[0]
+
+
+def _buffer(shape: tuple[int, ...], dtype: np.dtype[Any], scratch: dict[Any, NDArray[Any]] | None) -> NDArray[Any]:
+    count = int(np.prod(shape))
+    if scratch is None:
+        return np.empty(shape, dtype)
+    flat = scratch.get(dtype)
+    if flat is None or flat.size < count:
+        flat = scratch[dtype] = np.empty(count, dtype)
+    return flat[:count].reshape(shape)
+
+
+def crop_at(store: Store, options: CropOptions, seed: int, sample: int) -> Crop:
+    """The crop of the sample with that global number: what the loader delivers there."""
+    place = CropPlan(store, options).place(seed, sample)
+    full = np.empty((len(store.channels), *place.size), np.float32)
+    labels = np.empty(place.size, np.int64) if store.labelled else None
+    inside = read_crop(store, place, full, labels=labels)
+    volume, size = store.volume(place.number), options.size
+    classes = None if labels is None else labels.reshape(1, *size)
+    return Crop(full.reshape(len(full), *size), place, volume, inside, place.affine(volume, len(size)), classes)

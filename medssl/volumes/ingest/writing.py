@@ -1,0 +1,323 @@
+"""From an archive to a store: canonical axes, one spacing, statistics, foreground, compressed and checksummed.
+
+Each volume becomes its file first and its row after that, both under a temporary name and renamed: an ingest that is killed
+goes on where it was, skips what is there, and several processes may fill one store. A volume that cannot be used costs a
+recorded reason and nothing else.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import astuple, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from medssl.archive import narrow
+from medssl.archive.geometry import to_ras, voxel_spacing
+from medssl.errors import DataError, MedsslError, StoreError, UsageError
+from medssl.volumes.grid import as_spacing, resample, resample_labels
+from medssl.volumes.preparation import Channel, Preparation, statistics
+from medssl.volumes.store.frames import Codec, digest_of, encode
+from medssl.volumes.store.identity import content_of
+from medssl.volumes.store.reading import MANIFEST, Manifest, body_of, labels_path, read_manifest, stable_id, volume_path, write_file
+from medssl.volumes.store.table import SCHEMA, loose_rows, read_table, row_to_json
+from medssl.volumes.unusable import why_unusable
+
+FOLDERS = ("volumes", "labels", "rows", "table")
+POINTS = 128
+"""Foreground points kept a volume: where crops may be placed without scanning it."""
+CLASS_POINTS = 512
+"""Labelled voxels kept a class and volume, to place crops around."""
+
+Progress = Callable[[int, int | None], None]
+
+
+@dataclass(frozen=True)
+class Incoming:
+    """A volume on its way into a store."""
+
+    volume: str
+    """Pseudonym, safe as a file name."""
+    patient: str
+    series: str
+    modality: str
+    load: Callable[[], tuple[NDArray[Any], NDArray[Any]]]
+    """(X, Y, Z) or (A, X, Y, Z) values and (4, 4) affine to RAS+ mm, in any orientation."""
+    channels: tuple[Channel, ...] = ()
+    """What a network sees of it; empty: each array, by the modality's rule."""
+    labels: Callable[[], NDArray[Any]] | None = None
+    """(X, Y, Z) classes on the grid of the values, uint8 or int16."""
+    fingerprint: str = ""
+    """Of the files it comes from: a volume that is in the store with another one is made again."""
+
+
+@dataclass(frozen=True)
+class StoreSummary:
+    """What an ingest did."""
+
+    folder: Path
+    volumes: int
+    """Volumes of these sources that are in the store now."""
+    added: int
+    """Those of them that were not there before."""
+    left_out: dict[str, str]
+    """Volume -> why it is not in the store."""
+    unread: dict[str, int] = field(default_factory=dict)
+    """Reason -> files that were indexed on the way and are in no volume."""
+
+    @property
+    def rejected(self) -> dict[str, int]:
+        """Reason -> how many volumes and files, without the numbers that differ from one to the next."""
+        volumes = Counter(re.split(r"[:\d\[]", reason)[0].strip() or reason for reason in self.left_out.values())
+        return dict(volumes + Counter(self.unread))
+
+    def document(self) -> dict[str, Any]:
+        """The JSON of `medssl store`."""
+        return {
+            "store": str(self.folder),
+            "volumes": self.volumes,
+            "added": self.added,
+            "rejected": self.rejected,
+            "left_out": self.left_out,
+        }
+
+
+def write_store(
+    incoming: Iterable[Incoming],
+    out: str | Path,
+    *,
+    spacing: float | Sequence[float] | None = None,
+    preparation: Preparation | None = None,
+    codec: Codec = "lz4hc",
+    workers: int = 2,
+    progress: Progress | None = None,
+) -> StoreSummary:
+    """Fill the store `out` with `incoming`.
+
+    Raises `UsageError` where `out` holds something else and `StoreError` where it cannot be written.
+    """
+    folder = Path(out)
+    wanted = Manifest(spacing=as_spacing(spacing), preparation=preparation or Preparation())
+    _open_folder(folder, wanted)
+    items = list(incoming)
+    done = _done(folder)
+    todo = [item for item in items if not _is_there(item, folder, done)]
+    left_out: dict[str, str] = {}
+    for number, (volume, reason) in enumerate(_work(todo, folder, wanted, codec, workers), 1):
+        if reason is not None:
+            left_out[volume] = reason
+        if progress is not None:
+            progress(len(items) - len(todo) + number, len(items))
+    _consolidate(folder)
+    return StoreSummary(folder, len(items) - len(left_out), len(todo) - len(left_out), left_out)
+
+
+def _done(folder: Path) -> dict[str, str]:
+    """Volume -> fingerprint of those that are in the store."""
+    table = read_table(folder).select(["volume", "reason", "fingerprint"]).to_pylist()
+    return {row["volume"]: row["fingerprint"] or "" for row in table if row["reason"] is None}
+
+
+def _is_there(item: Incoming, folder: Path, done: dict[str, str]) -> bool:
+    files = [volume_path(folder, item.volume), *([labels_path(folder, item.volume)] if item.labels else [])]
+    return done.get(item.volume) == item.fingerprint and all(path.is_file() for path in files)
+
+
+def _open_folder(folder: Path, wanted: Manifest) -> None:
+    if (folder / MANIFEST).is_file():
+        found = read_manifest(folder)
+        if found != wanted:
+            raise UsageError(
+                f"the store {folder} was made with spacing {_shown(found)} and is asked for {_shown(wanted)}"
+                f"{'' if found.spacing != wanted.spacing else ', or with another preparation'}. Use the same, or another --out."
+            )
+        return
+    # Another process may just be making the same store: what it has made so far is nobody else's.
+    foreign = folder.is_dir() and any(path.name not in FOLDERS and MANIFEST not in path.name for path in folder.iterdir())
+    if foreign or (folder.exists() and not folder.is_dir()):
+        raise UsageError(f"{folder} exists and is no store. Give an empty or new folder to --out.")
+    try:
+        for name in FOLDERS:
+            (folder / name).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"the store {folder} cannot be made: {error.strerror or error}. Choose another folder.") from error
+    write_file(folder / MANIFEST, wanted.model_dump_json(indent=1).encode())
+
+
+def _shown(manifest: Manifest) -> str:
+    return "native" if manifest.spacing is None else f"{list(manifest.spacing)} mm"
+
+
+def _work(todo: Sequence[Incoming], folder: Path, manifest: Manifest, codec: Codec, workers: int) -> Iterator[tuple[str, str | None]]:
+    """(volume, reason) of each, in order, with no more than `workers` volumes in memory."""
+    rest = iter(todo)
+    with ThreadPoolExecutor(max(1, workers), "medssl-ingest") as pool:
+
+        def start(item: Incoming) -> Future[tuple[str, str | None]]:
+            return pool.submit(_store_one, item, folder, manifest, codec)
+
+        running = [start(item) for item in islice(rest, max(1, workers))]
+        try:
+            while running:
+                yield running.pop(0).result()
+                running += [start(item) for item in islice(rest, 1)]
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _store_one(item: Incoming, folder: Path, manifest: Manifest, codec: Codec) -> tuple[str, str | None]:
+    row: dict[str, Any] = dict.fromkeys(SCHEMA.names)
+    row |= {name: getattr(item, name) for name in ("volume", "patient", "series", "modality", "fingerprint")} | {"points": b""}
+    try:
+        channels, values, affine, labels, classes = _load(item, manifest)
+    except (MedsslError, OSError, ValueError, EOFError, MemoryError, zlib.error) as error:
+        row["reason"] = _reason(error)
+    else:
+        row["content"] = content = content_of(values, affine, channels, labels)
+        file = encode(values, codec)
+        write_file(volume_path(folder, item.volume), file)
+        row |= _facts(content, channels, values, affine)
+        row |= {"bytes": len(file), "dtype": values.dtype.str[1:], "digest": digest_of(file)}
+        if labels is not None:
+            file = encode(labels[None], codec)
+            write_file(labels_path(folder, item.volume), file)
+            row |= _label_facts(content, labels, classes) | {"labels_digest": digest_of(file)}
+    write_file(folder / "rows" / f"{item.volume}.json", row_to_json(row))
+    return item.volume, row["reason"]
+
+
+class Unusable(DataError):
+    """A volume that can be read and not be used."""
+
+
+def _load(item: Incoming, manifest: Manifest) -> tuple[tuple[Channel, ...], NDArray[Any], NDArray[Any], NDArray[Any] | None, Sequence[int]]:
+    """Channels, values, affine and labels as they are stored, and the classes of the label as it came: a small one may have no voxel
+    on the store's grid. Raises `Unusable` and whatever loading raises."""
+    values, affine = item.load()
+    labels = item.labels() if item.labels is not None else None
+    channels = item.channels or _plain_channels(item.modality, values)
+    classes = [] if labels is None else np.unique(labels).tolist()
+    return channels, *placed(values, affine, manifest.spacing, channels, labels), classes
+
+
+def _reason(error: Exception) -> str:
+    """A path can hold a patient's name: no reason in a store shows one."""
+    said = str(error) if isinstance(error, MedsslError) else f"{type(error).__name__}: {error}"
+    if not isinstance(error, Unusable):
+        said = f"cannot be read: {said.partition('cannot be read: ')[2] or said}"
+    return re.sub(r"\S*[/\\]\S*", "FILE", said)[:300]
+
+
+def _plain_channels(modality: str, values: NDArray[Any]) -> tuple[Channel, ...]:
+    name, count = modality or "image", values.shape[0] if values.ndim == 4 else 1
+    return tuple(Channel(name if count == 1 else f"{name} {number}", modality, number) for number in range(count))
+
+
+def placed(
+    values: NDArray[Any],
+    affine: NDArray[Any],
+    spacing: Sequence[float] | None,
+    channels: Sequence[Channel],
+    labels: NDArray[Any] | None = None,
+) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[Any] | None]:
+    """Values, affine and label on the grid that stores and predictions share: (A, X, Y, Z) on RAS+ axes, at `spacing` where given.
+
+    `values` are (X, Y, Z) or (A, X, Y, Z) in any orientation; int16 or float32 comes back. Raises `Unusable` with the reason.
+    """
+    names = {channel.array: channel.name for channel in reversed(channels)}
+    _refuse(why_unusable(values, affine, names))
+    values = values.reshape(-1, *values.shape[-3:])
+    if len(values) != 1 + max(names):
+        _refuse(f"it has {len(values)} channel(s), not {1 + max(names)} ({', '.join(channel.name for channel in channels)})")
+    if labels is not None and labels.shape != values.shape[1:]:
+        _refuse(f"its label has shape {list(labels.shape)} and the image {list(values.shape[1:])}")
+    flips = to_ras(affine)
+    turned, turned_affine = flips.apply(values), flips.affine(affine, values.shape[1:])
+    before = voxel_spacing(turned_affine)
+    labels = None if labels is None else flips.apply(labels)
+    if spacing is not None and not np.allclose(before, spacing, rtol=1e-4):
+        turned, turned_affine = resample(narrow(turned), turned_affine, spacing)
+        labels = None if labels is None else resample_labels(labels, before, spacing)
+        _refuse(why_unusable(turned, turned_affine, names))
+    return narrow(turned), turned_affine, labels
+
+
+def _refuse(reason: str | None) -> None:
+    if reason is not None:
+        raise Unusable(reason)
+
+
+def _facts(content: str, channels: Sequence[Channel], values: NDArray[Any], affine: NDArray[Any]) -> dict[str, Any]:
+    of_arrays = {number: statistics(values[number]) for number in {channel.array for channel in channels}}
+    numbers = [of_arrays[channel.array] for channel in channels]
+    body = body_of(values, channels, numbers)
+    box = foreground_box(body)
+    return {
+        "channels": [channel.name for channel in channels],
+        "modalities": [channel.modality for channel in channels],
+        "arrays": [channel.array for channel in channels],
+        "shape": list(values.shape[1:]),
+        "spacing": list(voxel_spacing(affine)),
+        "affine": np.asarray(affine, float).reshape(-1).tolist(),
+        "statistics": [number for one in numbers for number in astuple(one)],
+        "box": [*box[0], *box[1]],
+        "points": _packed(sample_points(body, POINTS, stable_id(content))),
+    }
+
+
+def _label_facts(content: str, labels: NDArray[Any], classes: Sequence[int]) -> dict[str, Any]:
+    def points(value: int) -> bytes:
+        return _packed(sample_points(labels == value, CLASS_POINTS, stable_id(f"{content}/{value}"))) if value > 0 else b""
+
+    return {"classes": list(classes), "class_points": [points(value) for value in classes]}
+
+
+def _packed(points: NDArray[np.int64]) -> bytes:
+    return points.astype("<u2").tobytes()
+
+
+def foreground_box(body: NDArray[np.bool_]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """First corner and one past the last of the true voxels, of which there is at least one."""
+    first, last = [], []
+    for axis in range(body.ndim):
+        hit = np.flatnonzero(body.any(axis=tuple(other for other in range(body.ndim) if other != axis)))
+        first.append(int(hit[0]))
+        last.append(int(hit[-1]) + 1)
+    return tuple(first), tuple(last)
+
+
+def sample_points(body: NDArray[np.bool_], count: int, seed: int) -> NDArray[np.int64]:
+    """(up to `count`, D) true voxels, evenly drawn by `seed`."""
+    stream = np.random.Generator(np.random.Philox(seed))
+    flat = body.reshape(-1)
+    tried = np.unique(stream.integers(0, flat.size, 64 * count))
+    hits = tried[flat[tried]]
+    if len(hits) < count:
+        hits = np.flatnonzero(flat)
+    chosen = stream.permutation(hits)[:count]
+    return np.stack(np.unravel_index(chosen, body.shape), axis=1)
+
+
+def _consolidate(folder: Path) -> None:
+    """Loose rows into one Parquet file of the table; a row is deleted only after that file is in place."""
+    loose = loose_rows(folder)
+    if not loose:
+        return
+    rows = sorted(loose.values(), key=lambda row: str(row["volume"]))
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), sink)
+    write_file(folder / "table" / f"part-{time.time_ns():020d}-{uuid4().hex[:8]}.parquet", sink.getvalue().to_pybytes())
+    for path in loose:
+        path.unlink(missing_ok=True)

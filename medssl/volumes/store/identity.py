@@ -1,0 +1,93 @@
+"""What a volume and a patient are called, and in which order volumes come, by their data alone.
+
+Pseudonyms are made with a key, so that the same archive has others in every index: they may not enter what is drawn. The content of
+a volume, its voxels and grid as they are stored, is the same wherever the same data were stored in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from xxhash import xxh3_128
+
+from medssl.volumes.preparation import Channel
+
+_DIGITS = 32
+_LARGEST = 2**63 - 1
+
+
+def content_of(values: NDArray[Any], affine: NDArray[Any], channels: Sequence[Channel], labels: NDArray[Any] | None = None) -> str:
+    """32 hexadecimal digits of (A, *spatial) values, their affine to a thousandth of a mm, their channels and, where labelled, classes."""
+    digest = xxh3_128(repr([astuple(channel) for channel in channels]).encode())
+    grid = np.rint(np.asarray(affine, np.float64) * 1000).astype(np.int64)
+    for array in (values, grid, *(() if labels is None else (labels,))):
+        digest.update(f"{array.dtype.str} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return str(digest.hexdigest())
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """The order of a store's volumes, and what they and their patients are called."""
+
+    order: NDArray[np.int64]
+    """(N,) rows in the order of their contents."""
+    samples: NDArray[np.int64]
+    """(N,) one number a volume, in that order."""
+    patients: NDArray[np.int64]
+    """(N,) one number a patient, in that order: of the smallest content among the patient's volumes."""
+
+
+def numbered(contents: Sequence[str], patients: Sequence[str], names: Sequence[str]) -> Numbers:
+    """The numbers of rows with these contents, pseudonyms of patients and pseudonyms of volumes.
+
+    Equal contents come in the order of everything else that their patients have; what is alike in that too may change places without
+    a difference. Raises `ValueError` for a content that is none.
+    """
+    if any(len(content) != _DIGITS for content in contents):
+        raise ValueError("a content has not 32 digits")
+    words = np.frombuffer(bytes.fromhex("".join(contents)), ">u8").reshape(-1, 2)
+    _, rank = np.unique(np.asarray(contents), return_inverse=True)
+    people, whose = np.unique(np.asarray(patients), return_inverse=True)
+    first = np.full(len(people), len(contents))
+    np.minimum.at(first, whose, rank)
+    turn = _turns(first, rank, whose)
+    order = np.lexsort((np.asarray(names), turn[whose], rank))
+    smallest = np.empty(len(contents), np.int64)
+    smallest[rank] = np.arange(len(contents))
+    among_equals = _among_equals(rank[order])
+    samples = _numbers(words[order, 0], among_equals)
+    of_people = _numbers(words[smallest[first], 1], turn)
+    return Numbers(order, samples, of_people[whose][order])
+
+
+def _turns(first: NDArray[np.int64], rank: NDArray[np.int64], whose: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The place of each patient among those that share their smallest content."""
+    turn = np.zeros(len(first), np.int64)
+    shared = np.flatnonzero(np.bincount(first) > 1)
+    if not len(shared):
+        return turn
+    everything: dict[int, list[int]] = {one: [] for one in np.flatnonzero(np.isin(first, shared)).tolist()}
+    for one, place in sorted(zip(whose.tolist(), rank.tolist(), strict=True)):
+        if one in everything:
+            everything[one].append(place)
+    alike = np.array(sorted(everything, key=lambda one: everything[one]))
+    turn[alike] = _among_equals(first[alike])
+    return turn
+
+
+def _among_equals(ranks: NDArray[np.int64]) -> NDArray[np.int64]:
+    """0, 1, 2 and so on within each run of equal ranks."""
+    places = np.arange(len(ranks))
+    begins = np.concatenate([[True], np.diff(ranks) != 0])
+    return places - np.maximum.accumulate(np.where(begins, places, 0))
+
+
+def _numbers(words: NDArray[np.uint64], turn: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Non-negative int64 of 64 digits of a content and of a place among equal ones."""
+    halved: NDArray[np.int64] = (words.astype(np.uint64) >> np.uint64(1)).astype(np.int64)
+    return (halved ^ turn) & _LARGEST

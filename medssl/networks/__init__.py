@@ -20,12 +20,13 @@ if TYPE_CHECKING:
         swap_head,
         unique_tensors,
     )
+    from medssl.networks.encoding import Encoder, decoder_parameters, encoder, encoder_parameters
     from medssl.networks.layout import encoder_end, encoder_layout
     from medssl.networks.probe import dense_output, main_output
     from medssl.networks.sizes import check_crop, crop_problem, network_info
     from medssl.networks.spec import NetworkSpec, as_spec
     from medssl.networks.transferable import Matched, load_matching
-    from medssl.networks.trunk import Encoder, Trunk
+    from medssl.networks.trunk import Trunk
 
 _WHERE = {
     "NetworkSpec": "spec",
@@ -40,7 +41,10 @@ _WHERE = {
     "unique_tensors": "difference",
     "dense_output": "probe",
     "main_output": "probe",
-    "Encoder": "trunk",
+    "Encoder": "encoding",
+    "decoder_parameters": "encoding",
+    "encoder": "encoding",
+    "encoder_parameters": "encoding",
     "Trunk": "trunk",
     "encoder_end": "layout",
     "encoder_layout": "layout",
@@ -59,10 +63,13 @@ __all__ = [
     "as_spec",
     "check_crop",
     "crop_problem",
+    "decoder_parameters",
     "dense_head",
     "dense_output",
+    "encoder",
     "encoder_end",
     "encoder_layout",
+    "encoder_parameters",
     "head_module",
     "head_modules",
     "head_tensors",

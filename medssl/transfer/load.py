@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from medssl.errors import TransferError, UsageError
 from medssl.networks import Matched, NetworkSpec, as_spec, head_tensors, load_matching, stem_tensors, unique_tensors
-from medssl.transfer.weights import Weights, read_weights, seen_through
+from medssl.transfer.weights import Source, Weights, read_weights, seen_through
 
+Stem = Literal["same", "repeat", "average", "new"]
 _SHOWN = 6
 
 
@@ -73,32 +74,67 @@ class LoadReport:
 
 
 def load_pretrained(
-    network: Any, checkpoint: str | Path, out_channels: int | None = None, min_coverage: float = 0.5
+    network: Any, checkpoint: Source, out_channels: int | None = None, min_coverage: float = 0.5, stem: Stem = "same"
 ) -> tuple[nn.Module, LoadReport]:
     """A plain network with the checkpoint's weights and a new head with `out_channels` outputs, and what was loaded.
 
-    `network`: anything `as_spec` takes, or None for the network that the checkpoint says it holds. `checkpoint`: a run folder (its
-    newest good checkpoint), a checkpoint folder, or a file of tensors. The head starts anew, even where its shape agrees.
+    `network`: anything `as_spec` takes, or None for the network that the checkpoint says it holds. `checkpoint`: a run, its folder (its
+    newest good checkpoint), a checkpoint folder, a file of tensors, or a state dict. The head starts anew, even where its shape agrees.
+    `stem` says what becomes of the layers that read the images where their number of channels is another one: refused ("same"), each
+    channel repeated, all averaged for every channel, or new; repeated and averaged weights are scaled so that responses keep their size.
 
     Raises:
         TransferError: less than `min_coverage` (0 .. 1) of the values outside the head was loaded, or nothing at all; another number
             of input channels; weights with NaN.
         CheckpointError, MissingInput: nothing there, or not readable without executing code from it.
     """
-    if not 0.0 <= min_coverage <= 1.0:
-        raise UsageError(f"min_coverage is {min_coverage}; it is a share between 0 and 1.")
     weights = read_weights(checkpoint)
     spec = _spec(network, weights)
     built = spec.build(out_channels)
-    targets = unique_tensors(built)
-    given = _renamed(weights, targets, built)
-    heads = {*_head_of(spec, out_channels), *(seen_through(name, targets) for name in weights.head)}
-    _check_stem(spec, given, targets, weights)
-    matched = load_matching(built, given, heads)
-    report = _report(spec, weights, matched, targets, heads)
+    return built, _load(built, spec, weights, _head_of(spec, out_channels), stem_tensors(spec), min_coverage, stem)
+
+
+def load_into(network: nn.Module, checkpoint: Source, min_coverage: float = 0.5, stem: Stem = "same") -> LoadReport:
+    """Load the checkpoint's weights into a network that exists, such as one that a bundle's configuration has made, in place.
+
+    As `load_pretrained` otherwise: the head that the checkpoint names stays as it is in `network`. A file or state dict that does not
+    say which its head is, is loaded as far as names and shapes agree.
+    """
+    if not isinstance(network, nn.Module):
+        raise UsageError(f"load_into loads into a network that exists, not into {type(network).__name__}. load_pretrained builds one.")
+    weights = read_weights(checkpoint)
+    return _load(network, None, weights, (), _first_layers(network, weights), min_coverage, stem)
+
+
+def _load(
+    network: nn.Module,
+    spec: NetworkSpec | None,
+    weights: Weights,
+    head: Iterable[str],
+    first: Iterable[str],
+    min_coverage: float,
+    stem: Stem,
+) -> LoadReport:
+    """Into `network`, of which `spec` is known or not, all but its `head`; `first` are the tensors of its stem."""
+    if not 0.0 <= min_coverage <= 1.0:
+        raise UsageError(f"min_coverage is {min_coverage}; it is a share between 0 and 1.")
+    targets = unique_tensors(network)
+    given = _renamed(weights, targets, network)
+    heads = {*head, *(seen_through(name, targets) for name in weights.head)}
+    given = _fitted_stem(first, given, targets, weights, stem)
+    matched = load_matching(network, given, heads)
+    report = _report(spec or type(network).__name__, weights, matched, targets, heads)
     if not any(name in targets and targets[name].is_floating_point() for name in matched.loaded) or matched.coverage < min_coverage:
         raise TransferError(_too_little(spec, weights, report, given, targets, min_coverage))
-    return built, report
+    return report
+
+
+def _first_layers(network: nn.Module, weights: Weights) -> tuple[str, ...]:
+    """The stem's tensors as the checkpoint's own network has them; for others the first convolution."""
+    if weights.spec is not None and weights.spec.rebuildable:
+        return stem_tensors(weights.spec)
+    found = (f"{name}.weight" for name, module in network.named_modules() if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d))
+    return tuple(list(found)[:1])
 
 
 def _spec(network: Any, weights: Weights) -> NetworkSpec:
@@ -127,20 +163,36 @@ def _renamed(weights: Weights, targets: Mapping[str, Tensor], built: nn.Module) 
     return {plain: weights.tensors[name] for plain, name in renamed.items()}
 
 
-def _check_stem(spec: NetworkSpec, given: Mapping[str, Tensor], targets: Mapping[str, Tensor], weights: Weights) -> None:
-    """A stem that stays random makes the rest worthless, though it is a small share: another number of inputs is refused."""
-    for name in stem_tensors(spec):
+def _fitted_stem(
+    first: Iterable[str], given: Mapping[str, Tensor], targets: Mapping[str, Tensor], weights: Weights, stem: Stem
+) -> dict[str, Tensor]:
+    """`given` with the stem for the network's own number of input channels, as `stem` says.
+
+    A stem that stays random makes the rest worthless, though it is a small share: so that has to be asked for.
+    """
+    fitted = dict(given)
+    for name in first:
         if name not in given or name not in targets or given[name].dim() < 2:
             continue
         theirs, ours = given[name].shape, targets[name].shape
-        if theirs[1] != ours[1] and (theirs[0], *theirs[2:]) == (ours[0], *ours[2:]):
+        if theirs[1] == ours[1] or (theirs[0], *theirs[2:]) != (ours[0], *ours[2:]):
+            continue
+        if stem == "same":
             raise TransferError(
-                f"{weights.path} holds a network for other input channels: '{name}' has shape {tuple(theirs)}, that of {spec} with "
-                f"in_channels {spec.in_channels} has {tuple(ours)}. Give the network the number of input channels it was pretrained with."
+                f"{weights.path} holds a network for other input channels: '{name}' has shape {tuple(theirs)}, that of the network here "
+                f"{tuple(ours)}. Give the network the number of input channels it was pretrained with, or say what becomes of these "
+                "weights: stem='repeat', 'average' or 'new'."
             )
+        if stem == "new":
+            del fitted[name]
+            continue
+        repeated = given[name][:, torch.arange(ours[1]) % theirs[1]]
+        averaged = given[name].mean(dim=1, keepdim=True).expand(ours)
+        fitted[name] = (repeated if stem == "repeat" else averaged) * (theirs[1] / ours[1])
+    return fitted
 
 
-def _report(spec: NetworkSpec, weights: Weights, matched: Matched, targets: Mapping[str, Tensor], heads: set[str]) -> LoadReport:
+def _report(spec: NetworkSpec | str, weights: Weights, matched: Matched, targets: Mapping[str, Tensor], heads: set[str]) -> LoadReport:
     return LoadReport(
         checkpoint=str(weights.path),
         network=str(spec),
@@ -154,7 +206,7 @@ def _report(spec: NetworkSpec, weights: Weights, matched: Matched, targets: Mapp
 
 
 def _too_little(
-    spec: NetworkSpec,
+    spec: NetworkSpec | None,
     weights: Weights,
     report: LoadReport,
     given: Mapping[str, Tensor],
@@ -166,18 +218,19 @@ def _too_little(
     why = _difference(spec, weights, given, targets)
     near = _nearest(report, given, targets)
     return (
-        f"{share} of {spec} (its head aside) could be loaded from {weights.path}; at least {min_coverage:.0%} was asked for. {why}"
+        f"{share} of {report.network} (its head aside) could be loaded from {weights.path}; "
+        f"at least {min_coverage:.0%} was asked for. {why}"
         + (f"Nearest: {'; '.join(near)}. " if near else "")
         + "Give the network that was pretrained, or lower min_coverage if a part is all you want."
     )
 
 
-def _difference(spec: NetworkSpec, weights: Weights, given: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> str:
+def _difference(spec: NetworkSpec | None, weights: Weights, given: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> str:
     dims = [(given[name].dim() - 2, targets[name].dim() - 2) for name in targets if name in given and given[name].dim() > 3]
     unequal = next(((theirs, ours) for theirs, ours in dims if theirs != ours), None)
     if unequal is not None:
         return f"The checkpoint is in {unequal[0]}D, the network in {unequal[1]}D: give spatial_dims: {unequal[0]}. "
-    if weights.spec is None:
+    if weights.spec is None or spec is None:
         return ""
     theirs, ours = as_flat(weights.spec), as_flat(spec)
     different = [

@@ -73,6 +73,9 @@ class FinetuneConfig(BaseOptions):
     """A checkpoint or run folder to start from; null: from scratch."""
     min_coverage: float = Field(0.5, ge=0, le=1)
     """Least share of the network, its head aside, that must come from the pretrained checkpoint."""
+    stem: Literal["same", "repeat", "average", "new"] = "same"
+    """What becomes of the pretrained layers that read the images where these have another number of channels: same: refused; repeat: each
+    channel's weights in turn; average: their mean for every channel; new: first weights."""
     seed: int = 0
     """With step and sample it fixes all randomness."""
 

@@ -16,8 +16,11 @@ from torch import Tensor
 from medssl.config import check
 from medssl.errors import CheckpointError, MissingInput
 from medssl.networks import NetworkSpec, head_tensors
+from medssl.run import Run
 from medssl.train.checkpoint import STATE, find_checkpoint
 
+Source = str | Path | Run | Mapping[str, Any]
+"""Where weights come from: a run or its folder, a checkpoint, a file, or named tensors."""
 WRAPPERS = ("module.", "_orig_mod.", "network.", "model.", "net.", "student.", "backbone.", "encoder.")
 """What data parallelism, compilation and training frameworks put before a network's own names."""
 _CONTAINERS = ("state_dict", "model_state_dict", "model_state", "network_weights", "network", "model", "net")
@@ -35,12 +38,14 @@ class Weights:
     """Names of the head's tensors; () where it is not known."""
 
 
-def read_weights(path: str | Path) -> Weights:
-    """The weights at a run folder, a checkpoint folder, or a file (`.safetensors`, or a torch file that holds tensors alone).
+def read_weights(source: Source) -> Weights:
+    """The weights of a run, a checkpoint folder, or a file (`.safetensors`, or a torch file that holds tensors alone), or a state dict.
 
     Raises `MissingInput` where nothing is there, `CheckpointError` for damaged files and for files that hold more than tensors.
     """
-    place = Path(path)
+    if isinstance(source, Mapping):
+        return Weights(Path("the state dict"), _named(_state_dict(source), "the state dict"), None, ())
+    place = source.folder if isinstance(source, Run) else Path(source)
     if place.is_file() and place.name != STATE and not (place.suffix == ".safetensors" and (place.parent / STATE).exists()):
         return Weights(place, _read_file(place), None, ())
     checkpoint = find_checkpoint(place.parent if place.suffix == ".safetensors" else place)
@@ -63,9 +68,12 @@ def _read_file(file: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{file} is no readable safetensors file: {error}. Copy it again from where it came.") from error
     except OSError as error:
         raise MissingInput(f"{file} cannot be read: {error.strerror or error}.") from error
-    tensors = _state_dict(content)
+    return _named(_state_dict(content), str(file))
+
+
+def _named(tensors: dict[str, Tensor], where: str) -> dict[str, Tensor]:
     if not tensors:
-        raise CheckpointError(f"{file} holds no named tensors. Save the network's state_dict() with torch.save or safetensors.")
+        raise CheckpointError(f"{where} holds no named tensors. Save the network's state_dict() with torch.save or safetensors.")
     return tensors
 
 

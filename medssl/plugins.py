@@ -235,9 +235,15 @@ def blame(provider: Provider | type[Any], doing: str) -> Iterator[None]:
 def provider_of(cls: type[Any]) -> Provider:
     """The installed package that a class comes from, by its top-level module."""
     top = cls.__module__.partition(".")[0]
-    package = next(iter(_distributions().get(top, ())), None)
+    package = next(iter(_distributions().get(top, ())), None) or _by_entry_point(top)
     name = str(getattr(cls, "name", cls.__name__))
     return Provider(name, package or top, metadata.version(package) if package else "not installed as a package")
+
+
+def _by_entry_point(top: str) -> str | None:
+    """The package whose entry point lies in that module: an editable install lists no modules."""
+    found = (entry.dist.name for entry in metadata.entry_points(group=GROUP) if entry.dist and entry.module.partition(".")[0] == top)
+    return next(found, None)
 
 
 @lru_cache(maxsize=1)

@@ -16,35 +16,62 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from medssl.monai.losses import PretextLoss, prepare_pretext_batch
+    from medssl.learn.teacher import EMATeacher
+    from medssl.monai.answering import PretextNetwork
+    from medssl.monai.consistency import AgreementLoss, ConsistencyOnTensors, DenseAgreementLoss
+    from medssl.monai.losses import DeepSupervisionLoss, PretextLoss, prepare_pretext_batch
     from medssl.monai.prepare import PrepareImage, PrepareImageD, PrepareImaged, PrepareImageDict
     from medssl.monai.questions import PretextTaskD, PretextTaskd, PretextTaskDict, PretextTaskTransform
-    from medssl.transfer import load_pretrained
+    from medssl.monai.reader import MedsslReader
+    from medssl.networks import decoder_parameters, encoder, encoder_parameters
+    from medssl.transfer import load_into, load_pretrained
 
 _WHERE = {
+    "AgreementLoss": "medssl.monai.consistency",
+    "ConsistencyOnTensors": "medssl.monai.consistency",
+    "DeepSupervisionLoss": "medssl.monai.losses",
+    "DenseAgreementLoss": "medssl.monai.consistency",
+    "EMATeacher": "medssl.learn.teacher",
+    "MedsslReader": "medssl.monai.reader",
     "PrepareImage": "medssl.monai.prepare",
     "PrepareImageD": "medssl.monai.prepare",
     "PrepareImageDict": "medssl.monai.prepare",
     "PrepareImaged": "medssl.monai.prepare",
     "PretextLoss": "medssl.monai.losses",
+    "PretextNetwork": "medssl.monai.answering",
     "PretextTaskD": "medssl.monai.questions",
     "PretextTaskDict": "medssl.monai.questions",
     "PretextTaskTransform": "medssl.monai.questions",
     "PretextTaskd": "medssl.monai.questions",
+    "decoder_parameters": "medssl.networks",
+    "encoder": "medssl.networks",
+    "encoder_parameters": "medssl.networks",
+    "load_into": "medssl.transfer",
     "load_pretrained": "medssl.transfer",
     "prepare_pretext_batch": "medssl.monai.losses",
 }
 
 __all__ = [
+    "AgreementLoss",
+    "ConsistencyOnTensors",
+    "DeepSupervisionLoss",
+    "DenseAgreementLoss",
+    "EMATeacher",
+    "MedsslReader",
     "PrepareImage",
     "PrepareImageD",
     "PrepareImageDict",
     "PrepareImaged",
     "PretextLoss",
+    "PretextNetwork",
     "PretextTaskD",
     "PretextTaskDict",
     "PretextTaskTransform",
     "PretextTaskd",
+    "decoder_parameters",
+    "encoder",
+    "encoder_parameters",
+    "load_into",
     "load_pretrained",
     "prepare_pretext_batch",
 ]

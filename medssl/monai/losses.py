@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from monai.data import MetaTensor
+from monai.losses import DeepSupervisionLoss as MonaiDeepSupervisionLoss
 from torch import Tensor, nn
+from torch.nn import functional
 
 from medssl.config import check
 from medssl.contracts import DenseHead, PooledHead, PretextBatch, PretextTask
@@ -141,3 +143,45 @@ def _outputs(task: PretextTask) -> int:
 
 def _plain(tensor: Tensor) -> Tensor:
     return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
+
+
+class DeepSupervisionLoss(nn.Module):
+    """`PretextLoss` of every output of a network with deep supervision, weighted as MONAI's loss of that name weighs them.
+
+    Target, weight and whatever else lies on the target's grid are brought to the grid of each output.
+
+    Args:
+        loss: of each output.
+        weight_mode, weights: as of `monai.losses.DeepSupervisionLoss`.
+    """
+
+    def __init__(
+        self, loss: PretextLoss, weight_mode: Literal["same", "exp", "two"] = "exp", weights: Sequence[float] | None = None
+    ) -> None:
+        super().__init__()
+        self.loss = loss
+        self._weighing = MonaiDeepSupervisionLoss(loss, weight_mode, None if weights is None else list(weights))
+
+    def forward(self, predictions: Tensor | Sequence[Tensor], label: Mapping[Any, Any] | Sequence[Tensor]) -> Tensor:
+        """() of one output, a list of them, or of several stacked behind the batch (DynUNet)."""
+        item = dict(label) if isinstance(label, Mapping) else dict(zip((self.loss.target_key, self.loss.weight_key), label, strict=True))
+        target = item[self.loss.target_key]
+        if isinstance(predictions, Tensor):
+            predictions = predictions.unbind(1) if predictions.dim() == target.dim() + 1 else [predictions]
+        weights = self._weighing.get_weights(levels=len(predictions))
+        grid = target.shape[2:]
+        parts = [
+            weight * self.loss(prediction, {key: _on_grid(value, grid, prediction.shape[2:]) for key, value in item.items()})
+            for weight, prediction in zip(weights, predictions, strict=True)
+        ]
+        return torch.stack(parts).sum()
+
+
+def _on_grid(value: Any, grid: torch.Size, wanted: torch.Size) -> Any:
+    """A tensor on `grid` brought to the `wanted` one: the mean of what falls into a voxel, of classes and masks the nearest."""
+    if not isinstance(value, Tensor) or value.shape[2:] != grid or grid == wanted:
+        return value
+    value = _plain(value)
+    if value.is_floating_point():
+        return functional.interpolate(value, size=wanted, mode="area")
+    return functional.interpolate(value.float(), size=wanted, mode="nearest-exact").to(value.dtype)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from enum import Enum
 from functools import partial
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_validator
@@ -23,6 +23,21 @@ from medssl.networks.defaults import with_defaults
 from medssl.networks.factories import Factory, default_of, factory_by_name, factory_by_path, factory_of, import_path
 
 NetworkLike = "NetworkSpec | str | Mapping[str, Any] | Callable[..., nn.Module]"
+
+
+class SpecFields(TypedDict, total=False):
+    """What `NetworkSpec` may be made with, for type checkers and editors."""
+
+    name: str | None
+    _target_: str | None
+    target: str | None
+    spatial_dims: int
+    in_channels: int
+    out_channels: int | None
+    options: Mapping[str, Any]
+    encoder_end: str | None
+    head: str | None
+    factory: str | None
 
 
 class NetworkSpec(BaseOptions):
@@ -51,10 +66,11 @@ class NetworkSpec(BaseOptions):
 
     _callable: Callable[..., nn.Module] | None = PrivateAttr(None)
 
-    def __init__(self, name: str | None = None, /, **fields: Any) -> None:
+    def __init__(self, name: str | None = None, /, **fields: Unpack[SpecFields]) -> None:
+        given: dict[str, Any] = dict(fields)
         if name is not None:
-            fields["name"] = name
-        super().__init__(**fields)
+            given["name"] = name
+        super().__init__(**given)
 
     @model_validator(mode="before")
     @classmethod
@@ -230,7 +246,7 @@ def _flatten(network: Callable[..., Any]) -> tuple[Callable[..., Any], dict[str,
     return network, keywords
 
 
-def _origin(call: Callable[..., Any]) -> dict[str, str]:
+def _origin(call: Callable[..., Any]) -> dict[str, Any]:
     """How to name `call` in a file; `NetworkError` with the reason where that is not possible."""
     module, qualname = getattr(call, "__module__", None), getattr(call, "__qualname__", None)
     if module is None or qualname is None or "<" in qualname or module == "__main__":

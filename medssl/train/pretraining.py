@@ -30,6 +30,7 @@ def pretrain(
     config: str | Path | Mapping[str, Any] | PretrainConfig | None = None,
     overrides: Sequence[str] = (),
     resume: bool = False,
+    verbose: bool = True,
     handlers: Sequence[Any] = (),
     plugins: Plugins | None = None,
     **train: Any,
@@ -41,7 +42,7 @@ def pretrain(
     if a term reads it and medssl does not know; `data` a store's folder with `size` (voxels) and `batch`, or
     the options of `data:`; `tasks` and `consistency` lists of names, mappings, classes or objects; `from_` an earlier run that
     this round goes on from; further keywords are options of `train:`, such as `steps=1000`. With `resume` the run goes on from
-    its newest good checkpoint, or starts.
+    its newest good checkpoint, or starts. Without `verbose` progress goes to the logger `medssl.train` (level INFO) alone.
 
     Raises:
         ConfigError: unknown keys, values out of range, a network that does not fit the store.
@@ -52,4 +53,4 @@ def pretrain(
         raise UsageError("pretrain needs out, the folder of the run.")
     given = given_parts(network, data, tasks, consistency, size, batch, views, seed, from_, encoder_end, train)
     plan = make_plan(config, overrides, given, plugins or Plugins.load())
-    return run_training(out, lambda _: plan.training(), resume=resume, handlers=handlers)
+    return run_training(out, lambda _: plan.training(), resume=resume, handlers=handlers, verbose=verbose)

@@ -115,7 +115,9 @@ class _Start:
     """By task: the loss of the answer that needs no learning."""
 
 
-def run_training(out: str | Path, prepare: Callable[[Path], Training], *, resume: bool = False, handlers: Sequence[Any] = ()) -> Run:
+def run_training(
+    out: str | Path, prepare: Callable[[Path], Training], *, resume: bool = False, handlers: Sequence[Any] = (), verbose: bool = True
+) -> Run:
     """Train into the folder `out` and return the run; `prepare(out)` makes the training ready, before the folder is opened.
 
     With `resume` the folder's run goes on from its newest good checkpoint, or begins. Raises `Stopped` where a signal ended it.
@@ -134,7 +136,7 @@ def run_training(out: str | Path, prepare: Callable[[Path], Training], *, resume
         run = Run(folder, training.config, training.objective, state, training.report if resumed is None else None)
         if resumed is not None:
             _restore(training, run, resumed)
-        _train(training, run, start, resumed, request, handlers)
+        _train(training, run, start, resumed, request, handlers, verbose)
     return run
 
 
@@ -199,11 +201,19 @@ def _open_folder(folder: Path, training: Training, resume: bool) -> Checkpoint |
     return resumed
 
 
-def _train(training: Training, run: Run, start: _Start, resumed: Checkpoint | None, request: StopRequest, handlers: Sequence[Any]) -> None:
+def _train(
+    training: Training,
+    run: Run,
+    start: _Start,
+    resumed: Checkpoint | None,
+    request: StopRequest,
+    handlers: Sequence[Any],
+    verbose: bool,
+) -> None:
     options, state, objective = training.options, run.state, training.objective
     with ExitStack() as stack:
         crops = stack.enter_context(training.loader(state.step))
-        display = stack.enter_context(ProgressDisplay(training.title, options.steps, state.step))
+        display = stack.enter_context(ProgressDisplay(training.title, options.steps, state.step, verbose=verbose))
         clock = Clock(training.batch * options.accumulate)
         recorder = Recorder(run.folder, options.log_every, clock, display)
         stack.callback(recorder.close)

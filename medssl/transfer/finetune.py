@@ -57,6 +57,7 @@ def fine_tune(
     seed: int | None = None,
     stem: Stem | None = None,
     resume: bool = False,
+    verbose: bool = True,
     handlers: Sequence[Any] = (),
     plugins: Plugins | None = None,
     **train: Any,
@@ -79,7 +80,7 @@ def fine_tune(
         key: value for key, value in (("seed", seed), ("stem", stem)) if value is not None
     }
     checked = read_config(FinetuneConfig, config, overrides, given, "fine-tuning")
-    run = run_training(out, partial(_ready, checked, plugins or Plugins.load()), resume=resume, handlers=handlers)
+    run = run_training(out, partial(_ready, checked, plugins or Plugins.load()), resume=resume, handlers=handlers, verbose=verbose)
     _take_best(run)
     return run
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from medssl.errors import TransferError, UsageError
+from medssl.files import html_table
 from medssl.networks import Matched, NetworkSpec, as_spec, head_tensors, load_matching, stem_tensors, unique_tensors
 from medssl.transfer.weights import Source, Weights, read_weights, seen_through
 
@@ -22,7 +23,7 @@ Stem = Literal["same", "repeat", "average", "new"]
 _SHOWN = 6
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LoadReport:
     """What became of every tensor; `str(report)` is for people, `document()` for files."""
 
@@ -56,6 +57,16 @@ class LoadReport:
             "new": {"share": self.share(self.new), "tensors": list(self.new), "head": list(self.head)},
             "left": self.left,
         }
+
+    def __repr__(self) -> str:
+        rest = f"{len(self.new)} new ({len(self.head)} of them the head), {len(self.left)} left"
+        return f"LoadReport({self.network} from {self.checkpoint}: {self.coverage:.1%}, {len(self.loaded)} tensors loaded, {rest})"
+
+    def _repr_html_(self) -> str:
+        loaded = [(name, "loaded", self.elements[name]) for name in self.loaded]
+        new = [(name, "the head, new" if name in self.head else "new", self.elements[name]) for name in self.new]
+        left = [(name, f"left: {reason}", "") for name, reason in self.left.items()]
+        return html_table(repr(self), ("tensor", "what became of it", "values"), [*new, *left, *loaded])
 
     def __str__(self) -> str:
         missing = [name for name in self.new if name not in set(self.head)]

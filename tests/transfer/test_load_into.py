@@ -23,11 +23,8 @@ SMALL = partial(SegResNet, spatial_dims=2, **OPTIONS)
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     spec = NetworkSpec("SegResNet", spatial_dims=2, out_channels=1, options=OPTIONS).checked()
-    state = {
-        "kind": "pretrain",
-        "network": spec.model_dump(mode="json", by_alias=True, exclude_none=True),
-        "head": list(head_tensors(spec)),
-    }
+    document = spec.model_dump(mode="json", by_alias=True, exclude_none=True)
+    state = {"kind": "pretrain", "network": document, "head": list(head_tensors(spec))}
     return save_checkpoint(tmp_path / "run", 3, {"network": spec.build(seed=1).state_dict()}, state)
 
 

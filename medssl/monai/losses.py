@@ -15,8 +15,8 @@ from medssl.config import check
 from medssl.contracts import DenseHead, PooledHead, PretextBatch, PretextTask
 from medssl.errors import ConfigError, DataError
 from medssl.learn.objective import part_of_mean
+from medssl.learn.promises import calling, check_loss, check_own_rows, check_prediction
 from medssl.monai.tasks import build_task, known_network, task_class, unknown_network
-from medssl.plugins import blame
 
 
 class PretextLoss(nn.Module):
@@ -53,6 +53,8 @@ class PretextLoss(nn.Module):
         dims = (known.spatial_dims,) if known is not None else (2, 3) if spatial_dims is None else (spatial_dims,)
         self.tasks = nn.ModuleDict({str(each): build_task(cls, checked, known or unknown_network(each, channels)) for each in dims})
 
+        self._tried = False
+
     @property
     def outputs(self) -> int:
         """Channels of a dense answer, values of a pooled one; `ConfigError` where that depends on the dimensions and nobody said them."""
@@ -64,13 +66,26 @@ class PretextLoss(nn.Module):
 
     def forward(self, prediction: Tensor, label: Any, weight: Tensor | None = None) -> Tensor:
         """() mean of the task's losses over the samples that can be answered; `label` as above, or the target with `weight` beside it."""
+        if not isinstance(prediction, Tensor):
+            raise DataError(f"the network gave {type(prediction).__name__}, not one tensor. DeepSupervisionLoss(loss) takes several outputs.")
         batch = self._batch(label, weight)
         task = self._task_for(prediction, batch)
-        with blame(type(task), "loss"):
-            losses: Tensor = task.loss(_plain(prediction), batch)
+        losses = self._losses(task, _plain(prediction), batch)
         if batch.answerable is None:
             return losses.mean()
         return part_of_mean(losses, batch.answerable, batch.answerable.sum())
+
+    def _losses(self, task: PretextTask, prediction: Tensor, batch: PretextBatch) -> Tensor:
+        """(B,) the task's loss of an answer that fits the target; whether samples stay apart is tried with the first batch."""
+        key = task.name
+        check_prediction(prediction, task, key, batch.target)
+        with calling(task, key, "loss"):
+            losses = task.loss(prediction, batch)
+        check_loss(losses, task, key, "loss()", batch.target)
+        if not self._tried:
+            check_own_rows(task.loss, task, key, prediction.detach(), batch)
+            self._tried = True
+        return losses
 
     def _batch(self, label: Any, weight: Tensor | None) -> PretextBatch:
         if isinstance(label, list | tuple) and len(label) == 2:

@@ -6,6 +6,7 @@ from typing import Any
 
 from medssl.contracts import DenseHead, NetworkInfo, PretextTask
 from medssl.errors import ConfigError
+from medssl.learn.promises import check_built, check_class
 from medssl.networks import as_spec, network_info
 from medssl.plugins import Plugins, blame
 
@@ -34,8 +35,11 @@ def known_network(network: Any) -> NetworkInfo | None:
 
 def build_task(cls: type[PretextTask], options: Any, network: NetworkInfo) -> PretextTask:
     """The task as a module."""
+    check_class(cls, PretextTask)
     with blame(cls, "__init__"):
-        return cls(options, network)
+        built = cls(options, network)
+    check_built(built, cls.name)
+    return built
 
 
 def unknown_network(spatial_dims: int, channels: int) -> NetworkInfo:

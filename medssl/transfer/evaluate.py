@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from medssl.archive import read_nifti
 from medssl.archive.nifti.names import nifti_files, stem
 from medssl.errors import DataError, MissingInput, UsageError
+from medssl.faults import faults_as
+from medssl.files import write_atomically
 
 AFFINE_TOLERANCE = 1e-3
 """Millimetres by which two affines may differ: the rounding of a NIfTI header."""
@@ -92,6 +94,15 @@ class Evaluation:
         """Mean of the classes' means; None where no class has one."""
         return _mean(list(self.means.values()))
 
+    def notes(self) -> list[str]:
+        """A line for each kind of case that has no part in the numbers."""
+        lines = (
+            ("label(s) without a prediction", self.labels_without_prediction),
+            ("prediction(s) without a label", self.predictions_without_label),
+        )
+        count = len(self.cases)
+        return [f"{len(names)} {what}, left out: {_listed(names)}. The means are over {count} case(s)." for what, names in lines if names]
+
     def document(self) -> dict[str, Any]:
         """Everything as JSON values; an undefined Dice is null."""
         return {
@@ -133,8 +144,9 @@ class Evaluation:
             text = self._csv()
         else:
             raise UsageError(f"cannot write the evaluation to {file}: its name must end in .json or .csv.")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, encoding="utf-8")
+        with faults_as(UsageError, f"the evaluation cannot be written to {file}"):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(file, text.encode())
         return file
 
     def _by_case(self) -> list[tuple[str, list[float | None]]]:
@@ -276,7 +288,11 @@ def _label_maps(folder: str | Path, what: str) -> dict[str, Path]:
 
 
 def _some(names: dict[str, Path]) -> str:
-    first = ", ".join(path.name for path in list(names.values())[:3])
+    return _listed([path.name for path in names.values()])
+
+
+def _listed(names: Sequence[str]) -> str:
+    first = ", ".join(names[:3])
     return first if len(names) <= 3 else f"{first} and {len(names) - 3} more"
 
 

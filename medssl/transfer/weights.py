@@ -15,6 +15,7 @@ from torch import Tensor
 
 from medssl.config import check
 from medssl.errors import CheckpointError, MissingInput
+from medssl.faults import fault
 from medssl.networks import NetworkSpec, head_tensors
 from medssl.run import Run
 from medssl.train.checkpoint import STATE, find_checkpoint
@@ -67,7 +68,7 @@ def _read_file(file: Path) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise CheckpointError(f"{file} is no readable safetensors file: {error}. Copy it again from where it came.") from error
     except OSError as error:
-        raise MissingInput(f"{file} cannot be read: {error.strerror or error}.") from error
+        raise MissingInput(fault(error, f"{file} cannot be read")) from error
     return _named(_state_dict(content), str(file))
 
 

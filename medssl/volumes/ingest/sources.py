@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from medssl.archive.nifti.modality import checked_modality
 from medssl.errors import ArchiveError, UsageError
+from medssl.faults import faults_as
+from medssl.files import holds_file
 from medssl.volumes.ingest.writing import Incoming, Progress, StoreSummary, write_store
 from medssl.volumes.preparation import Preparation
 from medssl.volumes.store.frames import Codec
@@ -67,11 +69,16 @@ def _indexes(sources: Sequence[str | Path], out: Path, workers: int) -> tuple[li
 
 def is_index(folder: Path) -> bool:
     """Is this the folder of an index, rather than a folder of images?"""
-    return (folder / "index.json").is_file() and (folder / "private").is_dir()
+    with faults_as(UsageError, f"{folder} cannot be read"):
+        return holds_file(folder / "index.json") and (folder / "private").is_dir()
 
 
 def from_index(index: Index, where: str | None = None, modality: str | None = None) -> list[Incoming]:
-    """The volumes of an index that SQL `where` selects, read when their turn comes; `modality` where the index knows none."""
+    """The volumes of an index that SQL `where` selects, read when their turn comes; `modality` where the index knows none.
+
+    Raises `ArchiveError` where none of them could be read.
+    """
+    index.check_readable()
     return [
         Incoming(
             record.volume,

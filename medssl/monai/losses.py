@@ -67,7 +67,7 @@ class PretextLoss(nn.Module):
     def forward(self, prediction: Tensor, label: Any, weight: Tensor | None = None) -> Tensor:
         """() mean of the task's losses over the samples that can be answered; `label` as above, or the target with `weight` beside it."""
         if not isinstance(prediction, Tensor):
-            raise DataError(f"the network gave {type(prediction).__name__}, not one tensor. DeepSupervisionLoss(loss) takes several outputs.")
+            raise DataError(f"the network gave {type(prediction).__name__}, not one tensor: DeepSupervisionLoss(loss) takes several.")
         batch = self._batch(label, weight)
         task = self._task_for(prediction, batch)
         losses = self._losses(task, _plain(prediction), batch)

@@ -132,7 +132,7 @@ def _finetune_config(folder: Path, steps: int) -> dict[str, object]:
             "spacing": 3.0,
             "validation": 0,
         },
-        "train": {"preset": "full", "steps": steps},
+        "train": {"steps": steps},
         "seed": 0,
     }
 

@@ -9,7 +9,7 @@ from typing import Any, Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-from medssl.config import BaseOptions, check
+from medssl.config import BaseOptions, check, shown
 from medssl.contracts import ConsistencyLoss, NetworkInfo, PretextTask
 from medssl.errors import ConfigError
 from medssl.learn.promises import NAME, check_built, check_class
@@ -99,7 +99,10 @@ def check_keys(terms: Sequence[Term[Any]]) -> None:
 
 
 def resolve_tasks(terms: Sequence[Any], plugins: Plugins) -> list[Term[PretextTask]]:
-    """The `tasks:` of a configuration; an item may also be a name, a class, an object, or a pair of one of these and its weight."""
+    """The `tasks:` of a configuration; an item may also be a name, a class, an object, or a pair of one of these.
+
+    The second of a pair is a weight, or, beside a name or class, a mapping with options, `weight` and `as`.
+    """
     return [_resolve(item, f"tasks.{place}", "tasks", PretextTask, plugins) for place, item in enumerate(terms)]
 
 
@@ -130,22 +133,42 @@ def _resolve(item: Any, where: str, kind: Kind, base: type[Any], plugins: Plugin
     if isinstance(item, Term):
         return item
     if isinstance(item, tuple) and len(item) == 2:
-        term = _resolve(item[0], where, kind, base, plugins)
-        return replace(term, weight=float(item[1]))
+        return _resolve_pair(item, where, kind, base, plugins)
     if isinstance(item, base):
         check_class(type(item), base)
         check_built(item, item.name)
         return Term(kind, item.name, type(item), item.options, 1.0, item)
     if isinstance(item, type) and issubclass(item, base):
-        cls: Any = item
-        check_class(cls, base)
-        return Term(kind, cls.name, cls, check(cls.Options, {}, where), 1.0)
+        check_class(item, base)
+        return _configured({}, where, kind, base, plugins, item)
     if isinstance(item, str):
         item = {"name": item}
     if not isinstance(item, Mapping):
-        raise ConfigError(f"{where}: a mapping with `name`, `weight` and options is needed, not {type(item).__name__}.")
-    entry = check(TermOptions, item, where)
-    named: Any = _named(entry.name, kind, plugins)
+        raise ConfigError(
+            f"{where}: a name, a mapping with `name`, `weight` and options, or in Python a class, an object or a pair (class, options) is "
+            f"needed, not {shown(item)}."
+        )
+    return _configured(item, where, kind, base, plugins)
+
+
+def _resolve_pair(item: tuple[Any, Any], where: str, kind: Kind, base: type[Any], plugins: Plugins) -> Term[Any]:
+    first, second = item
+    if isinstance(second, int | float):
+        term = _resolve(first, where, kind, base, plugins)
+        return replace(term, weight=check(TermOptions, {"name": term.cls.name, "weight": second}, where).weight)
+    if isinstance(second, Mapping) and isinstance(first, str):
+        return _configured({"name": first, **second}, where, kind, base, plugins)
+    if isinstance(second, Mapping) and isinstance(first, type) and issubclass(first, base):
+        return _configured(second, where, kind, base, plugins, first)
+    raise ConfigError(
+        f"{where}: a pair is (name, class or object, weight) or (name or class, options), not ({shown(first)}, {shown(second)})."
+    )
+
+
+def _configured(item: Mapping[str, Any], where: str, kind: Kind, base: type[Any], plugins: Plugins, cls: Any = None) -> Term[Any]:
+    """The term of a mapping; `cls` where it is known, and need not be installed."""
+    entry = check(TermOptions, item if cls is None else {"name": cls.name, **item}, where)
+    named: Any = cls or _named(entry.name, kind, plugins)
     check_class(named, base)
     options = check(named.Options, entry.options, f"{where} ({entry.name})")
     return Term(kind, entry.as_ or entry.name, named, options, entry.weight)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from medssl.networks.probe import dense_output, main_output
     from medssl.networks.sizes import check_crop, crop_problem, network_info
     from medssl.networks.spec import NetworkSpec, as_spec
+    from medssl.networks.stored import described_spec, stored_spec
     from medssl.networks.transferable import Matched, load_matching
     from medssl.networks.trunk import Trunk
 
@@ -51,6 +52,8 @@ _WHERE = {
     "check_crop": "sizes",
     "crop_problem": "sizes",
     "network_info": "sizes",
+    "described_spec": "stored",
+    "stored_spec": "stored",
     "Matched": "transferable",
     "load_matching": "transferable",
 }
@@ -66,6 +69,7 @@ __all__ = [
     "decoder_parameters",
     "dense_head",
     "dense_output",
+    "described_spec",
     "encoder",
     "encoder_end",
     "encoder_layout",
@@ -78,6 +82,7 @@ __all__ = [
     "network_info",
     "stem_modules",
     "stem_tensors",
+    "stored_spec",
     "swap_head",
     "unique_tensors",
 ]

@@ -6,7 +6,7 @@ after loading, heads never load into new heads, and a coverage under the stated 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from medssl.errors import TransferError, UsageError
 from medssl.files import html_table
-from medssl.networks import Matched, NetworkSpec, as_spec, head_tensors, load_matching, stem_tensors, unique_tensors
+from medssl.networks import Matched, NetworkSpec, as_spec, head_tensors, load_matching, stem_tensors, stored_spec, unique_tensors
 from medssl.transfer.weights import Source, Weights, read_weights, seen_through
 
 Stem = Literal["same", "repeat", "average", "new"]
@@ -85,7 +85,12 @@ class LoadReport:
 
 
 def load_pretrained(
-    network: Any, checkpoint: Source, out_channels: int | None = None, min_coverage: float = 0.5, stem: Stem = "same"
+    network: Any,
+    checkpoint: Source,
+    out_channels: int | None = None,
+    min_coverage: float = 0.5,
+    stem: Stem = "same",
+    trusted: Sequence[str] = (),
 ) -> tuple[nn.Module, LoadReport]:
     """A plain network with the checkpoint's weights and a new head with `out_channels` outputs, and what was loaded.
 
@@ -93,6 +98,7 @@ def load_pretrained(
     newest good checkpoint), a checkpoint folder, a file of tensors, or a state dict. The head starts anew, even where its shape agrees.
     `stem` says what becomes of the layers that read the images where their number of channels is another one: refused ("same"), each
     channel repeated, all averaged for every channel, or new; repeated and averaged weights are scaled so that responses keep their size.
+    `trusted`: modules that a checkpoint may name its network in, beside MONAI's and those of installed plugins.
 
     Raises:
         TransferError: less than `min_coverage` (0 .. 1) of the values outside the head was loaded, or nothing at all; another number
@@ -100,7 +106,7 @@ def load_pretrained(
         CheckpointError, MissingInput: nothing there, or not readable without executing code from it.
     """
     weights = read_weights(checkpoint)
-    spec = _spec(network, weights)
+    spec = _spec(network, weights, trusted)
     built = spec.build(out_channels)
     return built, _load(built, spec, weights, _head_of(spec, out_channels), stem_tensors(spec), min_coverage, stem)
 
@@ -148,12 +154,12 @@ def _first_layers(network: nn.Module, weights: Weights) -> tuple[str, ...]:
     return tuple(list(found)[:1])
 
 
-def _spec(network: Any, weights: Weights) -> NetworkSpec:
+def _spec(network: Any, weights: Weights, trusted: Sequence[str]) -> NetworkSpec:
     if network is not None:
         return as_spec(network)
     if weights.spec is None:
         raise TransferError(f"{weights.path} does not say what network it holds. Give the network: a NetworkSpec, a name or a partial.")
-    return as_spec(weights.spec)
+    return as_spec(stored_spec(weights.spec.model_dump(by_alias=True), f"the network in {weights.path}", trusted))
 
 
 def _head_of(spec: NetworkSpec, out_channels: int | None) -> tuple[str, ...]:

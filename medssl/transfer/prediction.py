@@ -16,12 +16,12 @@ from torch import nn
 
 from medssl.archive import Index, VolumeRecord, build_index, write_nifti
 from medssl.archive.nifti.names import is_nifti_name, nifti_files, stem
-from medssl.config import check
 from medssl.errors import ArchiveError, CheckpointError, DataError, MedsslError, MissingInput, UsageError
 from medssl.faults import faults_as
 from medssl.files import take_folder
-from medssl.networks import NetworkSpec
+from medssl.networks import NetworkSpec, stored_spec
 from medssl.train.checkpoint import Checkpoint, find_checkpoint
+from medssl.train.checkpoint_state import STATE
 from medssl.train.device import choose_device, choose_dtype, fit_threads
 from medssl.transfer.images import ImageForm, load_image, prepare_image
 from medssl.transfer.segment import Windows
@@ -65,7 +65,9 @@ class _Map:
     affine: NDArray[np.float64]
 
 
-def predict(run_dir: str | Path, inputs: Sequence[str | Path], out: str | Path, *, precision: str = "fp32") -> list[Path]:
+def predict(
+    run_dir: str | Path, inputs: Sequence[str | Path], out: str | Path, *, precision: str = "fp32", trusted: Sequence[str] = ()
+) -> list[Path]:
     """Write a NIfTI label map `NAME.nii.gz` for each volume of `inputs` into `out`, on its own grid; returns the paths.
 
     Maps have the values of the label files that the run was trained on; of several values that were one class the smallest.
@@ -74,7 +76,7 @@ def predict(run_dir: str | Path, inputs: Sequence[str | Path], out: str | Path, 
     folder of NIfTI files (named as they are; by case where all are nnU-Net's `CASE_0000`, `CASE_0001` with as many channels as the
     network was trained on), an index folder (named by its volumes), or a folder, zip or tar of DICOM (named by the volumes of an
     index made for this call). It calculates in fp32; `precision="bf16"`, or "auto" (bf16 on GPUs that have it), is faster there and
-    may move borders by a voxel.
+    may move borders by a voxel. A run's network is MONAI's, of an installed plugin, or of one of the modules `trusted`.
 
     An input that is damaged, or not what the network was trained on, costs no other: at the end one `DataError` names each of them.
 
@@ -84,7 +86,7 @@ def predict(run_dir: str | Path, inputs: Sequence[str | Path], out: str | Path, 
         ConfigError: bf16 on a device without units for it.
         UsageError: two inputs of one name, or an output that would overwrite its input.
     """
-    segmenter = load_segmenter(run_dir, precision=precision)
+    segmenter = load_segmenter(run_dir, precision=precision, trusted=trusted)
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file. Give a folder for the label maps.")
@@ -130,16 +132,18 @@ def _raise_left_out(errors: Sequence[MedsslError], written: Sequence[Path], out:
         raise DataError(f"{count}; the label maps of the others are in {out}.\n{reasons}")
 
 
-def load_segmenter(run_dir: str | Path, device: str = "auto", precision: str = "fp32") -> Segmenter:
+def load_segmenter(run_dir: str | Path, device: str = "auto", precision: str = "fp32", trusted: Sequence[str] = ()) -> Segmenter:
     """The network of a fine-tuning run or checkpoint, every tensor of it loaded, in evaluation mode."""
     checkpoint = find_checkpoint(run_dir, series="best")
     if checkpoint.state.get("kind") != "finetune":
         raise CheckpointError(
             f"{checkpoint.path} is no fine-tuning: its network has no trained head. Run medssl finetune --pretrained {run_dir} first."
         )
+    checkpoint.need("network", "size", "overlap", "preparation", "spacing", "channel_names", "modalities", "arrays")
     fit_threads()
     state, place = checkpoint.state, choose_device(device)
-    spec = check(NetworkSpec, state["network"], f"network in {checkpoint.path}")
+    spec = stored_spec(state["network"], f"the network in {checkpoint.path}", trusted)
+    _check_crop(spec, state["size"], checkpoint)
     network = spec.build(seed=0)
     _load_all(network, checkpoint)
     windows = Windows(tuple(state["size"]), state["overlap"], choose_dtype(precision, place))
@@ -162,8 +166,16 @@ def _load_all(network: nn.Module, checkpoint: Checkpoint) -> None:
         network.load_state_dict(checkpoint.tensors["network"])
     except (RuntimeError, KeyError) as error:
         raise CheckpointError(
-            f"{checkpoint.path} does not fit its own network: {error}. Was MONAI updated since it was written?"
+            f"{checkpoint.path} does not fit its own network: {str(error)[:500]}. Was MONAI updated since it was written?"
         ) from error
+
+
+def _check_crop(spec: NetworkSpec, size: Sequence[int], checkpoint: Checkpoint) -> None:
+    if len(size) != spec.spatial_dims or not spec.out_channels:
+        raise CheckpointError(
+            f"{checkpoint.path / STATE} is damaged: windows of {len(size)} sides and {spec.out_channels} outputs do not fit a network of "
+            f"{spec.spatial_dims} dimensions. Copy the checkpoint again from where it came."
+        )
 
 
 def _volumes(path: Path, form: ImageForm, stack: ExitStack) -> list[_Input]:
@@ -232,4 +244,4 @@ def _refuse_same_names(volumes: Sequence[_Input], out: Path) -> None:
                 f"{other.source} and {volume.source} would both be written as {volume.name}.nii.gz. Predict them into two folders."
             )
         if volume.source.resolve() == (out / f"{volume.name}.nii.gz").resolve():
-            raise UsageError(f"the label map of {volume.source} would overwrite it. Give another --out.")
+            raise UsageError(f"the label map of {volume.source} would overwrite it. Give another folder for the maps.")

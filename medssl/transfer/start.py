@@ -17,8 +17,9 @@ from torch import nn
 
 from medssl.config import check
 from medssl.errors import ConfigError, TransferError
-from medssl.networks import NetworkSpec, as_spec, check_crop
-from medssl.train.checkpoint import STATE, Checkpoint, find_checkpoint
+from medssl.networks import NetworkSpec, as_spec, check_crop, stored_spec
+from medssl.train.checkpoint import Checkpoint, find_checkpoint
+from medssl.train.checkpoint_state import STATE
 from medssl.train.loop import seeded
 from medssl.train.progress import counting
 from medssl.transfer.images import ImageForm, Spacing
@@ -78,7 +79,7 @@ def make_plan(config: FinetuneConfig, folder: Path) -> Plan:
         raise ConfigError("network.out_channels is 1; segmentation needs one for the background and one for each label value.")
     training, validation = training_cases(config.data)
     preparation, spacing = _image_form(config, origin.state if origin is not None else {}, config.pretrained)
-    channels = channels_of(config.data, training, partial(_usual_channels, origin, preparation))
+    channels = channels_of(config.data, training, preparation.modalities, partial(_usual_channels, origin, preparation))
     if spec.in_channels != len(channels):
         names = ", ".join(channel.name for channel in channels)
         raise ConfigError(
@@ -133,7 +134,7 @@ def _network(config: FinetuneConfig, origin: Checkpoint | None) -> NetworkSpec:
         return as_spec(config.network)
     if origin is None or "network" not in origin.state:
         raise TransferError(f"{config.pretrained} does not say what network it holds. Name it with `network:`.")
-    spec = check(NetworkSpec, origin.state["network"], f"network in {origin.path}")
+    spec = stored_spec(origin.state["network"], f"the network in {origin.path}")
     return as_spec(spec.model_copy(update={"out_channels": None}))
 
 

@@ -13,12 +13,12 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from medssl.config import check
 from medssl.errors import CheckpointError, MissingInput
 from medssl.faults import fault
-from medssl.networks import NetworkSpec, head_tensors
+from medssl.networks import NetworkSpec, described_spec
 from medssl.run import Run
-from medssl.train.checkpoint import STATE, find_checkpoint
+from medssl.train.checkpoint import find_checkpoint
+from medssl.train.checkpoint_state import STATE
 
 Source = str | Path | Run | Mapping[str, Any]
 """Where weights come from: a run or its folder, a checkpoint, a file, or named tensors."""
@@ -55,11 +55,8 @@ def read_weights(source: Source) -> Weights:
             f"{checkpoint.path} holds no network, only {', '.join(checkpoint.tensors) or 'nothing'}. Give another checkpoint."
         )
     described = checkpoint.state.get("network")
-    spec = None if described is None else check(NetworkSpec, described, f"network in {checkpoint.path / STATE}")
-    head = checkpoint.state.get("head")
-    if head is None:
-        head = head_tensors(spec) if spec is not None and spec.rebuildable else ()
-    return Weights(checkpoint.path, checkpoint.tensors["network"], spec, tuple(head))
+    spec = None if described is None else described_spec(described, f"the network in {checkpoint.path / STATE}")
+    return Weights(checkpoint.path, checkpoint.tensors["network"], spec, tuple(checkpoint.state.get("head") or ()))
 
 
 def _read_file(file: Path) -> dict[str, Tensor]:

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 
-from medssl.archive.nifti.modality import checked_modality
 from medssl.config import BaseOptions
 from medssl.volumes.unusable import STEPS, has_steps
 
@@ -156,8 +155,8 @@ class Preparation(BaseOptions):
 
     @field_validator("modalities")
     @classmethod
-    def _modalities_exist(cls, modalities: dict[str, IntensityRule]) -> dict[str, IntensityRule]:
-        return {checked_modality(name): rule for name, rule in modalities.items()}
+    def _in_capitals(cls, modalities: dict[str, IntensityRule]) -> dict[str, IntensityRule]:
+        return {name.upper(): rule for name, rule in modalities.items()}
 
     @model_validator(mode="before")
     @classmethod

@@ -23,6 +23,7 @@ from medssl.errors import ConfigError, DataError, PluginError, TrainingError, Us
 from medssl.plugins import Plugins
 from medssl.run import Run
 from medssl.train.checkpoint import load_checkpoint, newest_good
+from medssl.train.run_folder import read_rows
 from medssl.train.stopping import Stopped
 from medssl.transfer import evaluate, predict
 from medssl.transfer.finetune import fine_tune
@@ -166,10 +167,28 @@ def test_best_weights_stay_where_later_ones_are_worse(tmp_path: Path, finetune_c
 
 def test_resume_of_another_configuration_is_refused(tmp_path: Path, finetune_config: Config) -> None:
     fine_tune(config=finetune_config(2), out=tmp_path / "run")
-    with pytest.raises(ConfigError, match="learning_rate"):
-        fine_tune(config=finetune_config(2), out=tmp_path / "run", resume=True, overrides=["train.learning_rate=0.5"])
+    with pytest.raises(ConfigError, match=r"weight_decay.*`pretrained: .*run`"):
+        fine_tune(config=finetune_config(2), out=tmp_path / "run", resume=True, overrides=["train.weight_decay=0.5"])
     done = fine_tune(config=finetune_config(2), out=tmp_path / "run", resume=True)
     assert done.state.step == 2
+
+
+def test_what_was_loaded_and_how_many_cases_there_are_is_said_first(
+    tmp_path: Path, tuned: Run, finetune_config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    fine_tune(config=finetune_config(1), out=tmp_path / "run", pretrained=tuned.folder)
+    said = capsys.readouterr().err
+    places = [said.index(words) for words in ("of the values outside the head", "4 cases of 4 patients to train on", "step 1/1")]
+    assert places == sorted(places)
+
+
+def test_a_finished_fine_tuning_can_be_lengthened(tmp_path: Path, finetune_config: Config) -> None:
+    fine_tune(config=finetune_config(2), out=tmp_path / "run")
+    longer = fine_tune(
+        config=finetune_config(2), out=tmp_path / "run", resume=True, overrides=["train.steps=3", "train.learning_rate=1e-3"]
+    )
+    assert longer.state.step == 3 and [row["step"] for row in read_rows(tmp_path / "run/metrics.jsonl")] == [1, 2, 3]
 
 
 def test_skipped_steps_name_their_cases(tmp_path: Path, finetune_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -345,7 +364,7 @@ def test_a_resume_looks_at_no_case_again(tmp_path: Path, finetune_config: Config
     ("override", "message"),
     [
         ("train.step=3", "Did you mean 'steps'"),
-        ("train.preset=gradual", "preset"),
+        ("train.validate_precision=half", "must be 'auto', 'fp32' or 'bf16'"),
         ("augment.flip=[3]", "axes from 0 to 2"),
         ("data.size=[7, 8, 8]", "cannot take crops"),
         ("data.labelled=40", "data.labelled is 40"),

@@ -54,16 +54,15 @@ def named_modality(name: str) -> str | None:
     return _NAMES.get(upper) or _NAMES.get(re.split(r"[^A-Z0-9]", upper)[0])
 
 
-def checked_modality(name: str, known: Collection[str] = ()) -> str:
-    """`name` as DICOM writes it; `ConfigError` where it is neither one of DICOM's codes nor `known`."""
+def checked_modality(name: str, known: Collection[str] = (), where: str = "modality") -> str:
+    """`name` as DICOM writes it; `ConfigError` where it is neither one of DICOM's codes, nor `known`, nor what data sets call one."""
     code = name.upper()
     if code in MODALITIES or code in {one.upper() for one in known}:
         return code
-    if code == UNKNOWN.upper():
-        return UNKNOWN
-    meant = named_modality(name)
-    hint = f". Write '{meant}'." if meant is not None else did_you_mean(code, known or _USUAL)
-    raise ConfigError(f"'{name}' is no modality of DICOM's{hint}")
+    found = UNKNOWN if name.lower() == UNKNOWN else named_modality(name)
+    if found is None:
+        raise ConfigError(f"{where} '{name[:40]}' is no modality of DICOM's{did_you_mean(code[:40], [*known, *_USUAL])}")
+    return found
 
 
 def _side_file(source: ArchiveSource, key: str, known: dict[str, Any]) -> Any:

@@ -43,6 +43,8 @@ _UNPACKING_ERRORS = (
     *(RuntimeError, TypeError, MemoryError),
 )
 """What the standard library is known to raise on damaged, encrypted or foreign compressed data."""
+_DOCUMENTS = frozenset({"[Content_Types].xml", "mimetype", "META-INF/MANIFEST.MF"})
+"""Members that office documents, e-books and Java programs have."""
 _LOST = "\0lost part "
 """How the key of a damage begins: no member's name holds a zero."""
 
@@ -63,6 +65,11 @@ class ZipSource(ArchiveSource):
             self._zip = zipfile.ZipFile(location)
         except _UNPACKING_ERRORS as error:
             raise DamagedArchive("a zip file given as source cannot be opened: it is damaged, truncated or may not be read.") from error
+
+    @property
+    def is_document(self) -> bool:
+        """Is it one only in form: a text, a table, a program?"""
+        return not _DOCUMENTS.isdisjoint(self._zip.namelist())
 
     def keys(self) -> Iterator[str]:
         """Member names as they lie in the file; of members with one name the last counts, as for any unzip."""

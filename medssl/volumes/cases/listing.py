@@ -7,7 +7,7 @@ names. Each case is checked before anything is trained.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import pairwise
@@ -16,11 +16,11 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from medssl.archive.geometry import voxel_spacing
 from medssl.archive.nifti.modality import checked_modality, named_modality
-from medssl.config import did_you_mean
+from medssl.config import Seed, did_you_mean
 from medssl.errors import ConfigError, DataError
 from medssl.faults import faults_as
 from medssl.files import open_regular
@@ -76,7 +76,7 @@ class LabelledOptions(LoadOptions):
     """Fold of a datalist or of nnU-Net's splits that is kept for validation."""
     labelled: int | None = Field(default=None, ge=1)
     """Train on the first N cases of a seeded order, so that 8 labelled cases are among the 16 of a larger run."""
-    labelled_seed: int = 0
+    labelled_seed: Seed = 0
     """Seed of that order."""
     validation: float = Field(default=0.2, ge=0, lt=1)
     """Share of the patients kept for validation where neither splits nor fold say which."""
@@ -97,14 +97,9 @@ class LabelledOptions(LoadOptions):
     def _one_form(self) -> LabelledOptions:
         if (self.dataset is None) == (self.images is None):
             raise ValueError("give either dataset, or images with labels")
+        if self.fold is not None and self.dataset is None and self.splits is None:
+            raise ValueError("fold is one of a dataset or of splits, and images with labels have none: give splits, or leave fold out")
         return self
-
-    @field_validator("modality")
-    @classmethod
-    def _modalities_exist(cls, modality: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
-        for name in (modality,) if isinstance(modality, str) else modality or ():
-            checked_modality(name)
-        return modality
 
     @model_validator(mode="after")
     def _classes_count_on(self) -> LabelledOptions:
@@ -159,23 +154,31 @@ def training_cases(options: LabelledOptions) -> tuple[list[Case], list[Case]]:
     return _checked(options, _first(training, options), validation)
 
 
-def channels_of(options: LabelledOptions, cases: Sequence[Case], usual: Callable[[], Sequence[Channel]] = tuple) -> tuple[Channel, ...]:
+def channels_of(
+    options: LabelledOptions,
+    cases: Sequence[Case],
+    known: Collection[str] = (),
+    usual: Callable[[], Sequence[Channel]] = tuple,
+) -> tuple[Channel, ...]:
     """The channels of these cases, with names and modalities: the option's, else those of `dataset.json`, else the `usual`, else MR.
 
-    One channel is named by its modality, as in a store; several as `dataset.json` names them, else by their number. `usual` is asked
-    only where nothing else says.
+    `known`: modalities for which the preparation has a rule, beside DICOM's. `usual` is asked only where nothing else says.
+
+    One channel is named by its modality, as in a store; several as `dataset.json` names them, else by their number.
     """
     count = channel_count(cases[0])
     listed = _channel_names(options)
     names = listed if len(listed) == count else [f"channel {number}" for number in range(count)]
     given = [options.modality] * count if isinstance(options.modality, str) else options.modality
-    modalities = [named_modality(name) for name in names] if given is None else [checked_modality(name) for name in given]
+    modalities = (
+        [named_modality(name) for name in names] if given is None else [checked_modality(name, known, "data.modality") for name in given]
+    )
     if None in modalities:
-        known = tuple(usual())
-        if len(known) == count:
+        seen = tuple(usual())
+        if len(seen) == count:
             if listed != names and not any(modalities):
-                return known
-            modalities = [said or one.modality for said, one in zip(modalities, known, strict=True)]
+                return seen
+            modalities = [said or one.modality for said, one in zip(modalities, seen, strict=True)]
         modalities = [said or "MR" for said in modalities]
     if len(modalities) != count:
         raise ConfigError(f"data.modality names {len(modalities)} modalities, and the cases have {count} channel(s). Give one, or {count}.")
@@ -206,7 +209,7 @@ def _dataset(options: LabelledOptions) -> Any:
 
 def _splits(options: LabelledOptions) -> dict[str, list[Case]]:
     if options.dataset is not None:
-        listed = from_dataset(Path(options.dataset), options.fold)
+        listed = from_dataset(Path(options.dataset), options.fold if options.splits is None else None)
     else:
         listed = {"train": folders(Path(options.images or ""), Path(options.labels) if options.labels else None)}
     every = [item for items in listed.values() for item in items]
@@ -224,6 +227,10 @@ def _split_file(options: LabelledOptions) -> dict[str, list[str]]:
         if fold >= len(content):
             raise ConfigError(f"data.fold {fold}: {options.splits} has {len(content)} folds, from 0.")
         content = content[fold]
+    elif options.fold is not None:
+        raise ConfigError(
+            f"data.fold {options.fold}: {options.splits} is no list of folds. Name its split by data.split, or leave fold out."
+        )
     if not isinstance(content, dict):
         raise DataError(f"{options.splits} is no mapping from split to case names.")
     return {"validation" if key == "val" else key: value for key, value in content.items() if _is_names(value)}

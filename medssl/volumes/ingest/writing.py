@@ -177,14 +177,14 @@ def _check_folder(folder: Path, wanted: Manifest) -> bool:
         if found != wanted:
             raise UsageError(
                 f"the store {folder} was made with spacing {_shown(found)} and is asked for {_shown(wanted)}"
-                f"{'' if found.spacing != wanted.spacing else ', or with another preparation'}. Use the same, or another --out."
+                f"{'' if found.spacing != wanted.spacing else ', or with another preparation'}. Use the same, or another folder."
             )
         return True
     # Another process may just be making the same store: what it has made so far is nobody else's.
     foreign = others_in(folder, lambda name: name in (*FOLDERS, LOCK, MANIFEST))
     if foreign or (folder.exists() and not folder.is_dir()):
         holds = f" ({', '.join(foreign[:3])})" if foreign else ""
-        raise UsageError(f"{folder} exists and is no store{holds}. Give an empty or new folder to --out.")
+        raise UsageError(f"{folder} exists and is no store{holds}. Give an empty or new folder.")
     return False
 
 

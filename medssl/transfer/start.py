@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +27,14 @@ from medssl.transfer.options import FinetuneConfig
 from medssl.transfer.outputs import with_outputs
 from medssl.volumes import (
     Case,
+    Channel,
     LabelValues,
     Preparation,
     Store,
     as_spacing,
     channels_of,
+    choose_kind,
+    kinds_seen,
     label_values_of,
     store_cases,
     stored_cases,
@@ -75,7 +79,7 @@ def make_plan(config: FinetuneConfig, folder: Path) -> Plan:
         raise ConfigError("network.out_channels is 1; segmentation needs one for the background and one for each label value.")
     training, validation = training_cases(config.data)
     preparation, spacing = _image_form(config, origin.state if origin is not None else {}, config.pretrained)
-    channels = channels_of(config.data, training, preparation.modalities)
+    channels = channels_of(config.data, training, preparation.modalities, partial(_usual_channels, origin, preparation))
     if spec.in_channels != len(channels):
         names = ", ".join(channel.name for channel in channels)
         raise ConfigError(
@@ -117,6 +121,7 @@ def first_weights(plan: Plan) -> tuple[nn.Module, LoadReport | None]:
             config.pretrained,
             out_channels=plan.spec.out_channels,
             min_coverage=config.min_coverage,
+            stem=config.stem,
             allow_missing=config.allow_missing,
             rename=config.rename,
         )
@@ -154,6 +159,14 @@ def _image_form(config: FinetuneConfig, state: Mapping[str, Any], origin: str | 
             _refuse("data.spacing", spacing, pretrained, origin)
         spacing = pretrained
     return preparation or Preparation(), spacing
+
+
+def _usual_channels(origin: Checkpoint | None, preparation: Preparation) -> tuple[Channel, ...]:
+    """What the network was pretrained on, where that is one kind of images."""
+    kinds = kinds_seen(origin.state) if origin is not None else ()
+    if origin is None or not kinds:
+        return ()
+    return choose_kind(kinds, preparation, None, str(origin.path), "data.modality: CT").channels
 
 
 def _refuse(key: str, given: Any, theirs: Any, origin: str | None) -> None:

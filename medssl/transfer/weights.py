@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 from safetensors import SafetensorError
@@ -12,10 +14,13 @@ from torch import Tensor
 from medssl.errors import CheckpointError, MissingInput
 from medssl.faults import fault
 from medssl.networks import NetworkSpec, described_spec
+from medssl.run import Run
 from medssl.train.checkpoint import find_checkpoint
 from medssl.train.checkpoint_state import STATE
 from medssl.transfer.inert import named_tensors, read_torch_file
 
+Source = str | Path | Run | Mapping[str, Any]
+"""Where weights come from: a run or its folder, a checkpoint, a file, or named tensors."""
 _CONTAINERS = ("state_dict", "model_state_dict", "model_state", "network_weights", "network", "model", "net")
 
 
@@ -31,12 +36,14 @@ class Weights:
     """Names of the head's tensors; () where it is not known."""
 
 
-def read_weights(path: str | Path) -> Weights:
-    """The weights at a run folder, a checkpoint folder, or a file (`.safetensors`, or a torch file, of which tensors alone are read).
+def read_weights(source: Source) -> Weights:
+    """The weights of a run, a checkpoint folder, or a file (`.safetensors`, or a torch file: tensors alone are read), or a state dict.
 
     Raises `MissingInput` where nothing is there, `CheckpointError` for damaged files and for files without named tensors.
     """
-    place = Path(path)
+    if isinstance(source, Mapping):
+        return Weights(Path("the state dict"), _named(dict(source), (), "the state dict"), None, ())
+    place = source.folder if isinstance(source, Run) else Path(source)
     if place.is_file() and place.name != STATE and not (place.suffix == ".safetensors" and (place.parent / STATE).exists()):
         return Weights(place, _read_file(place), None, ())
     checkpoint = find_checkpoint(place.parent if place.suffix == ".safetensors" else place)
@@ -56,12 +63,17 @@ def _read_file(file: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{file} is no readable safetensors file: {error}. Copy it again from where it came.") from error
     except OSError as error:
         raise MissingInput(fault(error, f"{file} cannot be read")) from error
+    return _named(content, left, str(file))
+
+
+def _named(content: Any, left: Sequence[str], where: str) -> dict[str, Tensor]:
+    """The tensors by their names; `left` names what was not read of the file."""
     tensors = named_tensors(content, _CONTAINERS)
     if not tensors:
         shown = f"{', '.join(left[:4])}{' and more' if len(left) > 4 else ''}"
         out = f", and medssl never executes what a weights file brings ({shown})" if left else ""
         raise CheckpointError(
-            f"{file} holds no named tensors{out}. Where you trust it, load it yourself and save the network's state_dict() alone, with "
+            f"{where} holds no named tensors{out}. Where you trust it, load it yourself and save the network's state_dict() alone, with "
             "torch.save or safetensors."
         )
     return tensors

@@ -27,7 +27,7 @@ from medssl.archive.sources.locations import find_source
 from medssl.archive.tables import damaged, read_table
 from medssl.errors import ArchiveError, UsageError
 from medssl.faults import fault, is_fault
-from medssl.files import read_json
+from medssl.files import html_table, read_json
 from medssl.source import ArchiveSource
 
 if TYPE_CHECKING:
@@ -50,6 +50,17 @@ class Index:
         self._plugins = plugins
         self._opened: dict[int, ArchiveSource] = {}
         self._lock = Lock()
+
+    def __reduce__(self) -> tuple[type[Index], tuple[Path]]:
+        """Opened anew where it arrives, such as a spawned worker."""
+        return Index, (self._folder.root,)
+
+    def __repr__(self) -> str:
+        return f"Index({str(self._folder.root)!r}, {len(self._records)} volumes)"
+
+    def _repr_html_(self) -> str:
+        rows = [(one.volume, one.modality, " x ".join(map(str, one.shape)), one.instances) for one in self.volumes()]
+        return html_table(repr(self), ("volume", "modality", "voxels", "files"), rows)
 
     def volumes(self, where: str | None = None) -> list[VolumeRecord]:
         """All volumes, or those for which the SQL condition over the volume table holds; a wrong condition raises `UsageError`."""

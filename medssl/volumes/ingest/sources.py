@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from medssl.archive.nifti.modality import checked_modality
 from medssl.errors import ArchiveError, UsageError
 from medssl.faults import faults_as
 from medssl.files import holds_file
@@ -39,6 +40,7 @@ def make_store(
     it, and decides how they are prepared. Folders that are no index are indexed first,
     beside the store in `OUT.index`: that folder holds real paths and stays private, the store holds pseudonyms only.
     """
+    modality = None if modality is None else checked_modality(modality)
     if not sources:
         raise UsageError("no source given. Name an index folder, or a folder of DICOM or NIfTI files.")
     indexes, unread = _indexes(sources, Path(out), workers)
@@ -84,7 +86,7 @@ def from_index(index: Index, where: str | None = None, modality: str | None = No
             record.volume,
             record.patient,
             record.series,
-            modality.upper() if modality and record.modality in ("", "unknown") else record.modality,
+            modality if modality and record.modality in ("", "unknown") else record.modality,
             partial(_load, index, record.volume),
         )
         for record in index.volumes(where)

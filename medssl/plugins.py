@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
+from traceback import walk_tb
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -226,6 +227,15 @@ def blame(provider: Provider | type[Any], doing: str) -> Iterator[None]:
     except Exception as error:
         who = provider if isinstance(provider, Provider) else provider_of(provider)
         raise PluginError(f"plugin '{who.plugin}' ({who}) failed in {doing}: {type(error).__name__}: {error}") from error
+
+
+def plugin_at_fault(error: BaseException) -> Provider | None:
+    """The installed plugin whose code an exception came through last; None where it was raised without any."""
+    modules = {entry.module.partition(".")[0]: provider for entry, provider in installed() if provider.package != CORE}
+    found = None
+    for frame, _ in walk_tb(error.__traceback__):
+        found = modules.get(str(frame.f_globals.get("__name__", "")).partition(".")[0], found)
+    return found
 
 
 def provider_of(cls: type[Any]) -> Provider:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -10,10 +11,11 @@ from torch import Tensor
 
 from medssl import hookimpl
 from medssl.archive import ArchiveSource
+from medssl.cli import main
 from medssl.config import BaseOptions
 from medssl.contracts import Crops, DenseHead, Draw, PretextBatch, PretextTask
 from medssl.errors import PluginError
-from medssl.plugins import CORE, Plugins, blame, installed
+from medssl.plugins import CORE, Plugins, blame, installed, plugin_at_fault
 
 ONLY_CORE = {"MEDSSL_ONLY": "none-of-these"}
 
@@ -145,3 +147,22 @@ def test_drawing_leaves_the_global_generator_alone() -> None:
     before = torch.get_rng_state()
     Draw(0, 0, [0, 1], "t").normal(5)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def raised_in_a_plugin() -> None:
+    from medssl_inpainting import Inpainting
+
+    Inpainting.loss(object(), torch.zeros(1), object())  # type: ignore[arg-type]
+
+
+def test_an_exception_that_nobody_caught_is_its_plugins_fault(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(AttributeError) as raised:
+        raised_in_a_plugin()
+    provider = plugin_at_fault(raised.value)
+    assert provider is not None and provider.package == "medssl-inpainting"
+    assert plugin_at_fault(ValueError("of nobody")) is None
+    for fault, who in ((raised_in_a_plugin, r"the plugin 'inpainting' \(medssl-inpainting "), (lambda: 1 / 0, "medssl:")):
+        monkeypatch.setattr("medssl.cli.app.app", lambda *_, fault=fault, **__: fault())
+        with pytest.raises(SystemExit):
+            main(["doctor"])
+        assert re.search(f"This is a fault in {who}", capsys.readouterr().err)

@@ -39,7 +39,7 @@ def predict(
     ] = None,
     group: Group = False,
 ) -> None:
-    """Write a NIfTI label map for each input volume, on the input's own grid."""
+    """Write a NIfTI label map for each input volume, on the input's own grid. A volume that cannot be used costs no other."""
     from medssl.transfer import predict as predict_volumes
 
     share(out, group)
@@ -61,6 +61,8 @@ def evaluate(
     from medssl.transfer import evaluate as evaluate_folders
 
     evaluation = evaluate_folders(predictions, labels, run)
+    for note in evaluation.notes():
+        say(f"medssl: warning: {note}")
     if csv is not None:
         evaluation.write(csv)
     if as_json:

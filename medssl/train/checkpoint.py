@@ -23,7 +23,7 @@ from torch import Tensor, contiguous_format
 from medssl.config import shown
 from medssl.errors import RESUME, CheckpointError, MissingInput
 from medssl.faults import faults_as
-from medssl.files import create_file, make_folder, sync, sync_folder, temporary_beside
+from medssl.files import create_file, make_folder, sync, sync_folder, take_folder, temporary_beside
 from medssl.train.checkpoint_state import (
     BLANK,
     FORMAT,
@@ -90,6 +90,8 @@ def save_checkpoint(
     partial = temporary_beside(target)
     kept = f"Earlier checkpoints are untouched. Then go on with {RESUME}."
     with faults_as(CheckpointError, f"the checkpoint of step {step} cannot be written to {target}", kept):
+        if not Path(run_folder).exists():
+            take_folder(Path(run_folder))
         make_folder(target.parent)
         try:
             _write_files(make_folder(partial), step, tensors, state)

@@ -28,6 +28,7 @@ from medssl.run import Run, RunState
 from medssl.train.answerable import AnswerableWatch
 from medssl.train.checkpoint import Checkpoint, save_checkpoint
 from medssl.train.config import TrainOptions
+from medssl.train.connected import GradientWatch
 from medssl.train.definition import Save, Training
 from medssl.train.device import choose_device, choose_dtype
 from medssl.train.handlers import CheckpointWriter, Clock, FolderWatch, Recorder, plugin_handlers
@@ -166,6 +167,7 @@ def _train(training: Training, run: Run, start: _Start, resumed: Checkpoint | No
         forms = tensor_forms(objective)
         engine.add_event_handler(Events.ITERATION_COMPLETED(once=state.step + 1), lambda: check_forms(objective, forms))
         AnswerableWatch(display.say).attach(engine)
+        GradientWatch(objective, display.say).attach(engine)
         if training.attach is not None:
             training.attach(engine, run, _saver(training, run, forms, "best", 1))
         recorder.attach(engine)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +16,7 @@ from torch import nn
 
 from medssl.archive import Index, VolumeRecord, build_index, write_nifti
 from medssl.archive.nifti.names import is_nifti_name, nifti_files, stem
-from medssl.errors import CheckpointError, DataError, MissingInput, UsageError
+from medssl.errors import ArchiveError, CheckpointError, DataError, MedsslError, MissingInput, UsageError
 from medssl.faults import faults_as
 from medssl.files import take_folder
 from medssl.networks import NetworkSpec, stored_spec
@@ -78,9 +78,11 @@ def predict(
     index made for this call). It calculates in fp32; `precision="bf16"`, or "auto" (bf16 on GPUs that have it), is faster there and
     may move borders by a voxel. A run's network is MONAI's, of an installed plugin, or of one of the modules `trusted`.
 
+    An input that is damaged, or not what the network was trained on, costs no other: at the end one `DataError` names each of them.
+
     Raises:
         MissingInput: an input, run or checkpoint is not there.
-        DataError: an input that is damaged, or not what the network was trained on.
+        DataError: inputs that could not be predicted; the label maps of all others are written.
         ConfigError: bf16 on a device without units for it.
         UsageError: two inputs of one name, or an output that would overwrite its input.
     """
@@ -89,18 +91,45 @@ def predict(
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file. Give a folder for the label maps.")
     written: list[Path] = []
+    left_out: list[MedsslError] = []
     with ExitStack() as stack:
-        volumes = _named_once([volume for path in inputs for volume in _volumes(Path(path), segmenter.form, stack)], folder)
+        volumes: list[_Input] = []
+        for path in inputs:
+            with _left_out(left_out):
+                volumes += _volumes(Path(path), segmenter.form, stack)
+        if not volumes and not left_out:
+            raise UsageError("there is nothing to predict. Give at least one input.")
+        _refuse_same_names(volumes, folder)
         with faults_as(UsageError, f"the label maps cannot be written to {folder}"):
             if not folder.exists():
                 take_folder(folder)
         for volume in volumes:
-            prepared = volume.prepare()
-            label_map = _Map(segmenter(prepared), prepared.original_affine)
-            file, done = folder / f"{volume.name}.nii.gz", f"{len(written)} of {len(volumes)} are written and good."
-            with faults_as(UsageError, f"the label map {file} cannot be written", done):
-                written.append(write_nifti(label_map, file))
+            with _left_out(left_out):
+                prepared = volume.prepare()
+                label_map = _Map(segmenter(prepared), prepared.original_affine)
+                file, done = folder / f"{volume.name}.nii.gz", f"{len(written)} of {len(volumes)} are written and good."
+                with faults_as(UsageError, f"the label map {file} cannot be written", done):
+                    written.append(write_nifti(label_map, file))
+    _raise_left_out(left_out, written, folder)
     return written
+
+
+@contextmanager
+def _left_out(errors: list[MedsslError]) -> Iterator[None]:
+    """Notes what is wrong with an input instead of ending with it; what is not there at all, or asked for wrongly, still ends."""
+    try:
+        yield
+    except (DataError, ArchiveError) as error:
+        errors.append(error)
+
+
+def _raise_left_out(errors: Sequence[MedsslError], written: Sequence[Path], out: Path) -> None:
+    if len(errors) == 1 and not written:
+        raise errors[0]
+    if errors:
+        reasons = "\n".join(f"  {error}" for error in errors)
+        count = f"{len(errors)} of {len(errors) + len(written)} inputs could not be predicted"
+        raise DataError(f"{count}; the label maps of the others are in {out}.\n{reasons}")
 
 
 def load_segmenter(run_dir: str | Path, device: str = "auto", precision: str = "fp32", trusted: Sequence[str] = ()) -> Segmenter:
@@ -165,8 +194,12 @@ def _volumes(path: Path, form: ImageForm, stack: ExitStack) -> list[_Input]:
 
 
 def _files_a_case(files: Sequence[Path], form: ImageForm) -> int:
-    """As many as the network reads arrays, unless these lie in one file's fourth axis."""
-    shape, _ = header(files[0])
+    """As many as the network reads arrays, unless these lie in one file's fourth axis, as the first one that can be read says."""
+    shape: tuple[int, ...] = ()
+    for file in files:
+        with suppress(DataError):
+            shape, _ = header(file)
+            break
     return 1 + max(channel.array for channel in form.channels) if len(shape) < 4 else 1
 
 
@@ -179,13 +212,12 @@ def _indexed(index: Index, form: ImageForm, path: Path) -> list[_Input]:
     if not records:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(index.rejected().items()))
         raise DataError(f"{path} holds no volume: {reasons}. Give a folder with a whole series.")
-    for record in records:
-        _check_modality(record, form, path)
     return [_from_index(index, record, form, path) for record in records]
 
 
 def _from_index(index: Index, record: VolumeRecord, form: ImageForm, path: Path) -> _Input:
     def prepare() -> Prepared:
+        _check_modality(record, form, path)
         volume = index.read(record.volume)
         return prepare_image(volume.array, volume.affine, form, f"volume {record.volume} of {path}")
 
@@ -203,7 +235,7 @@ def _check_modality(record: VolumeRecord, form: ImageForm, path: Path) -> None:
         )
 
 
-def _named_once(volumes: Sequence[_Input], out: Path) -> Sequence[_Input]:
+def _refuse_same_names(volumes: Sequence[_Input], out: Path) -> None:
     first: dict[str, _Input] = {}
     for volume in volumes:
         other = first.setdefault(volume.name, volume)
@@ -213,6 +245,3 @@ def _named_once(volumes: Sequence[_Input], out: Path) -> Sequence[_Input]:
             )
         if volume.source.resolve() == (out / f"{volume.name}.nii.gz").resolve():
             raise UsageError(f"the label map of {volume.source} would overwrite it. Give another folder for the maps.")
-    if not volumes:
-        raise UsageError("there is nothing to predict. Give at least one input.")
-    return volumes

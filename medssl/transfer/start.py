@@ -6,12 +6,11 @@ since a network must see images as it saw them in pretraining.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -32,9 +31,7 @@ from medssl.volumes import (
     Store,
     as_spacing,
     channels_of,
-    grid_sides,
     label_values_of,
-    refuse_too_large,
     store_cases,
     stored_cases,
     training_cases,
@@ -85,7 +82,6 @@ def make_plan(config: FinetuneConfig, folder: Path) -> Plan:
             f"network.in_channels is {spec.in_channels}; the cases have {len(channels)} channel(s) ({names}). Set it to that."
         )
     check_crop(spec, config.data.size, config.data.batch)
-    _check_size(training, spacing, config)
     values = label_values_of(config.data)
     with counting("looking at labelled cases") as report:
         store_cases(
@@ -106,13 +102,6 @@ def make_plan(config: FinetuneConfig, folder: Path) -> Plan:
     resolved = config.model_copy(update={"network": spec, "data": data, "preparation": preparation})
     form = ImageForm(preparation, spacing, channels)
     return Plan(resolved, spec, tuple(training), tuple(validation), store, values, form, origin)
-
-
-def _check_size(training: Sequence[Case], spacing: Spacing, config: FinetuneConfig) -> None:
-    """A crop larger than every case is refused before any is read."""
-    size = config.data.size
-    shapes = np.asarray([grid_sides(case, spacing) for case in training])
-    refuse_too_large(shapes, size if len(size) == 3 else (*size, 1), config.data, "every training case")
 
 
 def first_weights(plan: Plan) -> tuple[nn.Module, LoadReport | None]:

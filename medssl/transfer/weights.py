@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from medssl.errors import CheckpointError, MissingInput
+from medssl.faults import fault
 from medssl.networks import NetworkSpec, described_spec
 from medssl.train.checkpoint import find_checkpoint
 from medssl.train.checkpoint_state import STATE
@@ -59,7 +60,7 @@ def _read_file(file: Path) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise CheckpointError(f"{file} is no readable safetensors file: {error}. Copy it again from where it came.") from error
     except OSError as error:
-        raise MissingInput(f"{file} cannot be read: {error.strerror or error}.") from error
+        raise MissingInput(fault(error, f"{file} cannot be read")) from error
     tensors = _state_dict(content)
     if not tensors:
         raise CheckpointError(f"{file} holds no named tensors. Save the network's state_dict() with torch.save or safetensors.")

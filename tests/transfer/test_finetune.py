@@ -367,7 +367,6 @@ def test_a_resume_looks_at_no_case_again(tmp_path: Path, finetune_config: Config
         ("train.validate_precision=half", "must be 'auto', 'fp32' or 'bf16'"),
         ("augment.flip=[3]", "axes from 0 to 2"),
         ("data.size=[7, 8, 8]", "cannot take crops"),
-        ("data.size=[64, 64, 64]", "larger than every training case"),
         ("data.labelled=40", "data.labelled is 40"),
         ("network.in_channels=2", "1 channel"),
         ("network.name=SegResNett", "Did you mean 'SegResNet'"),
@@ -514,13 +513,13 @@ def test_every_case_is_looked_at_before_the_first_step(
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
-def test_a_crop_larger_than_every_case_is_refused_before_any_is_read(
-    tmp_path: Path, finetune_config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("medssl.transfer.start.store_cases", lambda *_, **__: pytest.fail("cases were read"))
-    for changes, sides in (({}, r"\[18, 14, 12\]"), ({"spacing": 2.0}, r"\[9, 7, 9\]")):
-        with pytest.raises(ConfigError, match=rf"larger than every training case: the longest sides are {sides}"):
-            fine_tune(config=finetune_config(1, **changes, size=[64, 8, 8]), out=tmp_path / "run")
+def test_a_crop_larger_than_the_only_labelled_case_is_padded(tmp_path: Path, finetune_config: Config, case_maker: Any) -> None:
+    image = case_maker(tmp_path, "only", 3)
+    data = {"images": str(image.parent), "labels": str(tmp_path / "labels"), "validation": 0, "size": [24, 16, 8]}
+    with pytest.warns(UserWarning, match=r"larger than every volume.*the longest sides are \[18, 14, 12\]"):
+        run = fine_tune(config=finetune_config(2, **data), out=tmp_path / "run")
+    (path,) = predict(run.folder, [image], tmp_path / "maps")
+    assert nib.load(path).shape == (18, 14, 12)
 
 
 def test_validation_labels_without_a_class_are_refused(tmp_path: Path, finetune_config: Config, case_maker: Any) -> None:

@@ -348,6 +348,30 @@ def test_an_image_without_label(paired: Paired) -> None:
     file = root / "splits.json"
     file.write_text(json.dumps({"train": ["case_00", "case_03"]}))
     assert len(find_cases(folders(root, splits=str(file)))) == 2
+    for number in (0, 1, 3):
+        (root / "labels" / f"case_0{number}.nii.gz").unlink()
+    (root / "labels" / "case_00.nii").touch()
+    (root / "labels" / "case_00.nii").unlink()
+    with pytest.raises(DataError, match="4 of 4 images in"):
+        training_cases(folders(root))
+
+
+def test_a_split_without_a_case_says_where_the_cases_are(paired: Paired) -> None:
+    root = paired()
+    file = root / "splits.json"
+    file.write_text(json.dumps({"train": [], "test": ["case_00", "case_03"]}))
+    for find in (find_cases, training_cases):
+        with pytest.raises(DataError, match=r"split 'train' of .*splits\.json has no case; of the others 'test' has 2"):
+            find(folders(root, splits=str(file)))
+
+
+def test_channels_are_the_same_in_training_and_validation(paired: Paired, write_image: Write) -> None:
+    root = paired()
+    write_image(root / "images" / "case_03.nii.gz", np.random.default_rng(0).normal(size=(24, 20, 18, 2)).astype(np.float32))
+    file = root / "splits.json"
+    file.write_text(json.dumps({"train": ["case_00"], "val": ["case_03"]}))
+    with pytest.raises(DataError, match="case 'case_03' has 2 channel"):
+        training_cases(folders(root, splits=str(file)))
 
 
 def test_grids_that_differ(paired: Paired, write_image: Write) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from medssl.archive.geometry import to_ras, voxel_spacing
+from medssl.archive.geometry import voxel_spacing
 from medssl.archive.nifti.modality import named_modality
 from medssl.config import Seed, did_you_mean
 from medssl.errors import ConfigError, DataError
@@ -28,7 +28,6 @@ from medssl.volumes.cases.datalists import Listed, folders, from_dataset, read_j
 from medssl.volumes.cases.label_values import LabelValues, check_given, label_values
 from medssl.volumes.cases.patients import OWN, Whose, check_pattern, patients_of, refuse_divided
 from medssl.volumes.crops import LoadOptions
-from medssl.volumes.grid import new_size
 from medssl.volumes.preparation import Channel
 
 
@@ -123,12 +122,17 @@ def find_cases(options: LabelledOptions) -> list[Case]:
     Raises `DataError` for a label without image, an image without label, grids that differ, or no cases; `MissingInput` for files
     that are not there; `ConfigError` for an unknown split.
     """
-    return _checked(_first(_split(_splits(options), options), options), options)
+    found, _ = _checked(options, _first(_split(_splits(options), options), options))
+    return found
 
 
 def _split(splits: Mapping[str, list[Case]], options: LabelledOptions) -> list[Case]:
     if splits and options.split not in splits:
         raise ConfigError(f"data.split '{options.split}' is none of the splits{did_you_mean(options.split, splits)}")
+    if splits and not splits[options.split]:
+        others = ", ".join(f"'{name}' has {len(cases)}" for name, cases in splits.items() if name != options.split)
+        beside = f"; of the others {others}" if others else ""
+        raise DataError(f"split '{options.split}' of {options.splits or options.dataset or options.images} has no case{beside}.")
     return splits.get(options.split, [])
 
 
@@ -139,15 +143,15 @@ def training_cases(options: LabelledOptions) -> tuple[list[Case], list[Case]]:
     """
     splits = _splits(options)
     if "validation" in splits or options.split != "train" or options.validation == 0:
-        training, held_out = find_cases(options), splits.get("validation", [])
+        training, held_out = _checked(options, _first(_split(splits, options), options), splits.get("validation", []))
         refuse_divided(training, held_out)
-        return training, _checked(held_out, options) if held_out else []
+        return training, held_out
     cases = _split(splits, options)
     order = _seeded({case.patient for case in cases}, options.labelled_seed)
     held = set(order[: math.ceil(options.validation * len(order))]) if len(order) > 1 else set()
     training = [case for case in cases if case.patient not in held]
     validation = [case for case in cases if case.patient in held]
-    return _checked(_first(training, options), options), _checked(validation, options) if validation else []
+    return _checked(options, _first(training, options), validation)
 
 
 MODALITIES = ("CR", "CT", "DX", "ES", "GM", "IO", "IVUS", "MG", "MR", "NM", "OP", "OPT", "OT", "PT", "PX", "RF", "SM", "US", "XA", "XC")
@@ -265,10 +269,11 @@ def _seeded(names: Iterable[str], seed: int) -> list[str]:
     return sorted(names, key=lambda name: blake2b(f"{seed}/{name}".encode()).digest())
 
 
-def _checked(cases: Sequence[Case], options: LabelledOptions) -> list[Case]:
-    where = options.dataset or options.images
+def _checked(options: LabelledOptions, training: Sequence[Case], validation: Sequence[Case] = ()) -> tuple[list[Case], list[Case]]:
+    """Both parts as lists, every case with a label on its image's grid and with the same channels."""
+    where, cases = options.dataset or options.images, [*training, *validation]
     if not cases:
-        raise DataError(f"no cases in {where}{f' for split {options.split!r}' if options.splits else ''}. Give images with labels.")
+        raise DataError(f"no cases in {where}. Give images with labels.")
     bare = [case for case in cases if case.label is None]
     if bare:
         raise DataError(
@@ -282,7 +287,7 @@ def _checked(cases: Sequence[Case], options: LabelledOptions) -> list[Case]:
                 f"case '{case.name}' has {channel_count(case)} channel(s) and case '{cases[0].name}' has {channel_count(cases[0])}. "
                 "All cases must have the same channels."
             )
-    return list(cases)
+    return list(training), list(validation)
 
 
 def channel_count(case: Case) -> int:
@@ -303,16 +308,6 @@ def check_grid(case: Case) -> None:
                 f"case '{case.name}': the {what}'s grid differs from the image's: image {case.images[0]} {_grid(shape[:3], affine)}; "
                 f"{what} {path} {_grid(other_shape, other_affine)}. Resample the {what} onto the image's grid."
             )
-
-
-def grid_sides(case: Case, spacing: tuple[float, float, float] | None) -> tuple[int, ...]:
-    """Sides in voxels of a case on RAS+ axes at `spacing`, or at its own: what a store of it will hold."""
-    shape, affine = header(case.images[0])
-    flips = to_ras(affine)
-    sides = [shape[axis] for axis in flips.order]
-    if spacing is None:
-        return tuple(sides)
-    return tuple(new_size(*one) for one in zip(sides, voxel_spacing(flips.affine(affine, shape[:3])), spacing, strict=True))
 
 
 def _grid(shape: tuple[int, ...], affine: NDArray[np.float64]) -> str:

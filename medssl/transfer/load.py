@@ -196,9 +196,9 @@ def _fitted_stem(
             continue
         if stem == "same":
             raise TransferError(
-                f"{weights.path} holds a network for other input channels: '{name}' has shape {tuple(theirs)}, that of the network here "
-                f"{tuple(ours)}. Give the network the number of input channels it was pretrained with, or say what becomes of these "
-                "weights: stem='repeat', 'average' or 'new'."
+                f"{weights.path} holds a network for other input channels: '{name}' has shape {tuple(theirs)}, that of the network with "
+                f"in_channels {ours[1]} has {tuple(ours)}. Give the network the number of input channels it was pretrained with, or say "
+                "what becomes of these weights: stem='repeat', 'average' or 'new'."
             )
         if stem == "new":
             del fitted[name]

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from medssl.networks.depth import parts_by_depth
     from medssl.networks.difference import (
         dense_head,
         head_module,
@@ -46,6 +47,7 @@ _WHERE = {
     "decoder_parameters": "encoding",
     "encoder": "encoding",
     "encoder_parameters": "encoding",
+    "parts_by_depth": "depth",
     "Trunk": "trunk",
     "encoder_end": "layout",
     "encoder_layout": "layout",
@@ -80,6 +82,7 @@ __all__ = [
     "load_matching",
     "main_output",
     "network_info",
+    "parts_by_depth",
     "stem_modules",
     "stem_tensors",
     "stored_spec",

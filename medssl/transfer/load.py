@@ -1,14 +1,16 @@
 """Pretrained weights into a plain network with new outputs, with a report of every tensor and an error where too little fits.
 
 Users of peers trained for days on weights that were never loaded (`strict=False` and nothing matched). So here values are compared
-after loading, heads never load into new heads, and a coverage under the stated share is an error.
+after loading, heads never load into new heads, and everything else loads or is an error, unless it is said what may begin anew.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
@@ -17,7 +19,8 @@ from torch import Tensor, nn
 from medssl.errors import TransferError, UsageError
 from medssl.files import html_table
 from medssl.networks import Matched, NetworkSpec, as_spec, head_tensors, load_matching, stem_tensors, stored_spec, unique_tensors
-from medssl.transfer.weights import Source, Weights, read_weights, seen_through
+from medssl.transfer.names import best_renaming
+from medssl.transfer.weights import Source, Weights, read_weights
 
 Stem = Literal["same", "repeat", "average", "new"]
 _SHOWN = 6
@@ -37,10 +40,20 @@ class LoadReport:
     """Those of `new` that are the head."""
     left: dict[str, str]
     """Tensors of the checkpoint that were not used -> why."""
+    made: tuple[str, ...]
+    """Tensors of the network that are no weights: whole numbers, such as the counters of batch norms."""
     elements: dict[str, int]
     """Tensor of the network -> how many values it holds."""
     coverage: float
     """Share of the values outside the head that were loaded; 0 .. 1."""
+    names: str = "as they are"
+    """What was taken off or put in front of the checkpoint's names."""
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Those of `new` that are neither head nor counters and tables, which a network makes itself: weights the checkpoint lacks."""
+        apart = {*self.head, *self.made}
+        return tuple(name for name in self.new if name not in apart)
 
     def share(self, names: Iterable[str]) -> float:
         """What part of the network's values these tensors hold; 0 .. 1."""
@@ -53,6 +66,7 @@ class LoadReport:
             "checkpoint": self.checkpoint,
             "network": self.network,
             "coverage": self.coverage,
+            "names": self.names,
             "loaded": {"share": self.share(self.loaded), "tensors": list(self.loaded)},
             "new": {"share": self.share(self.new), "tensors": list(self.new), "head": list(self.head)},
             "left": self.left,
@@ -69,9 +83,10 @@ class LoadReport:
         return html_table(repr(self), ("tensor", "what became of it", "values"), [*new, *left, *loaded])
 
     def __str__(self) -> str:
-        missing = [name for name in self.new if name not in set(self.head)]
+        missing = self.missing
+        renamed = "" if self.names == "as they are" else f", names with {self.names}"
         lines = [
-            f"{self.network} from {self.checkpoint}: {self.coverage:.1%} of the values outside the head",
+            f"{self.network} from {self.checkpoint}: {self.coverage:.1%} of the values outside the head{renamed}",
             f"  loaded {len(self.loaded):4d} tensors ({self.share(self.loaded):.1%} of all values), compared after loading",
             f"  new    {len(self.head):4d} tensors ({self.share(self.head):.1%}), the head: {_listed(self.head)}",
         ]
@@ -88,70 +103,105 @@ def load_pretrained(
     network: Any,
     checkpoint: Source,
     out_channels: int | None = None,
-    min_coverage: float = 0.5,
-    stem: Stem = "same",
+    min_coverage: float | None = None,
     trusted: Sequence[str] = (),
+    *,
+    allow_missing: Sequence[str] = (),
+    rename: Mapping[str, str] | None = None,
+    stem: Stem = "same",
 ) -> tuple[nn.Module, LoadReport]:
     """A plain network with the checkpoint's weights and a new head with `out_channels` outputs, and what was loaded.
 
     `network`: anything `as_spec` takes, or None for the network that the checkpoint says it holds. `checkpoint`: a run, its folder (its
     newest good checkpoint), a checkpoint folder, a file of tensors, or a state dict. The head starts anew, even where its shape agrees.
-    `stem` says what becomes of the layers that read the images where their number of channels is another one: refused ("same"), each
-    channel repeated, all averaged for every channel, or new; repeated and averaged weights are scaled so that responses keep their size.
     `trusted`: modules that a checkpoint may name its network in, beside MONAI's and those of installed plugins.
 
+    Everything else must come from the checkpoint. `allow_missing` names what may begin anew, as patterns of tensor names
+    (`["decoder*"]`); `min_coverage` (0 .. 1) instead asks for a share of the values alone. `rename` replaces parts of the checkpoint's
+    names (`{"fc1": "linear1"}`); a prefix that all of them have, or lack, is seen through. `stem` says what becomes of the layers that
+    read the images where their number of channels is another one: refused ("same"), each channel repeated, all averaged for every
+    channel, or new; repeated and averaged weights are scaled so that responses keep their size.
+
     Raises:
-        TransferError: less than `min_coverage` (0 .. 1) of the values outside the head was loaded, or nothing at all; another number
-            of input channels; weights with NaN.
+        TransferError: something is missing, or nothing was loaded at all; another number of input channels; weights with NaN; two
+            networks in one file.
+        UsageError: a pattern that fits no tensor of the network.
         CheckpointError, MissingInput: nothing there, or not readable without executing code from it.
     """
     weights = read_weights(checkpoint)
     spec = _spec(network, weights, trusted)
     built = spec.build(out_channels)
-    return built, _load(built, spec, weights, _head_of(spec, out_channels), stem_tensors(spec), min_coverage, stem)
+    wanted = _Wanted(min_coverage, tuple(allow_missing), rename or {}, stem)
+    return built, _load(built, spec, weights, _head_of(spec, out_channels), stem_tensors(spec), wanted)
 
 
-def load_into(network: nn.Module, checkpoint: Source, min_coverage: float = 0.5, stem: Stem = "same") -> LoadReport:
+def load_into(
+    network: nn.Module,
+    checkpoint: Source,
+    min_coverage: float | None = None,
+    *,
+    allow_missing: Sequence[str] = (),
+    rename: Mapping[str, str] | None = None,
+    stem: Stem = "same",
+) -> LoadReport:
     """Load the checkpoint's weights into a network that exists, such as one that a bundle's configuration has made, in place.
 
-    As `load_pretrained` otherwise: the head that the checkpoint names stays as it is in `network`. A file or state dict that does not
-    say which its head is, is loaded as far as names and shapes agree.
+    As `load_pretrained` otherwise: the head that the checkpoint names stays as it is in `network`. A file or state dict does not say
+    which its head is, so all of it is loaded: where the outputs differ, name the head in `allow_missing`.
     """
     if not isinstance(network, nn.Module):
         raise UsageError(f"load_into loads into a network that exists, not into {type(network).__name__}. load_pretrained builds one.")
     weights = read_weights(checkpoint)
-    return _load(network, None, weights, (), _first_layers(network, weights), min_coverage, stem)
+    wanted = _Wanted(min_coverage, tuple(allow_missing), rename or {}, stem)
+    return _load(network, None, weights, (), _first_layers(network, weights), wanted)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """How much must come, and how what comes is to be fitted."""
+
+    min_coverage: float | None
+    allow_missing: tuple[str, ...]
+    rename: Mapping[str, str]
+    stem: Stem
 
 
 def _load(
-    network: nn.Module,
-    spec: NetworkSpec | None,
-    weights: Weights,
-    head: Iterable[str],
-    first: Iterable[str],
-    min_coverage: float,
-    stem: Stem,
+    network: nn.Module, spec: NetworkSpec | None, weights: Weights, head: Iterable[str], first: Iterable[str], wanted: _Wanted
 ) -> LoadReport:
     """Into `network`, of which `spec` is known or not, all but its `head`; `first` are the tensors of its stem."""
-    if not 0.0 <= min_coverage <= 1.0:
-        raise UsageError(f"min_coverage is {min_coverage}; it is a share between 0 and 1.")
-    targets = unique_tensors(network)
-    given = _renamed(weights, targets, network)
-    heads = {*head, *(seen_through(name, targets) for name in weights.head)}
-    given = _fitted_stem(first, given, targets, weights, stem)
+    least = wanted.min_coverage
+    if least is not None and not 0.0 <= least <= 1.0:
+        raise UsageError(f"min_coverage is {least}; it is a share between 0 and 1.")
+    label, targets = str(spec or type(network).__name__), unique_tensors(network)
+    _check_patterns(wanted.allow_missing, targets, label)
+    names = _renamed(weights, network, wanted.rename)
+    given = {new: weights.tensors[name] for name, new in names.of.items()}
+    heads = {*head, *(names.of.get(name, name) for name in weights.head)}
+    given = _fitted_stem(first, given, targets, weights, wanted.stem)
     matched = load_matching(network, given, heads)
-    report = _report(spec or type(network).__name__, weights, matched, targets, heads)
-    if not any(name in targets and targets[name].is_floating_point() for name in matched.loaded) or matched.coverage < min_coverage:
-        raise TransferError(_too_little(spec, weights, report, given, targets, min_coverage))
+    report = _report(label, weights, matched, targets, heads, names.how)
+    anew = (*wanted.allow_missing, *(first if wanted.stem == "new" else ()))
+    missing = [name for name in report.missing if not any(fnmatchcase(name, pattern) for pattern in anew)]
+    enough = matched.coverage >= least if least is not None else not missing
+    if not any(name in targets and targets[name].is_floating_point() for name in matched.loaded) or not enough:
+        raise TransferError(_too_little(spec, weights, report, given, targets, least, missing))
     return report
 
 
 def _first_layers(network: nn.Module, weights: Weights) -> tuple[str, ...]:
     """The stem's tensors as the checkpoint's own network has them; for others the first convolution."""
-    if weights.spec is not None and weights.spec.rebuildable:
+    if weights.spec is not None and weights.spec.name is not None:
         return stem_tensors(weights.spec)
     found = (f"{name}.weight" for name, module in network.named_modules() if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d))
     return tuple(list(found)[:1])
+
+
+def _check_patterns(patterns: Sequence[str], targets: Mapping[str, Tensor], network: str) -> None:
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in targets):
+            tops = sorted({name.partition(".")[0] for name in targets})
+            raise UsageError(f"allow_missing: '{pattern}' fits no tensor of {network}. Its names begin with: {', '.join(tops)}.")
 
 
 def _spec(network: Any, weights: Weights, trusted: Sequence[str]) -> NetworkSpec:
@@ -166,18 +216,31 @@ def _head_of(spec: NetworkSpec, out_channels: int | None) -> tuple[str, ...]:
     return head_tensors(spec if out_channels is None else spec.model_copy(update={"out_channels": out_channels}))
 
 
-def _renamed(weights: Weights, targets: Mapping[str, Tensor], built: nn.Module) -> dict[str, Tensor]:
-    """The checkpoint's tensors under the network's own names; two that come to the same name are an error."""
-    known = {**dict.fromkeys(built.state_dict()), **dict.fromkeys(targets)}
-    renamed: dict[str, str] = {}
+@dataclass(frozen=True)
+class _Names:
+    """The network's names of the checkpoint's tensors."""
+
+    of: dict[str, str]
+    how: str
+
+
+def _renamed(weights: Weights, built: nn.Module, rename: Mapping[str, str]) -> _Names:
+    """Each tensor of the checkpoint under the network's own name; what the prefix is not on keeps its name."""
+    plain: dict[str, str] = {}
     for name in weights.tensors:
-        plain = seen_through(name, known)
-        if plain in renamed:
-            raise TransferError(
-                f"{weights.path} holds two tensors for '{plain}': '{renamed[plain]}' and '{name}'. Save the one network you mean by itself."
-            )
-        renamed[plain] = name
-    return {plain: weights.tensors[name] for plain, name in renamed.items()}
+        new = name.replace("_orig_mod.", "")
+        for part, other in rename.items():
+            new = re.sub(rf"(?<![^.]){re.escape(part)}(?![^.])", lambda _, other=other: other, new)  # type: ignore[misc]
+        plain[name] = new
+    if len(set(plain.values())) < len(plain):
+        twice = next(new for new in plain.values() if list(plain.values()).count(new) > 1)
+        both = [name for name, new in plain.items() if new == twice]
+        raise TransferError(f"{weights.path} holds two tensors for '{twice}': '{both[0]}' and '{both[1]}'. Rename them to two names.")
+    renaming = best_renaming({new: weights.tensors[name] for name, new in plain.items()}, built.state_dict(), weights.path)
+    changed = {name: renaming(new) for name, new in plain.items()}
+    taken = {new for new in changed.values() if new is not None}
+    kept = {name: plain[name] for name, new in changed.items() if new is None and plain[name] not in taken}
+    return _Names({name: new for name, new in changed.items() if new is not None} | kept, str(renaming))
 
 
 def _fitted_stem(
@@ -209,14 +272,16 @@ def _fitted_stem(
     return fitted
 
 
-def _report(spec: NetworkSpec | str, weights: Weights, matched: Matched, targets: Mapping[str, Tensor], heads: set[str]) -> LoadReport:
+def _report(network: str, weights: Weights, matched: Matched, targets: Mapping[str, Tensor], heads: set[str], names: str) -> LoadReport:
     return LoadReport(
         checkpoint=str(weights.path),
-        network=str(spec),
+        network=network,
         loaded=matched.loaded,
         new=matched.new,
         head=tuple(name for name in matched.new if name in heads),
         left=matched.left,
+        made=tuple(name for name in matched.new if not targets[name].is_floating_point()),
+        names=names,
         elements={name: tensor.numel() for name, tensor in targets.items()},
         coverage=matched.coverage,
     )
@@ -228,18 +293,34 @@ def _too_little(
     report: LoadReport,
     given: Mapping[str, Tensor],
     targets: Mapping[str, Tensor],
-    min_coverage: float,
+    min_coverage: float | None,
+    missing: Sequence[str],
 ) -> str:
     """One message: how little, why as far as it can be told, the nearest mismatches, what to do."""
     share = f"{report.coverage:.1%}" if report.loaded else "nothing"
     why = _difference(spec, weights, given, targets)
     near = _nearest(report, given, targets)
+    asked, parts = "everything" if min_coverage is None else f"at least {min_coverage:.0%}", _parts(missing, report, targets)
+    lacking = f"Missing: {_listed(parts)}. " if parts else ""
     return (
-        f"{share} of {report.network} (its head aside) could be loaded from {weights.path}; "
-        f"at least {min_coverage:.0%} was asked for. {why}"
+        f"{share} of {report.network} (its head aside) could be loaded from {weights.path}; {asked} was asked for. {why}{lacking}"
         + (f"Nearest: {'; '.join(near)}. " if near else "")
-        + "Give the network that was pretrained, or lower min_coverage if a part is all you want."
+        + "Give the network that was pretrained, `rename` parts of names, or say what may begin anew by allow_missing"
+        + (f": {parts[:_SHOWN]}." if parts else ".")
     )
+
+
+def _parts(missing: Sequence[str], report: LoadReport, targets: Mapping[str, Tensor]) -> list[str]:
+    """Patterns for the missing tensors: the largest parts of the network of which nothing was loaded."""
+    lacking = set(missing)
+    there = [name for name in targets if name not in lacking and name not in report.head and name not in report.made]
+    found: dict[str, None] = {}
+    for name in missing:
+        pieces = name.split(".")
+        starts = [".".join(pieces[:place]) + "." for place in range(1, len(pieces))]
+        whole = next((start for start in starts if not any(other.startswith(start) for other in there)), None)
+        found[name if whole is None else f"{whole}*"] = None
+    return list(found)
 
 
 def _difference(spec: NetworkSpec | None, weights: Weights, given: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> str:
@@ -269,7 +350,7 @@ def _value(value: Any) -> str:
 
 
 def _nearest(report: LoadReport, given: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> list[str]:
-    wanted = [name for name in report.new if name not in set(report.head)]
+    wanted = list(report.missing)
     near = [f"'{name}' is {tuple(given[name].shape)} there and {tuple(targets[name].shape)} here" for name in wanted if name in given]
     for name in wanted[: 4 * _SHOWN]:
         if len(near) >= _SHOWN // 2:

@@ -102,7 +102,7 @@ def test_every_installed_loss_is_taken_or_refused_with_the_reason() -> None:
         loss = ConsistencyOnTensors(name, width=16, spatial_dims=2)
         one, other = (torch.randn(shapes[loss.compares], requires_grad=True) for _ in range(2))
         loss(one, other, teacher=(one, other) if "teacher" in cls.needs else ()).backward()
-        assert one.grad is not None, name
+        assert one.grad is not None or other.grad is not None, name
         loss.commit()
         taken.append(name)
     assert {"agreement", "simsiam"} <= set(taken)

@@ -43,7 +43,7 @@ class ConsistencyOnTensors(nn.Module):
         super().__init__()
         cls = Plugins.load().loss(loss) if isinstance(loss, str) else loss
         kinds = [kind for kind in ("answers", "embeddings", "feature_maps") if kind in cls.needs]
-        if len(kinds) != 1 or "body" in cls.needs:
+        if len(kinds) != 1 or cls.needs - {kinds[0], "teacher"}:
             raise ConfigError(f"'{cls.name}' needs {', '.join(sorted(cls.needs))}, which plain tensors do not say. {ELSEWHERE}")
         self.compares: Any = kinds[0]
         network = NetworkInfo(spatial_dims, 1, width, width, (1,) * spatial_dims, (1,) * spatial_dims)

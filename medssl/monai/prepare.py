@@ -91,6 +91,11 @@ class PrepareImaged(MapTransform):  # type: ignore[misc]
         super().__init__(keys, allow_missing_keys)
         self.transform = PrepareImage(checkpoint, modality)
 
+    @property
+    def spacing(self) -> tuple[float, float, float] | None:
+        """mm to which the run resampled its volumes; None where each kept its own grid."""
+        return self.transform.spacing
+
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The item with prepared images; `data` itself is left as it is."""
         item = dict(data)

@@ -104,23 +104,23 @@ def load_pretrained(
     checkpoint: Source,
     out_channels: int | None = None,
     min_coverage: float | None = None,
-    stem: Stem = "same",
     trusted: Sequence[str] = (),
     *,
     allow_missing: Sequence[str] = (),
     rename: Mapping[str, str] | None = None,
+    stem: Stem = "same",
 ) -> tuple[nn.Module, LoadReport]:
     """A plain network with the checkpoint's weights and a new head with `out_channels` outputs, and what was loaded.
 
     `network`: anything `as_spec` takes, or None for the network that the checkpoint says it holds. `checkpoint`: a run, its folder (its
     newest good checkpoint), a checkpoint folder, a file of tensors, or a state dict. The head starts anew, even where its shape agrees.
-    `stem` says what becomes of the layers that read the images where their number of channels is another one: refused ("same"), each
-    channel repeated, all averaged for every channel, or new; repeated and averaged weights are scaled so that responses keep their size.
     `trusted`: modules that a checkpoint may name its network in, beside MONAI's and those of installed plugins.
 
     Everything else must come from the checkpoint. `allow_missing` names what may begin anew, as patterns of tensor names
     (`["decoder*"]`); `min_coverage` (0 .. 1) instead asks for a share of the values alone. `rename` replaces parts of the checkpoint's
-    names (`{"fc1": "linear1"}`); a prefix that all of them have, or lack, is seen through.
+    names (`{"fc1": "linear1"}`); a prefix that all of them have, or lack, is seen through. `stem` says what becomes of the layers that
+    read the images where their number of channels is another one: refused ("same"), each channel repeated, all averaged for every
+    channel, or new; repeated and averaged weights are scaled so that responses keep their size.
 
     Raises:
         TransferError: something is missing, or nothing was loaded at all; another number of input channels; weights with NaN; two
@@ -131,69 +131,67 @@ def load_pretrained(
     weights = read_weights(checkpoint)
     spec = _spec(network, weights, trusted)
     built = spec.build(out_channels)
-    asked = _Asked(min_coverage, tuple(allow_missing), rename or {}, stem)
-    return built, _load(built, spec, weights, _head_of(spec, out_channels), stem_tensors(spec), asked)
+    wanted = _Wanted(min_coverage, tuple(allow_missing), rename or {}, stem)
+    return built, _load(built, spec, weights, _head_of(spec, out_channels), stem_tensors(spec), wanted)
 
 
 def load_into(
     network: nn.Module,
     checkpoint: Source,
     min_coverage: float | None = None,
-    stem: Stem = "same",
     *,
     allow_missing: Sequence[str] = (),
     rename: Mapping[str, str] | None = None,
+    stem: Stem = "same",
 ) -> LoadReport:
     """Load the checkpoint's weights into a network that exists, such as one that a bundle's configuration has made, in place.
 
     As `load_pretrained` otherwise: the head that the checkpoint names stays as it is in `network`. A file or state dict does not say
-    which its head is: where that is another one, `allow_missing` names the network's own.
+    which its head is, so all of it is loaded: where the outputs differ, name the head in `allow_missing`.
     """
     if not isinstance(network, nn.Module):
         raise UsageError(f"load_into loads into a network that exists, not into {type(network).__name__}. load_pretrained builds one.")
     weights = read_weights(checkpoint)
-    asked = _Asked(min_coverage, tuple(allow_missing), rename or {}, stem)
-    return _load(network, None, weights, (), _first_layers(network, weights), asked)
+    wanted = _Wanted(min_coverage, tuple(allow_missing), rename or {}, stem)
+    return _load(network, None, weights, (), _first_layers(network, weights), wanted)
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """What the caller asks of a load, as in `load_pretrained`."""
+class _Wanted:
+    """How much must come, and how what comes is to be fitted."""
 
     min_coverage: float | None
     allow_missing: tuple[str, ...]
     rename: Mapping[str, str]
     stem: Stem
 
-    def missing(self, report: LoadReport) -> list[str]:
-        """What had to be loaded and was not."""
-        return [name for name in report.missing if not any(fnmatchcase(name, pattern) for pattern in self.allow_missing)]
-
 
 def _load(
-    network: nn.Module, spec: NetworkSpec | None, weights: Weights, head: Iterable[str], first: Iterable[str], asked: _Asked
+    network: nn.Module, spec: NetworkSpec | None, weights: Weights, head: Iterable[str], first: Iterable[str], wanted: _Wanted
 ) -> LoadReport:
     """Into `network`, of which `spec` is known or not, all but its `head`; `first` are the tensors of its stem."""
-    if asked.min_coverage is not None and not 0.0 <= asked.min_coverage <= 1.0:
-        raise UsageError(f"min_coverage is {asked.min_coverage}; it is a share between 0 and 1.")
-    targets, what = unique_tensors(network), str(spec or type(network).__name__)
-    _check_patterns(asked.allow_missing, targets, what)
-    names = _renamed(weights, network, asked.rename)
+    least = wanted.min_coverage
+    if least is not None and not 0.0 <= least <= 1.0:
+        raise UsageError(f"min_coverage is {least}; it is a share between 0 and 1.")
+    label, targets = str(spec or type(network).__name__), unique_tensors(network)
+    _check_patterns(wanted.allow_missing, targets, label)
+    names = _renamed(weights, network, wanted.rename)
     given = {new: weights.tensors[name] for name, new in names.of.items()}
     heads = {*head, *(names.of.get(name, name) for name in weights.head)}
-    given = _fitted_stem(first, given, targets, weights, asked.stem)
+    given = _fitted_stem(first, given, targets, weights, wanted.stem)
     matched = load_matching(network, given, heads)
-    report = _report(what, weights, matched, targets, heads, names.how)
-    missing = asked.missing(report)
-    enough = matched.coverage >= asked.min_coverage if asked.min_coverage is not None else not missing
+    report = _report(label, weights, matched, targets, heads, names.how)
+    anew = (*wanted.allow_missing, *(first if wanted.stem == "new" else ()))
+    missing = [name for name in report.missing if not any(fnmatchcase(name, pattern) for pattern in anew)]
+    enough = matched.coverage >= least if least is not None else not missing
     if not any(name in targets and targets[name].is_floating_point() for name in matched.loaded) or not enough:
-        raise TransferError(_too_little(spec, weights, report, given, targets, asked.min_coverage, missing))
+        raise TransferError(_too_little(spec, weights, report, given, targets, least, missing))
     return report
 
 
 def _first_layers(network: nn.Module, weights: Weights) -> tuple[str, ...]:
     """The stem's tensors as the checkpoint's own network has them; for others the first convolution."""
-    if weights.spec is not None and weights.spec.rebuildable:
+    if weights.spec is not None and weights.spec.name is not None:
         return stem_tensors(weights.spec)
     found = (f"{name}.weight" for name, module in network.named_modules() if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d))
     return tuple(list(found)[:1])
@@ -261,9 +259,9 @@ def _fitted_stem(
             continue
         if stem == "same":
             raise TransferError(
-                f"{weights.path} holds a network for other input channels: '{name}' has shape {tuple(theirs)}, that of the network here "
-                f"{tuple(ours)}. Give the network the number of input channels it was pretrained with, or say what becomes of these "
-                "weights: stem='repeat', 'average' or 'new'."
+                f"{weights.path} holds a network for other input channels: '{name}' has shape {tuple(theirs)}, that of the network with "
+                f"in_channels {ours[1]} has {tuple(ours)}. Give the network the number of input channels it was pretrained with, or say "
+                "what becomes of these weights: stem='repeat', 'average' or 'new'."
             )
         if stem == "new":
             del fitted[name]

@@ -121,9 +121,9 @@ def first_weights(plan: Plan) -> tuple[nn.Module, LoadReport | None]:
             config.pretrained,
             out_channels=plan.spec.out_channels,
             min_coverage=config.min_coverage,
-            stem=config.stem,
             allow_missing=config.allow_missing,
             rename=config.rename,
+            stem=config.stem,
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,12 +37,15 @@ class Weights:
 
 
 def read_weights(source: Source) -> Weights:
-    """The weights of a run, a checkpoint folder, or a file (`.safetensors`, or a torch file: tensors alone are read), or a state dict.
+    """The weights of a run, a checkpoint folder, a file (`.safetensors`, or torch, of which tensors alone are read), or a state dict.
 
     Raises `MissingInput` where nothing is there, `CheckpointError` for damaged files and for files without named tensors.
     """
     if isinstance(source, Mapping):
-        return Weights(Path("the state dict"), _named(dict(source), (), "the state dict"), None, ())
+        named = named_tensors(source, _CONTAINERS)
+        if not named:
+            raise CheckpointError("the state dict holds no named tensors. Give what network.state_dict() gives.")
+        return Weights(Path("the state dict"), named, None, ())
     place = source.folder if isinstance(source, Run) else Path(source)
     if place.is_file() and place.name != STATE and not (place.suffix == ".safetensors" and (place.parent / STATE).exists()):
         return Weights(place, _read_file(place), None, ())
@@ -63,17 +66,12 @@ def _read_file(file: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{file} is no readable safetensors file: {error}. Copy it again from where it came.") from error
     except OSError as error:
         raise MissingInput(fault(error, f"{file} cannot be read")) from error
-    return _named(content, left, str(file))
-
-
-def _named(content: Any, left: Sequence[str], where: str) -> dict[str, Tensor]:
-    """The tensors by their names; `left` names what was not read of the file."""
     tensors = named_tensors(content, _CONTAINERS)
     if not tensors:
         shown = f"{', '.join(left[:4])}{' and more' if len(left) > 4 else ''}"
         out = f", and medssl never executes what a weights file brings ({shown})" if left else ""
         raise CheckpointError(
-            f"{where} holds no named tensors{out}. Where you trust it, load it yourself and save the network's state_dict() alone, with "
+            f"{file} holds no named tensors{out}. Where you trust it, load it yourself and save the network's state_dict() alone, with "
             "torch.save or safetensors."
         )
     return tensors

@@ -20,6 +20,7 @@ from medssl.monai import (
     AgreementLoss,
     ConsistencyOnTensors,
     DeepSupervisionLoss,
+    DenseAgreementLoss,
     EMATeacher,
     MedsslReader,
     PretextLoss,
@@ -27,6 +28,7 @@ from medssl.monai import (
     PretextTaskd,
     prepare_pretext_batch,
 )
+from medssl.plugins import Plugins
 from medssl.testing.dicom import made_affine, made_volume, write_series
 
 SMALL = partial(SegResNet, spatial_dims=2, in_channels=1, init_filters=8, blocks_down=(1, 1), blocks_up=(1,))
@@ -88,12 +90,24 @@ def test_a_loss_with_a_teacher_and_a_queue_keeps_them_itself() -> None:
         loss(one, one[:2], teacher=(one, one))
 
 
-def test_every_loss_of_the_consistency_plugin_is_taken_or_refused_with_the_reason() -> None:
+def test_every_installed_loss_is_taken_or_refused_with_the_reason() -> None:
     pytest.importorskip("medssl_consistency")
-    simsiam = ConsistencyOnTensors("simsiam", width=6)
-    one, other = torch.randn(4, 6, requires_grad=True), torch.randn(4, 6)
-    simsiam(one, other).backward()
-    assert one.grad is not None
+    shapes = {"answers": (4, 3, 8, 8), "embeddings": (4, 16), "feature_maps": (4, 16, 8, 8)}
+    taken = []
+    for name, cls in Plugins.load().losses().items():
+        if "task_embeddings" in cls.needs:
+            with pytest.raises(ConfigError, match="which plain tensors do not say"):
+                ConsistencyOnTensors(name)
+            continue
+        loss = ConsistencyOnTensors(name, width=16, spatial_dims=2)
+        one, other = (torch.randn(shapes[loss.compares], requires_grad=True) for _ in range(2))
+        loss(one, other, teacher=(one, other) if "teacher" in cls.needs else ()).backward()
+        assert one.grad is not None or other.grad is not None, name
+        loss.commit()
+        taken.append(name)
+    assert {"agreement", "simsiam"} <= set(taken)
+    if "dense-agreement" in taken:
+        assert DenseAgreementLoss(16, spatial_dims=2)(torch.randn(4, 16, 8, 8), torch.randn(4, 16, 8, 8)).shape == ()
 
 
 def test_a_teacher_follows() -> None:

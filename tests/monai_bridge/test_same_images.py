@@ -37,6 +37,14 @@ def test_a_ct_is_prepared_as_ct_without_saying_so(pretrained: Run, ct: Path) -> 
     assert torch.equal(whole, image)
 
 
+def test_a_run_and_its_report_fit_a_line_and_a_table(pretrained: Run) -> None:
+    _, report = medssl.load_pretrained(None, pretrained, out_channels=2)
+    for one in (pretrained, report):
+        assert len(repr(one)) < 500
+        assert "\n" not in repr(one)
+        assert "<table>" in one._repr_html_()
+
+
 def test_a_fine_tuning_prepares_as_the_pretraining_and_keeps_it(pretrained: Run, ct: Path, tmp_path: Path) -> None:
     data = {"images": str(ct / "images"), "labels": str(ct / "labels"), "size": [8, 8, 8], "batch": 2, "validation": 0}
     run = medssl.fine_tune(data=data, pretrained=pretrained.folder, out=tmp_path / "run", steps=1)

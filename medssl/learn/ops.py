@@ -11,10 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from medssl.contracts import Draw
 from medssl.errors import DataError
 from medssl.learn.joining import over_ranks, rank, summed, world
+
+EXCLUDED = -1e30
+"""The logit of what does not count: so low that its share and its gradient are 0 in float32, and finite."""
 
 
 def block_mask(draw: Draw, size: Sequence[int], block: int, low: float, high: float) -> Tensor:
@@ -94,6 +98,42 @@ def gather(tensor: Tensor) -> Tensor:
         return tensor
     gathered: Tensor = _Gather.apply(tensor)  # type: ignore[no-untyped-call]
     return gathered
+
+
+def own_rows(gathered: Tensor) -> Tensor:
+    """This rank's rows of what `gather` gave."""
+    return gathered.chunk(world())[rank()]
+
+
+def info_nce(positive: Tensor, negatives: Tensor, excluded: Tensor | None = None) -> Tensor:
+    """(...) cross entropy of finding the logit `positive` (...) among itself and `negatives` (..., N), without those `excluded`.
+
+    By log-sum-exp, so it is finite at any temperature; 0, without a gradient, where every negative is excluded.
+    """
+    if excluded is not None:
+        # A finite floor: the gradient of a log-sum-exp over nothing but infinities is no number.
+        negatives = negatives.masked_fill(excluded, EXCLUDED)
+    return F.softplus(negatives.logsumexp(dim=-1) - positive)
+
+
+def read_at(grid: Tensor, voxels: Tensor, size: Sequence[int]) -> Tensor:
+    """(B, P, F): what a grid (B, F, *g) over images of `size` holds at `voxels` (B, P, D) of these, by linear interpolation.
+
+    Beyond the border the nearest cell is repeated.
+    """
+    sides = torch.tensor(list(size), device=voxels.device, dtype=voxels.dtype)
+    scaled = ((2 * voxels + 1) / sides - 1).flip(2)
+    shaped = scaled.view(*scaled.shape[:2], *[1] * (len(size) - 1), len(size)).to(grid.dtype)
+    found = F.grid_sample(grid, shaped, mode="bilinear", padding_mode="border", align_corners=False)
+    return found.flatten(2).transpose(1, 2)
+
+
+def onto_grid(values: Tensor, grid: Sequence[int]) -> Tensor:
+    """(B, C, *grid): the mean of `values` (B, C, *size) in each cell of a coarser grid."""
+    if tuple(values.shape[2:]) == tuple(grid):
+        return values
+    pooled: Tensor = (F.adaptive_avg_pool2d if values.dim() == 4 else F.adaptive_avg_pool3d)(values, tuple(grid))  # type: ignore[arg-type]
+    return pooled
 
 
 class _Gather(torch.autograd.Function):

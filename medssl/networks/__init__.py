@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from medssl.networks.probe import dense_output, main_output
     from medssl.networks.sizes import check_crop, crop_problem, network_info
     from medssl.networks.spec import NetworkSpec, as_spec
+    from medssl.networks.stored import described_spec, stored_spec
     from medssl.networks.transferable import Matched, load_matching
     from medssl.networks.trunk import Encoder, Trunk
 
@@ -47,6 +48,8 @@ _WHERE = {
     "check_crop": "sizes",
     "crop_problem": "sizes",
     "network_info": "sizes",
+    "described_spec": "stored",
+    "stored_spec": "stored",
     "Matched": "transferable",
     "load_matching": "transferable",
 }
@@ -61,6 +64,7 @@ __all__ = [
     "crop_problem",
     "dense_head",
     "dense_output",
+    "described_spec",
     "encoder_end",
     "encoder_layout",
     "head_module",
@@ -71,6 +75,7 @@ __all__ = [
     "network_info",
     "stem_modules",
     "stem_tensors",
+    "stored_spec",
     "swap_head",
     "unique_tensors",
 ]

@@ -19,6 +19,11 @@ OptimizerName = Literal["adamw", "sgd"]
 Schedule = Literal["cosine", "poly", "constant"]
 POLY_POWER = 0.9
 
+_MOMENTS: dict[type, dict[str, bool]] = {
+    torch.optim.AdamW: {"step": False, "exp_avg": True, "exp_avg_sq": True},
+    torch.optim.SGD: {"momentum_buffer": True},
+}
+"""What each optimizer keeps of a parameter, and whether that has the parameter's shape."""
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
@@ -88,7 +93,8 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> di
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave; raises `CheckpointError` where a name belongs to no parameter of this optimizer."""
+    """Put back what `optimizer_tensors` gave; `CheckpointError` for what this optimizer does not keep, or only a part of it."""
+    moments = _MOMENTS[type(optimizer)]
     mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
     parameters = {name: p for name, p in module.named_parameters() if id(p) in mine}
     for full, value in tensors.items():
@@ -96,5 +102,15 @@ def load_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, tensors:
         if name not in parameters:
             raise CheckpointError(f"the checkpoint's optimizer remembers '{name}', which this run does not train. Is it of another run?")
         parameter = parameters[name]
+        shape = parameter.shape if moments.get(key) else torch.Size()
+        if key not in moments or value.shape != shape or not value.is_floating_point():
+            kind = str(value.dtype).removeprefix("torch.")
+            raise CheckpointError(
+                f"the checkpoint's optimizer remembers '{full}' as {list(value.shape)} ({kind}), which is nothing that it keeps of a "
+                f"parameter of {list(parameter.shape)}. Is it of another run?"
+            )
         where = parameter.device if value.dim() else value.device
         optimizer.state[parameter][key] = value.to(where).clone()
+    torn = [name for name, parameter in parameters.items() if 0 < len(optimizer.state.get(parameter, {})) < len(moments)]
+    if torn:
+        raise CheckpointError(f"the checkpoint's optimizer remembers only a part of '{torn[0]}'. Go on from an earlier checkpoint.")

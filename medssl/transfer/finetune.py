@@ -28,11 +28,12 @@ from medssl.plugins import Plugins
 from medssl.run import Run
 from medssl.train.checkpoint import newest_good
 from medssl.train.config import read_config
+from medssl.train.definition import Batches, Save, Training
 from medssl.train.device import choose_dtype
 from medssl.train.loop import StepEngine
 from medssl.train.run_folder import LABELLED
 from medssl.train.setup import documents, store_fingerprint
-from medssl.train.training import Batches, Save, Training, run_training
+from medssl.train.training import run_training
 from medssl.transfer.crops import Beside, check_unlabelled
 from medssl.transfer.options import FinetuneConfig
 from medssl.transfer.segment import Windows
@@ -140,7 +141,7 @@ def _ready(config: FinetuneConfig, plugins: Plugins, out: Path) -> Training:
         origin=plan.origin,
         report=report,
         attach=partial(_attach, plan),
-        notes=(describe_patients(plan.training, plan.validation),),
+        notes=(*([str(report)] if report is not None else []), describe_patients(plan.training, plan.validation)),
         cases=_names(plan),
     )
 

@@ -6,7 +6,7 @@ after loading, heads never load into new heads, and a coverage under the stated 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from medssl.errors import TransferError, UsageError
-from medssl.networks import Matched, NetworkSpec, as_spec, head_tensors, load_matching, stem_tensors, unique_tensors
+from medssl.networks import Matched, NetworkSpec, as_spec, head_tensors, load_matching, stem_tensors, stored_spec, unique_tensors
 from medssl.transfer.weights import Weights, read_weights, seen_through
 
 _SHOWN = 6
@@ -73,12 +73,17 @@ class LoadReport:
 
 
 def load_pretrained(
-    network: Any, checkpoint: str | Path, out_channels: int | None = None, min_coverage: float = 0.5
+    network: Any,
+    checkpoint: str | Path,
+    out_channels: int | None = None,
+    min_coverage: float = 0.5,
+    trusted: Sequence[str] = (),
 ) -> tuple[nn.Module, LoadReport]:
     """A plain network with the checkpoint's weights and a new head with `out_channels` outputs, and what was loaded.
 
     `network`: anything `as_spec` takes, or None for the network that the checkpoint says it holds. `checkpoint`: a run folder (its
-    newest good checkpoint), a checkpoint folder, or a file of tensors. The head starts anew, even where its shape agrees.
+    newest good checkpoint), a checkpoint folder, or a file of tensors. The head starts anew, even where its shape agrees. `trusted`:
+    modules that a checkpoint may name its network in, beside MONAI's and those of installed plugins.
 
     Raises:
         TransferError: less than `min_coverage` (0 .. 1) of the values outside the head was loaded, or nothing at all; another number
@@ -88,7 +93,7 @@ def load_pretrained(
     if not 0.0 <= min_coverage <= 1.0:
         raise UsageError(f"min_coverage is {min_coverage}; it is a share between 0 and 1.")
     weights = read_weights(checkpoint)
-    spec = _spec(network, weights)
+    spec = _spec(network, weights, trusted)
     built = spec.build(out_channels)
     targets = unique_tensors(built)
     given = _renamed(weights, targets, built)
@@ -101,12 +106,12 @@ def load_pretrained(
     return built, report
 
 
-def _spec(network: Any, weights: Weights) -> NetworkSpec:
+def _spec(network: Any, weights: Weights, trusted: Sequence[str]) -> NetworkSpec:
     if network is not None:
         return as_spec(network)
     if weights.spec is None:
         raise TransferError(f"{weights.path} does not say what network it holds. Give the network: a NetworkSpec, a name or a partial.")
-    return as_spec(weights.spec)
+    return as_spec(stored_spec(weights.spec.model_dump(by_alias=True), f"the network in {weights.path}", trusted))
 
 
 def _head_of(spec: NetworkSpec, out_channels: int | None) -> tuple[str, ...]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, model_validator
 
 from medssl.augment import ViewOptions
-from medssl.config import BaseOptions
+from medssl.config import BaseOptions, Seed
 from medssl.networks import NetworkSpec
 from medssl.plugins import Plugins
 from medssl.train.config import Terms, TrainOptions, with_terms
@@ -19,8 +19,6 @@ from medssl.volumes import LabelledOptions, Preparation
 class FinetuneTrainOptions(TrainOptions):
     """The `train:` key of a fine-tuning: that of a pretraining with other defaults, and validation."""
 
-    preset: Literal["full"] = "full"
-    """full: every layer is trained from the first step."""
     learning_rate: float = Field(3e-3, gt=0, le=10)
     """Peak learning rate, reached after the warm-up."""
     validate_every: int = Field(100, ge=1)
@@ -75,7 +73,7 @@ class FinetuneConfig(BaseOptions):
     """A checkpoint or run folder to start from; null: from scratch."""
     min_coverage: float = Field(0.5, ge=0, le=1)
     """Least share of the network, its head aside, that must come from the pretrained checkpoint."""
-    seed: int = 0
+    seed: Seed = 0
     """With step and sample it fixes all randomness."""
 
     @model_validator(mode="after")

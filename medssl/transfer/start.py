@@ -6,19 +6,19 @@ since a network must see images as it saw them in pretraining.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from medssl.config import check
 from medssl.errors import ConfigError, TransferError
-from medssl.networks import NetworkSpec, as_spec, check_crop
-from medssl.train.checkpoint import STATE, Checkpoint, find_checkpoint
+from medssl.networks import NetworkSpec, as_spec, check_crop, stored_spec
+from medssl.train.checkpoint import Checkpoint, find_checkpoint
+from medssl.train.checkpoint_state import STATE
 from medssl.train.loop import seeded
 from medssl.train.progress import counting
 from medssl.transfer.images import ImageForm, Spacing
@@ -31,9 +31,7 @@ from medssl.volumes import (
     Store,
     as_spacing,
     channels_of,
-    grid_sides,
     label_values_of,
-    refuse_too_large,
     store_cases,
     stored_cases,
     training_cases,
@@ -76,15 +74,14 @@ def make_plan(config: FinetuneConfig, folder: Path) -> Plan:
     if spec.out_channels is not None and spec.out_channels < 2:
         raise ConfigError("network.out_channels is 1; segmentation needs one for the background and one for each label value.")
     training, validation = training_cases(config.data)
-    channels = channels_of(config.data, training)
+    preparation, spacing = _image_form(config, origin.state if origin is not None else {}, config.pretrained)
+    channels = channels_of(config.data, training, preparation.modalities)
     if spec.in_channels != len(channels):
         names = ", ".join(channel.name for channel in channels)
         raise ConfigError(
             f"network.in_channels is {spec.in_channels}; the cases have {len(channels)} channel(s) ({names}). Set it to that."
         )
-    preparation, spacing = _image_form(config, origin.state if origin is not None else {}, config.pretrained)
     check_crop(spec, config.data.size, config.data.batch)
-    _check_size(training, spacing, config)
     values = label_values_of(config.data)
     with counting("looking at labelled cases") as report:
         store_cases(
@@ -105,13 +102,6 @@ def make_plan(config: FinetuneConfig, folder: Path) -> Plan:
     resolved = config.model_copy(update={"network": spec, "data": data, "preparation": preparation})
     form = ImageForm(preparation, spacing, channels)
     return Plan(resolved, spec, tuple(training), tuple(validation), store, values, form, origin)
-
-
-def _check_size(training: Sequence[Case], spacing: Spacing, config: FinetuneConfig) -> None:
-    """A crop larger than every case is refused before any is read."""
-    size = config.data.size
-    shapes = np.asarray([grid_sides(case, spacing) for case in training])
-    refuse_too_large(shapes, size if len(size) == 3 else (*size, 1), config.data, "every training case")
 
 
 def first_weights(plan: Plan) -> tuple[nn.Module, LoadReport | None]:
@@ -140,7 +130,7 @@ def _network(config: FinetuneConfig, origin: Checkpoint | None) -> NetworkSpec:
         return as_spec(config.network)
     if origin is None or "network" not in origin.state:
         raise TransferError(f"{config.pretrained} does not say what network it holds. Name it with `network:`.")
-    spec = check(NetworkSpec, origin.state["network"], f"network in {origin.path}")
+    spec = stored_spec(origin.state["network"], f"the network in {origin.path}")
     return as_spec(spec.model_copy(update={"out_channels": None}))
 
 

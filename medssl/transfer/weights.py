@@ -13,10 +13,11 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from medssl.config import check
 from medssl.errors import CheckpointError, MissingInput
-from medssl.networks import NetworkSpec, head_tensors
-from medssl.train.checkpoint import STATE, find_checkpoint
+from medssl.faults import fault
+from medssl.networks import NetworkSpec, described_spec
+from medssl.train.checkpoint import find_checkpoint
+from medssl.train.checkpoint_state import STATE
 
 WRAPPERS = ("module.", "_orig_mod.", "network.", "model.", "net.", "student.", "backbone.", "encoder.")
 """What data parallelism, compilation and training frameworks put before a network's own names."""
@@ -49,11 +50,8 @@ def read_weights(path: str | Path) -> Weights:
             f"{checkpoint.path} holds no network, only {', '.join(checkpoint.tensors) or 'nothing'}. Give another checkpoint."
         )
     described = checkpoint.state.get("network")
-    spec = None if described is None else check(NetworkSpec, described, f"network in {checkpoint.path / STATE}")
-    head = checkpoint.state.get("head")
-    if head is None:
-        head = head_tensors(spec) if spec is not None and spec.rebuildable else ()
-    return Weights(checkpoint.path, checkpoint.tensors["network"], spec, tuple(head))
+    spec = None if described is None else described_spec(described, f"the network in {checkpoint.path / STATE}")
+    return Weights(checkpoint.path, checkpoint.tensors["network"], spec, tuple(checkpoint.state.get("head") or ()))
 
 
 def _read_file(file: Path) -> dict[str, Tensor]:
@@ -62,7 +60,7 @@ def _read_file(file: Path) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise CheckpointError(f"{file} is no readable safetensors file: {error}. Copy it again from where it came.") from error
     except OSError as error:
-        raise MissingInput(f"{file} cannot be read: {error.strerror or error}.") from error
+        raise MissingInput(fault(error, f"{file} cannot be read")) from error
     tensors = _state_dict(content)
     if not tensors:
         raise CheckpointError(f"{file} holds no named tensors. Save the network's state_dict() with torch.save or safetensors.")

@@ -8,9 +8,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence as Items
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -394,13 +396,16 @@ def _(folder: Path) -> list[Volume]:
 
 def compressed(syntax: str) -> Case:
     def write(folder: Path) -> list[Volume]:
-        # The encoder of JPEG 2000 refuses images of fewer than 32 pixels.
-        volume = made_volume((40, 36, 6)), made_affine()
-        for file in write_series(folder, *volume):
+        for file in write_series(folder, *whole()):
             dataset = pydicom.dcmread(file)
-            dataset.compress(syntax, generate_instance_uid=False)
+            if syntax == RLELossless:
+                dataset.compress(syntax, generate_instance_uid=False)
+            else:
+                content = imagecodecs.jpeg2k_encode(dataset.pixel_array, codecformat="j2k", reversible=True)
+                dataset.PixelData, dataset.file_meta.TransferSyntaxUID = encapsulate([content]), syntax
+                dataset["PixelData"].VR, dataset["PixelData"].is_undefined_length = "OB", True
             dataset.save_as(file)
-        return [volume]
+        return [whole()]
 
     return write
 

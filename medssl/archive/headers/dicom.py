@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import pydicom
 from pydicom.tag import BaseTag, Tag
 
+from medssl.archive.decoders import can_decode
 from medssl.archive.geometry import usable_orientation, usable_position, usable_spacing
 from medssl.archive.headers import acquisition, diffusion, frames, siemens
 from medssl.archive.headers.elements import count, decimals, has, number, number_warnings, numbers, text, texts, tolerant, whole
@@ -242,7 +243,7 @@ def _flaw(found: Instance, dataset: pydicom.Dataset) -> Reason | None:
     """Why a slice cannot be used."""
     if has(dataset, "ModalityLUTSequence"):
         return Reason.MODALITY_TABLE
-    if not _decodable(found.syntax):
+    if not (found.syntax in UNCOMPRESSED or can_decode(found.syntax)):
         return Reason.NO_DECODER
     sizes = found.rows > 0 and found.columns > 0
     scaling = fits_float32(found.slope, abs(found.slope) * 2.0 ** min(found.bits_allocated, 64) + abs(found.intercept))
@@ -253,17 +254,6 @@ def _flaw(found: Instance, dataset: pydicom.Dataset) -> Reason | None:
     if plane and not found.position:
         return Reason.NO_POSITION
     return None if plane and len(found.position) == 3 and usable_position(found.position) else Reason.BAD_GEOMETRY
-
-
-def _decodable(syntax: str) -> bool:
-    if syntax in UNCOMPRESSED:
-        return True
-    from pydicom.pixels import get_decoder
-
-    try:
-        return bool(get_decoder(pydicom.uid.UID(syntax)).is_available)
-    except NotImplementedError:
-        return False
 
 
 def transfer_syntax(dataset: pydicom.Dataset) -> str:

@@ -1,4 +1,4 @@
-"""The stored values of one slice: straight from the file where they are not compressed, through pydicom's decoders where they are."""
+"""The stored values of one slice: straight from the file where they are not compressed, through `decoders` where they are."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 
+from medssl.archive.decoders import decoded
 from medssl.archive.headers.dicom import PARSE_ERRORS, read_dataset, transfer_syntax
 from medssl.archive.headers.pixel_element import UNCOMPRESSED, pixel_element, plane_length
 from medssl.archive.instance import WHOLE, Instance
@@ -95,10 +96,10 @@ def _problems() -> Iterator[None]:
 
 
 def _decoded(dataset: pydicom.Dataset, instance: Instance) -> NDArray[Any]:
-    decoded = dataset.pixel_array
-    if decoded.shape != (instance.rows, instance.columns):
+    image = decoded(dataset)
+    if image.shape != (instance.rows, instance.columns):
         raise PixelProblem("the decoded image has not the size that the header says")
-    return _significant(np.asarray(decoded), instance) if decoded.dtype.itemsize * 8 == instance.bits_allocated else np.asarray(decoded)
+    return _significant(image, instance) if image.dtype.itemsize * 8 == instance.bits_allocated else image
 
 
 def slice_values(source: ArchiveSource, instance: Instance) -> NDArray[Any]:

@@ -35,7 +35,23 @@ GROUP = "medssl"
 CORE = "medssl"
 KNOWN_PACKAGES = {
     "inpainting": "medssl-inpainting",
+    "context-encoder": "medssl-inpainting",
+    "restoration": "medssl-inpainting",
+    "masked-autoencoder": "medssl-inpainting",
     "relative-position": "medssl-placement",
+    "jigsaw": "medssl-placement",
+    "position": "medssl-placement",
+    "volume-contrast": "medssl-placement",
+    "slice-order": "medssl-ordering",
+    "order-verification": "medssl-ordering",
+    "frame-order": "medssl-ordering",
+    "next-slice": "medssl-ordering",
+    "colorization": "medssl-colorization",
+    "cross-modality": "medssl-colorization",
+    "autoencoder": "medssl-corruption",
+    "denoising": "medssl-corruption",
+    "rotation": "medssl-rotation",
+    "region-matching": "medssl-regions",
     "agreement": "medssl-consistency",
     "uda": "medssl-consistency",
     "simclr": "medssl-consistency",
@@ -50,7 +66,6 @@ KNOWN_PACKAGES = {
     "ibot": "medssl-consistency",
     "dense-agreement": "medssl-consistency",
     "voxel-contrast": "medssl-consistency",
-    "region-matching": "medssl-regions",
 }
 """Names that our own plugin packages bring: what an error tells a user to install. The core imports none of them."""
 

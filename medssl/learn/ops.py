@@ -7,6 +7,8 @@ parts are (B * P, C, *size), sample b at rows b * P .. b * P + P - 1.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import permutations
+from math import factorial
 from typing import Any
 
 import torch
@@ -17,6 +19,8 @@ from medssl.contracts import Draw
 from medssl.errors import DataError
 from medssl.learn.joining import over_ranks, rank, summed, world
 
+CANDIDATES = 5000
+"""Permutations among which the next is chosen where there are more than can be listed."""
 EXCLUDED = -1e30
 """The logit of what does not count: so low that its share and its gradient are 0 in float32, and finite."""
 
@@ -67,6 +71,28 @@ def standardise(images: Tensor) -> Tensor:
     axes = tuple(range(2, images.dim()))
     centred = images - images.mean(dim=axes, keepdim=True)
     return centred / centred.square().mean(dim=axes, keepdim=True).sqrt().clamp_min(1e-6)
+
+
+def spread_permutations(cells: int, count: int) -> Tensor:
+    """(P, cells) permutations that differ most from each other, always the same ones; all of them where there are no more than `count`.
+
+    Greedily: next comes the one whose nearest among the chosen has the largest Hamming distance. The first is not the identity.
+    """
+    generator = torch.Generator().manual_seed(0)
+    if factorial(cells) <= CANDIDATES:
+        listed = list(permutations(range(cells)))
+        candidates = torch.tensor(listed, device="cpu")
+        candidates = candidates[torch.randperm(len(candidates), generator=generator, device="cpu")]
+    else:
+        candidates = torch.stack([torch.randperm(cells, generator=generator, device="cpu") for _ in range(CANDIDATES)])
+    if len(candidates) <= count:
+        return candidates
+    chosen = [int((candidates != torch.arange(cells, device="cpu")).sum(dim=1).argmax())]
+    nearest = (candidates != candidates[chosen[0]]).sum(dim=1)
+    while len(chosen) < count:
+        chosen.append(int(nearest.argmax()))
+        nearest = nearest.minimum((candidates != candidates[chosen[-1]]).sum(dim=1))
+    return candidates[torch.tensor(chosen, device="cpu")]
 
 
 def masked_mean(values: Tensor, weight: Tensor | None = None) -> Tensor:

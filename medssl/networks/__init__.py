@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from medssl.networks.depth import parts_by_depth
     from medssl.networks.difference import (
         dense_head,
         head_module,
@@ -41,6 +42,7 @@ _WHERE = {
     "unique_tensors": "difference",
     "dense_output": "probe",
     "main_output": "probe",
+    "parts_by_depth": "depth",
     "Encoder": "trunk",
     "Trunk": "trunk",
     "encoder_end": "layout",
@@ -73,6 +75,7 @@ __all__ = [
     "load_matching",
     "main_output",
     "network_info",
+    "parts_by_depth",
     "stem_modules",
     "stem_tensors",
     "stored_spec",

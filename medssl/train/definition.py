@@ -50,6 +50,12 @@ class Training:
     """What was loaded of them."""
     attach: Callable[[StepEngine, Run, Save], None] | None = None
     """Attaches what only this kind of run has; `Save` writes its best weights."""
+    rate: Callable[[int], float] | None = None
+    """Learning rate by step, counted from 0; None: that of the options."""
+    scales: Mapping[str, float] = field(default_factory=dict)
+    """Parameter of the network -> what its learning rate is multiplied by; others have 1."""
+    staged: bool = False
+    """Whether something of the network is frozen in some steps."""
     notes: Sequence[str] = ()
     """Lines that are said before the first step."""
     cases: Mapping[int, str] = field(default_factory=dict)

@@ -124,20 +124,27 @@ def make_engine(
     seed: int = 0,
     on_skip: Callable[[Skip], None] | None = None,
     handlers: Sequence[Any] | None = None,
+    rate: Callable[[int], float] | None = None,
+    scales: Mapping[str, float] | None = None,
 ) -> StepEngine:
-    """The engine that trains `objective`, moved to its device, on `batches` as `CropLoader` yields them, from `state.step` on."""
+    """The engine that trains `objective`, moved to its device, on `batches` as `CropLoader` yields them, from `state.step` on.
+
+    `rate` and `scales` as in `Training`, by the objective's names.
+    """
     device = choose_device(options.device)
     objective.to(device)
 
-    def rate(step: int) -> float:
+    def usual(step: int) -> float:
         return learning_rate_at(step, options.steps, options.learning_rate, options.warmup, options.schedule)
 
     return StepEngine(
         objective,
-        make_optimizer(parameter_groups(objective, options.weight_decay), options.optimizer, options.learning_rate, options.momentum),
+        make_optimizer(
+            parameter_groups(objective, options.weight_decay, scales), options.optimizer, options.learning_rate, options.momentum
+        ),
         on_device(grouped(batches, options.accumulate), device),
         state or RunState(options.steps),
-        StepSettings(device, rate, choose_dtype(options.precision, device), options.clip, seed, options.max_skipped),
+        StepSettings(device, rate or usual, choose_dtype(options.precision, device), options.clip, seed, options.max_skipped),
         on_skip=on_skip,
         handlers=handlers,
     )
@@ -156,7 +163,9 @@ def _train(training: Training, run: Run, start: _Start, resumed: Checkpoint | No
             samples = [int(sample) for crops in skip.batches for sample in crops.sample]
             recorder.skip(skip, samples, sorted({training.cases[sample] for sample in samples if sample in training.cases}))
 
-        engine = make_engine(objective, crops, options, state, training.seed, on_skip)
+        objective.sometimes_unreached |= training.staged
+        scales = {NETWORK + name: scale for name, scale in training.scales.items()}
+        engine = make_engine(objective, crops, options, state, training.seed, on_skip, rate=training.rate, scales=scales)
         if resumed is not None:
             load_optimizer(engine.optimizer, objective, resumed.tensors.get("optimizer", {}))
         for note in [*training.notes, *_changes(state)]:

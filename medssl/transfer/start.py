@@ -112,7 +112,14 @@ def first_weights(plan: Plan) -> tuple[nn.Module, LoadReport | None]:
     from medssl.transfer.load import load_pretrained
 
     with seeded(config.seed, 0, 0, torch.device("cpu")):
-        return load_pretrained(plan.spec, config.pretrained, out_channels=plan.spec.out_channels, min_coverage=config.min_coverage)
+        return load_pretrained(
+            plan.spec,
+            config.pretrained,
+            out_channels=plan.spec.out_channels,
+            min_coverage=config.min_coverage,
+            allow_missing=config.allow_missing,
+            rename=config.rename,
+        )
 
 
 def _origin(pretrained: str | None) -> Checkpoint | None:

@@ -366,9 +366,12 @@ def test_names_of_files_reach_no_terminal_unescaped(tmp_path: Path, refused: Ref
 
 
 @pytest.mark.parametrize("option", ["", "--json"])
-def test_a_reader_that_went_away_is_no_failure_and_output_that_is_lost_is_one(option: str, archive: Path, tmp_path: Path) -> None:
-    build_index([archive], tmp_path / "index")
-    command = [sys.executable, "-m", "medssl", "volumes", str(tmp_path / "index"), *([option] if option else [])]
+def test_a_reader_that_went_away_is_no_failure_and_output_that_is_lost_is_one(option: str) -> None:
+    code = (
+        "import sys; from medssl.cli import output\n"
+        "output.print_json({'a': 1}) if len(sys.argv) > 1 else output.print_table('t', ('a',), [('b',)])"
+    )
+    command = [sys.executable, "-c", code, *([option] if option else [])]
     read, write = os.pipe()
     os.close(read)
     with os.fdopen(write, "wb") as nobody:
@@ -393,3 +396,23 @@ def test_memory_that_is_used_up_is_no_fault_of_medssl(archive: Path, tmp_path: P
     ended = subprocess.run(command, preexec_fn=limited, capture_output=True, text=True)
     assert ended.returncode == 1 and "the memory is used up" in ended.stderr and "268435456 bytes" in ended.stderr
     assert "fault in medssl" not in ended.stderr
+
+
+@pytest.mark.parametrize("kind", ["zip", "gztar"])
+def test_an_archive_that_may_not_be_read_is_not_called_damaged(kind: str, unprivileged: Path, archive: Path, refused: Refusal) -> None:
+    packed = Path(shutil.make_archive(str(unprivileged / "a"), kind, archive))
+    build_index([packed], unprivileged / "first")
+    give(unprivileged)
+    with closed(packed), as_nobody():
+        said = refused("index", packed, "--index", unprivileged / "index")
+    assert "may not be read: Permission denied" in said and "damaged" not in said
+
+
+def test_a_store_of_images_that_may_not_be_read_says_so(unprivileged: Path, refused: Refusal) -> None:
+    import multiprocessing.popen_fork  # noqa: F401 - beforehand: nobody may not read root's libraries
+
+    (unprivileged / "images").mkdir()
+    nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.int16), np.eye(4)), unprivileged / "images/a.nii.gz")
+    give(unprivileged)
+    with closed(unprivileged / "images/a.nii.gz"), as_nobody():
+        assert "its files: 1 unreadable" in refused("store", unprivileged / "images", "--out", unprivileged / "store")

@@ -16,6 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from medssl.archive.index.folder import IndexFolder
+from medssl.archive.index.left_out import LeftOut, left_out_of
 from medssl.archive.index.query import select_volumes
 from medssl.archive.index.records import IndexSummary, Volume, VolumeRecord
 from medssl.archive.index.summary import INSTANCES, PLACE, PRIVATE, UNKNOWN, VOLUMES, count_reasons, records_from, summarize
@@ -76,6 +77,10 @@ class Index:
     def rejected(self) -> dict[str, int]:
         """Reason -> files, for all files that are in no volume."""
         return count_reasons(self._instances)
+
+    def left_out(self) -> list[LeftOut]:
+        """The series, or parts of series, that were rejected, with the reason and what would mend it; the largest first."""
+        return left_out_of(self._instances)
 
     def read(self, volume: str) -> Volume:
         """The voxels of a volume, (X, Y, Z) along the record's affine, rescaled.

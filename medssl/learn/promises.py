@@ -327,7 +327,8 @@ def check_own_rows(
     row = rows[0]
     with torch.no_grad():
         value, other = (loss(prediction, one)[row] for one in (batch, _asked_alike(batch, row)))
-    if bool(torch.isfinite(value)) and not torch.allclose(value, other, rtol=1e-4, atol=1e-5):
+    finite = bool(torch.isfinite(value)) and bool(torch.isfinite(other))
+    if finite and not torch.allclose(value, other, rtol=1e-4, atol=1e-5):
         shapes = {"prediction": prediction, "target": batch.target, "weight": batch.weight, **batch.extra}
         shown = ", ".join(f"{what} {tuple(tensor.shape)}" for what, tensor in shapes.items() if tensor is not None)
         raise PluginError(

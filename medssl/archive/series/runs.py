@@ -20,6 +20,8 @@ WRITTEN = 2.0
 """How often half the last written digit a slice may lie off the line: the line through rounded positions is a little off as well."""
 MOST_WRITTEN = 0.4
 """Share of the spacing beyond which rounding tells nothing any more."""
+ONE_DIGIT = 1.01
+"""By how many of the last written digits the steps of one run may differ, and a little for binary fractions."""
 NEARLY = 0.1
 """Share of the spacing by which a slice may lie off its place, which is then said of the volume."""
 
@@ -47,24 +49,21 @@ def regular_runs(positions: Float, decimals: int = -1) -> list[Run]:
     """
     if len(positions) < 2:
         return []
-    written = WRITTEN * 0.5 * 10.0**-decimals if decimals >= 0 else 0.0
+    written = WRITTEN * 0.5 * 10.0**-decimals if decimals >= 0 else 0.0  # one digit
     whole = _fit(positions, tuple(range(len(positions))), written)
     if whole is not None:
         return [whole]
     runs = _assign(positions, _stretches(positions, written), written)
     regular = [run for run in runs if len(run.slices) > 2]
-    kept = regular + [run for run in runs if len(run.slices) == 2 and any(_same_step(run, other, written) for other in regular)]
+    kept = regular + [run for run in runs if len(run.slices) == 2 and any(_same_step(run.step, other.step, written) for other in regular)]
     return sorted(kept, key=lambda run: run.slices[0])
 
 
-def _widest(step: Float, written: float) -> float:
-    """Millimetres by which a slice may lie off its place at most."""
-    spacing = float(np.linalg.norm(step))
-    return max(NEARLY * spacing, ABSOLUTE, written if written <= MOST_WRITTEN * spacing else 0.0)
-
-
-def _same_step(one: Run, other: Run, written: float) -> bool:
-    return bool(np.linalg.norm(one.step - other.step) <= 2 * _widest(other.step, written))
+def _same_step(one: Float, other: Float, written: float) -> bool:
+    """May these be steps of one run, of which `other` says the spacing?"""
+    spacing, apart = float(np.linalg.norm(other)), one - other
+    rounded = written <= MOST_WRITTEN * spacing and float(np.abs(apart).max()) <= ONE_DIGIT * written
+    return rounded or float(np.linalg.norm(apart)) <= 2 * max(NEARLY * spacing, ABSOLUTE)
 
 
 def _line(points: Float) -> tuple[Float, Float, Float]:
@@ -82,8 +81,8 @@ def _fit(positions: Float, slices: tuple[int, ...], written: float) -> Run | Non
     deviation = float(np.linalg.norm(off, axis=1).max())
     exactly = deviation <= max(RELATIVE * spacing, ABSOLUTE)
     rounded = written <= MOST_WRITTEN * spacing and float(np.abs(off).max()) <= written
-    # Neighbours are off by a digit at most, which a gap is not, though the line may run between the two sides of it.
-    rounded = rounded and float(np.abs(np.diff(off, axis=0)).max()) <= 1.1 * written
+    # Rounding makes of equal steps two that are a digit apart, never three: a gap does, though the line may run between its two sides.
+    rounded = rounded and float(np.ptp(np.diff(off, axis=0), axis=0).max()) <= ONE_DIGIT * written
     if not (exactly or rounded or deviation <= NEARLY * spacing):
         return None
     return Run(slices, origin, step, deviation, nearly=not (exactly or rounded))
@@ -95,7 +94,7 @@ def _stretches(positions: Float, written: float) -> list[tuple[int, ...]]:
     stretches: list[tuple[int, ...]] = []
     start = 0
     for index in range(1, len(steps) + 1):
-        if index == len(steps) or np.linalg.norm(steps[index] - steps[start]) > 2 * _widest(steps[start], written):
+        if index == len(steps) or not _same_step(steps[index], steps[start], written):
             stretches.append(tuple(range(start, index + 1)))
             start = index
     return stretches

@@ -17,6 +17,9 @@ MANY = 20
 def store(
     sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="An index folder, a folder of DICOM, or a folder of NIfTI.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The store to write or to go on with.")],
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A YAML file: channels, preparation and what these options say.")
+    ] = None,
     where: Annotated[str | None, typer.Option(metavar="SQL", help="Condition over the volume table.")] = None,
     spacing: Annotated[
         float | None, typer.Option(metavar="MM", min=0.01, help="Resample to this isotropic spacing; default: as it is.")
@@ -25,10 +28,22 @@ def store(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Put volumes into a store: oriented to RAS+, compressed in blocks, checksummed. Run again to add what is new."""
-    from medssl.volumes import make_store
+    from medssl.train.config import read_config
+    from medssl.volumes import StoreOptions, make_store
 
+    given = {"where": where, "spacing": spacing, "modality": modality}
+    options = read_config(StoreOptions, config, (), {key: value for key, value in given.items() if value is not None}, "store")
     with counting("storing volumes") as report:
-        summary = make_store(sources, out, where=where, spacing=spacing, modality=modality, progress=report)
+        summary = make_store(
+            sources,
+            out,
+            where=options.where,
+            spacing=options.spacing,
+            modality=options.modality,
+            channels=options.channels,
+            preparation=options.preparation,
+            progress=report,
+        )
     if as_json:
         print_json(summary.document())
         return

@@ -71,6 +71,7 @@ class Plan:
             "spacing": store.manifest.spacing,
             "channels": len(store.channels),
             "channel_names": list(store.channels),
+            **_shown_as(store),
             "size": list(config.data.size),
             "tasks": [term.document() for term in config.tasks],
             "consistency": [term.document() for term in config.consistency],
@@ -89,6 +90,14 @@ class Plan:
             plugins=self.plugins,
             origin=self.origin,
         )
+
+
+def _shown_as(store: Store) -> dict[str, Any]:
+    """Of what each channel is made, where all volumes agree: who goes on from here shows the network the same."""
+    shared = store.shared_channels
+    if shared is None:
+        return {}
+    return {"modalities": [channel.modality for channel in shared], "arrays": [channel.array for channel in shared]}
 
 
 def make_plan(

@@ -26,6 +26,7 @@ from medssl.transfer.options import FinetuneConfig
 from medssl.transfer.outputs import with_outputs
 from medssl.volumes import (
     Case,
+    Channel,
     LabelValues,
     Preparation,
     Store,
@@ -37,6 +38,7 @@ from medssl.volumes import (
     store_cases,
     stored_cases,
     training_cases,
+    with_windows,
 )
 
 if TYPE_CHECKING:
@@ -76,13 +78,13 @@ def make_plan(config: FinetuneConfig, folder: Path) -> Plan:
     if spec.out_channels is not None and spec.out_channels < 2:
         raise ConfigError("network.out_channels is 1; segmentation needs one for the background and one for each label value.")
     training, validation = training_cases(config.data)
-    channels = channels_of(config.data, training)
+    channels = _as_pretrained(channels_of(config.data, training), origin)
     if spec.in_channels != len(channels):
         names = ", ".join(channel.name for channel in channels)
         raise ConfigError(
             f"network.in_channels is {spec.in_channels}; the cases have {len(channels)} channel(s) ({names}). Set it to that."
         )
-    preparation, spacing = _image_form(config, origin.state if origin is not None else {}, config.pretrained)
+    preparation, spacing = _image_form(config, channels, origin.state if origin is not None else {}, config.pretrained)
     check_crop(spec, config.data.size, config.data.batch)
     _check_size(training, spacing, config)
     values = label_values_of(config.data)
@@ -99,7 +101,7 @@ def make_plan(config: FinetuneConfig, folder: Path) -> Plan:
         )
     store = stored_cases(folder, training)
     spec = with_outputs(spec, values, store, stored_cases(folder, validation) if validation else None)
-    modalities = tuple(channel.modality for channel in channels)
+    modalities = tuple({channel.array: channel.modality for channel in channels}.values())
     modality = modalities[0] if len(set(modalities)) == 1 else modalities
     data = config.data.model_copy(update={"spacing": spacing, "modality": modality})
     resolved = config.model_copy(update={"network": spec, "data": data, "preparation": preparation})
@@ -144,7 +146,27 @@ def _network(config: FinetuneConfig, origin: Checkpoint | None) -> NetworkSpec:
     return as_spec(spec.model_copy(update={"out_channels": None}))
 
 
-def _image_form(config: FinetuneConfig, state: Mapping[str, Any], origin: str | None) -> tuple[Preparation, Spacing]:
+def _as_pretrained(channels: tuple[Channel, ...], origin: Checkpoint | None) -> tuple[Channel, ...]:
+    """The channels that a pretrained network was shown of as many images; the cases' own where it says none or they are others."""
+    state = origin.state if origin is not None else {}
+    if origin is None or not {"modalities", "arrays"} <= state.keys():
+        return channels
+    theirs = tuple(map(Channel, state["channel_names"], state["modalities"], state["arrays"]))
+    arrays = {channel.array for channel in channels}
+    if len(channels) == len(arrays) < len(theirs) and arrays == {channel.array for channel in theirs}:
+        return theirs
+    ours, names = ([channel.name for channel in some] for some in (channels, theirs))
+    if ours != names and sorted(ours) == sorted(names):
+        raise ConfigError(
+            f"the cases have the channels {', '.join(ours)}, and {origin.path} was trained on {', '.join(names)}: the network would see "
+            "one for the other. Give the images in that order."
+        )
+    return channels
+
+
+def _image_form(
+    config: FinetuneConfig, channels: Sequence[Channel], state: Mapping[str, Any], origin: str | None
+) -> tuple[Preparation, Spacing]:
     preparation, spacing = config.preparation, as_spacing(config.data.spacing)
     if state.get("preparation") is not None:
         theirs = check(Preparation, state["preparation"], f"preparation in {origin}")
@@ -156,6 +178,12 @@ def _image_form(config: FinetuneConfig, state: Mapping[str, Any], origin: str | 
         if spacing is not None and spacing != pretrained:
             _refuse("data.spacing", spacing, pretrained, origin)
         spacing = pretrained
+    if state.get("preparation") is None:
+        return with_windows(preparation or Preparation(), config.data.windows), spacing
+    own = with_windows(Preparation(), config.data.windows).channels
+    unseen = [channel.name for channel in channels if channel.name in own and channel.name not in (preparation or Preparation()).channels]
+    if unseen:
+        raise ConfigError(f"data.windows names {', '.join(unseen)}, which {origin} never saw. Leave data.windows out, or pretrain again.")
     return preparation or Preparation(), spacing
 
 

@@ -7,7 +7,8 @@ statistics taken over its foreground.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -181,3 +182,40 @@ class Preparation(BaseOptions):
         out = np.empty(array.shape, np.float32)
         self.line(statistics, modality, channel).into(array, out)
         return out
+
+
+Windows = Mapping[str, tuple[tuple[float, float], ...]]
+"""Intensity windows by modality."""
+
+
+def window_name(modality: str, low: float, high: float) -> str:
+    """Such as CT[-160,240]."""
+    return f"{modality.upper()}[{low:g},{high:g}]"
+
+
+def windowed(channels: Iterable[Channel], windows: Windows) -> tuple[Channel, ...]:
+    """Each channel of a modality that has windows as one channel a window, of the same array."""
+    of_modality = {key.upper(): value for key, value in windows.items()}
+    found: list[Channel] = []
+    for one in channels:
+        kind = one.modality.upper()
+        found += [Channel(window_name(kind, *window), one.modality, one.array) for window in of_modality.get(kind, ())] or [one]
+    return tuple(found)
+
+
+def with_windows(preparation: Preparation, windows: Windows) -> Preparation:
+    """The preparation with a rule for each window."""
+    rules = {
+        window_name(modality, low, high): IntensityRule(kind="window", low=low, high=high)
+        for modality, several in windows.items()
+        for low, high in several
+    }
+    return preparation.model_copy(update={"channels": {**rules, **preparation.channels}}) if rules else preparation
+
+
+def check_windows(windows: Windows) -> None:
+    """Raises `ValueError` for what is no window."""
+    for modality, several in windows.items():
+        for low, high in several:
+            if not (math.isfinite(low) and math.isfinite(high) and low < high):
+                raise ValueError(f"the window [{low}, {high}] of {modality} is none: its low must be less than its high")

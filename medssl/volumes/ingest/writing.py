@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import astuple, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
 import numpy as np
@@ -100,16 +100,17 @@ def write_store(
     *,
     spacing: float | Sequence[float] | None = None,
     preparation: Preparation | None = None,
+    axis: Literal["slice", "time"] | None = None,
     codec: Codec = "lz4hc",
     workers: int = 2,
     progress: Progress | None = None,
 ) -> StoreSummary:
-    """Fill the store `out` with `incoming`.
+    """Fill the store `out` with `incoming`; `axis` is what their channels count, when they are slices or frames.
 
     Raises `UsageError` where `out` holds something else and `StoreError` where it cannot be written.
     """
     folder = Path(out)
-    wanted = Manifest(spacing=as_spacing(spacing), preparation=preparation or Preparation())
+    wanted = Manifest(spacing=as_spacing(spacing), preparation=preparation or Preparation(), axis=axis)
     _open_folder(folder, wanted)
     items = list(incoming)
     done = _done(folder)
@@ -141,7 +142,8 @@ def _open_folder(folder: Path, wanted: Manifest) -> None:
         if found != wanted:
             raise UsageError(
                 f"the store {folder} was made with spacing {_shown(found)} and is asked for {_shown(wanted)}"
-                f"{'' if found.spacing != wanted.spacing else ', or with another preparation'}. Use the same, or another --out."
+                f"{'' if found.spacing != wanted.spacing else ', or with another preparation or other channels'}. "
+                "Use the same, or another --out."
             )
         return
     # Another process may just be making the same store: what it has made so far is nobody else's.

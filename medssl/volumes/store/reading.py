@@ -204,6 +204,13 @@ class Store:
         return tuple(names[0]) if len(shared) == 1 else tuple(f"channel {i}" for i in range(len(names[0])))
 
     @property
+    def shared_channels(self) -> tuple[Channel, ...] | None:
+        """The channels where all volumes have the same."""
+        columns = zip(*(map(tuple, self.column(name)) for name in ("channels", "modalities", "arrays")), strict=True)
+        different = set(columns)
+        return tuple(map(Channel, *different.pop())) if len(different) == 1 else None
+
+    @property
     def labelled(self) -> bool:
         """Whether any of its volumes has a label."""
         return bool(self._columns["classes"].null_count < len(self))

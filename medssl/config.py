@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from medssl.errors import ConfigError, MissingInput
+from medssl.faults import faults_as
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -37,10 +38,11 @@ class BaseOptions(BaseModel):
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The mapping of a YAML file with `key.path=value` overrides applied; raises `ConfigError` or `MissingInput`."""
     file = Path(path)
-    if not file.is_file():
-        raise MissingInput(f"no configuration at {file}. Give the path of a YAML file.")
     try:
-        content = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
+        with faults_as(ConfigError, f"the configuration {file} cannot be read"):
+            if not file.is_file():
+                raise MissingInput(f"no configuration at {file}. Give the path of a YAML file.")
+            content = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is not valid YAML: {error}") from error
     if not isinstance(content, dict):

@@ -54,3 +54,8 @@ class TransferError(MedsslError):
 
 class TrainingError(MedsslError, RuntimeError):
     """A run that cannot go on: a loss that is not finite, an output folder that holds another run."""
+
+
+def printable(text: str) -> str:
+    """The text as it may be shown: what a name or a header brought of control characters is escaped, line ends stay."""
+    return "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)

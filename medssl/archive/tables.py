@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from medssl.errors import ArchiveError
+from medssl.faults import fault, is_fault
 from medssl.files import open_regular, write_atomically
 
 TABLE_ERRORS = (OSError, LookupError, ValueError, TypeError, ArithmeticError, AttributeError, MemoryError, pa.ArrowException)
@@ -19,7 +20,7 @@ def write_table(table: pa.Table, file: Path) -> None:
     """Write under a temporary name and rename: a reader sees the old file, the new one or none."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
-    write_atomically(file, sink.getvalue().to_pybytes(), private=True)
+    write_atomically(file, sink.getvalue().to_pybytes())
 
 
 def read_table(file: Path, schema: pa.Schema, nulls: Collection[str] = ()) -> pa.Table:
@@ -33,6 +34,8 @@ def read_table(file: Path, schema: pa.Schema, nulls: Collection[str] = ()) -> pa
         table.validate(full=True)
         empty = [name for name in schema.names if name not in nulls and table[name].null_count]
     except TABLE_ERRORS as error:
+        if isinstance(error, OSError) and is_fault(error) and not isinstance(error, FileNotFoundError):
+            raise ArchiveError(fault(error, f"{file.name} of the index cannot be read")) from error
         raise damaged(file.name, "cannot be read") from error
     if empty:
         raise damaged(file.name, f"has no value in {', '.join(empty)}")

@@ -13,6 +13,7 @@ from medssl.cli import archive, demo, doctor, plugins, pretrain, schema, store, 
 from medssl.cli.output import err, say
 from medssl.cli.threads import wait_asleep
 from medssl.errors import MedsslError
+from medssl.faults import fault, is_fault
 
 app = typer.Typer(
     name="medssl",
@@ -59,9 +60,10 @@ def main(arguments: list[str] | None = None) -> None:
         app(args=[word for word in words if word != "--debug"], prog_name="medssl")
     except MedsslError as error:
         sys.exit(_fail(str(error), error.exit_code, debug))
-    except BrokenPipeError:
-        sys.exit(1)
     except Exception as error:  # noqa: BLE001 - the last door: a bug ends in one message too
+        if is_fault(error):
+            place = f" at {error.filename}" if isinstance(error, OSError) and error.filename else ""
+            sys.exit(_fail(fault(error, f"medssl {' '.join(words[:1])} cannot go on{place}"), 1, debug))
         message = f"unexpected {type(error).__name__}: {error}. This is a fault in medssl: run again with --debug and report the traceback."
         sys.exit(_fail(message, 1, debug))
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from medssl.cli.output import print_json, print_table, say, shape_text
+from medssl.cli.sharing import Group, share
 from medssl.train.progress import counting
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ def index(
     index: Annotated[Path, typer.Option("--index", metavar="DIR", help="The index folder to write.")],
     workers: Annotated[int, typer.Option(min=1, help="Processes that read headers.")] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    group: Group = False,
 ) -> None:
     """Read an archive into an index folder; nothing in the archive is changed.
 
@@ -29,6 +31,7 @@ def index(
     """
     from medssl.archive import build_index
 
+    share(index, group)
     with counting("reading headers") as report:
         summary = build_index(sources, index, workers=workers, progress=report)
     if as_json:
@@ -47,12 +50,15 @@ def volumes(
     where: Annotated[str | None, typer.Option(metavar="SQL", help="Condition over the volume table, as in \"modality = 'CT'\".")] = None,
     nifti: Annotated[Path | None, typer.Option(metavar="DIR", help="Write each volume here as VOLUME.nii.gz with a JSON sidecar.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    group: Group = False,
 ) -> None:
     """List the volumes of an index, and write them as NIfTI."""
     from medssl.archive import Index, write_volumes
 
     opened = Index(index)
     records = opened.volumes(where)
+    if nifti is not None:
+        share(nifti, group)
     written = write_volumes(opened, nifti, where) if nifti is not None else []
     if as_json:
         print_json({"volumes": [record.document() for record in records], "written": [str(path) for path in written]})

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medssl.cli.output import out, print_json, print_table, say
+from medssl.cli.output import print_json, print_table, print_text, say
 from medssl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -56,10 +56,10 @@ def show(
     if as_json:
         print_json({**_row(name, kind, cls, provider), "doc": inspect.getdoc(cls), "citation": cls.citation, "options": options})
         return
-    out.print(f"{name}: {kind}, from {provider}\n", markup=False, highlight=False)
-    out.print(f"{inspect.getdoc(cls) or ''}\n", markup=False, highlight=False)
+    print_text(f"{name}: {kind}, from {provider}\n")
+    print_text(f"{inspect.getdoc(cls) or ''}\n")
     if cls.citation:
-        out.print(f"Cite: {cls.citation}\n", markup=False, highlight=False)
+        print_text(f"Cite: {cls.citation}\n")
     print_table("Options", ("option", "type and range", "default", "help"), [tuple(row.values()) for row in options])
 
 

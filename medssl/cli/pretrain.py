@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from medssl.cli.output import say
+from medssl.cli.sharing import Group, share
 
 
 def pretrain(
@@ -15,9 +16,11 @@ def pretrain(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The run folder.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[key=value...]", help="Such as train.steps=100.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest good checkpoint in the run folder.")] = False,
+    group: Group = False,
 ) -> None:
     """Pretrain a network on a store with pretext tasks and consistency losses."""
     from medssl.train import pretrain as run_pretraining
 
+    share(out, group)
     run = run_pretraining(config=config, overrides=overrides or (), out=out, resume=resume)
     say(f"pretrained {run.state.step} steps, in {run.folder}. Next: medssl finetune CONFIG --out DIR --pretrained {run.folder}")

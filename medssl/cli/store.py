@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from medssl.cli.output import print_json, print_table, say
+from medssl.cli.sharing import Group, share
+from medssl.errors import StoreError
 from medssl.train.progress import counting
+
+if TYPE_CHECKING:
+    from medssl.volumes import StoreSummary
 
 MANY = 20
 """Volumes left out that are listed one by one."""
@@ -26,11 +31,13 @@ def store(
     ] = None,
     modality: Annotated[str | None, typer.Option(help="Modality of NIfTI files that do not say theirs, such as CT.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    group: Group = False,
 ) -> None:
     """Put volumes into a store: oriented to RAS+, compressed in blocks, checksummed. Run again to add what is new."""
     from medssl.train.config import read_config
     from medssl.volumes import StoreOptions, make_store
 
+    share(out, group)
     given = {"where": where, "spacing": spacing, "modality": modality}
     options = read_config(StoreOptions, config, (), {key: value for key, value in given.items() if value is not None}, "store")
     with counting("storing volumes") as report:
@@ -46,6 +53,7 @@ def store(
         )
     if as_json:
         print_json(summary.document())
+        _refuse_nothing(summary)
         return
     if summary.left_out:
         shown = sorted(summary.left_out.items())[:MANY]
@@ -53,4 +61,11 @@ def store(
         print_table(f"Left out{f' (and {more} more, see --json)' if more else ''}", ("volume", "reason"), shown)
     if summary.unread:
         print_table("Files that are no volume", ("reason", "files"), sorted(summary.unread.items()))
+    _refuse_nothing(summary)
     say(f"{summary.volumes} volumes in {out} ({summary.added} new). Next: medssl pretrain CONFIG --out RUN data.store={out}")
+
+
+def _refuse_nothing(summary: StoreSummary) -> None:
+    if not summary.volumes:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(summary.rejected.items()))
+        raise StoreError(f"the store {summary.folder} holds none of these volumes: {reasons}. Nothing can be trained on it.")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from medssl.cli.output import print_json, print_table, say
+from medssl.cli.sharing import Group, share
 
 
 def finetune(
@@ -16,10 +17,12 @@ def finetune(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[key=value...]", help="Such as data.labelled=8.")] = None,
     pretrained: Annotated[Path | None, typer.Option(metavar="PATH", help="A checkpoint or run folder; without: from scratch.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest good checkpoint in the run folder.")] = False,
+    group: Group = False,
 ) -> None:
     """Fine-tune a segmentation network on labelled volumes."""
     from medssl.transfer import fine_tune
 
+    share(out, group)
     run = fine_tune(config=config, overrides=overrides or (), out=out, pretrained=pretrained, resume=resume)
     if run.report is not None:
         say(str(run.report))
@@ -33,10 +36,12 @@ def predict(
     precision: Annotated[
         str, typer.Option(metavar="auto|fp32|bf16", help="auto: bf16 on GPUs that have it, else fp32. Faster, may move borders by a voxel.")
     ] = "fp32",
+    group: Group = False,
 ) -> None:
     """Write a NIfTI label map for each input volume, on the input's own grid."""
     from medssl.transfer import predict as predict_volumes
 
+    share(out, group)
     written = predict_volumes(run, inputs, out, precision=precision)
     say(f"{len(written)} label maps written to {out}")
 

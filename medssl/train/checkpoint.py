@@ -7,8 +7,8 @@ beside its place, flushed to the disk and renamed, so a process killed at any mo
 
 from __future__ import annotations
 
+import errno
 import json
-import os
 import re
 import shutil
 import warnings
@@ -23,19 +23,25 @@ from safetensors import SafetensorError
 from torch import Tensor, contiguous_format
 
 from medssl.errors import CheckpointError, MissingInput
+from medssl.faults import fault, faults_as, is_fault
+from medssl.files import create_file, make_folder, sync, sync_folder, temporary_beside
 
 FORMAT = "medssl-checkpoint"
 VERSION = 2
 """1: heads and terms by class name, one line of preparation a volume, and no word of what a task made the network take."""
 STATE = "state.json"
+CHECKPOINTS = "checkpoints"
 _BLANK = "0" * 16
 _NAME = re.compile(r"^(?P<series>[a-z]+)-(?P<step>\d{8,})$")
 _CHECKSUM = re.compile(rb'^\{\n "checksum": "([0-9a-f]{16})"')
-_ASIDE = ".partial"
 
 
 class CheckpointWarning(UserWarning):
     """A damaged checkpoint was passed over."""
+
+
+class UnreadableCheckpoint(CheckpointError):
+    """A checkpoint that the system does not let this process read: nothing is known of what it holds."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ class Checkpoint:
 
 def checkpoint_path(run_folder: str | Path, step: int, series: str = "step") -> Path:
     """Where the checkpoint of that step lies: `RUN_DIR/checkpoints/step-00000500`."""
-    return Path(run_folder) / "checkpoints" / f"{series}-{step:08d}"
+    return Path(run_folder) / CHECKPOINTS / f"{series}-{step:08d}"
 
 
 def save_checkpoint(
@@ -72,23 +78,20 @@ def save_checkpoint(
     there before stays good.
     """
     target = checkpoint_path(run_folder, step, series)
-    partial = target.with_name(f".{target.name}{_ASIDE}-{os.getpid()}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _clear(partial)
-        partial.mkdir()
-        _write_files(partial, step, tensors, state)
-        _sync_folder(partial)
-        if target.exists():
-            _remove(target)
-        partial.rename(target)
-        _sync_folder(target.parent)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise CheckpointError(
-            f"the checkpoint of step {step} cannot be written to {target}: {error.strerror or error}. Earlier checkpoints are untouched: "
-            "make room or mend the disk, then go on with --resume."
-        ) from error
+    partial = temporary_beside(target)
+    kept = "Earlier checkpoints are untouched. Then go on with --resume."
+    with faults_as(CheckpointError, f"the checkpoint of step {step} cannot be written to {target}", kept):
+        make_folder(target.parent)
+        try:
+            _write_files(make_folder(partial), step, tensors, state)
+            sync_folder(partial)
+            if target.exists():
+                _remove(target)
+            partial.rename(target)
+        finally:
+            # Gone after the rename; still there after a fault.
+            shutil.rmtree(partial, ignore_errors=True)
+        sync_folder(target.parent)
     if keep is not None:
         _keep_last(target.parent, series, keep)
     return target
@@ -117,22 +120,26 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 
 def list_checkpoints(run_folder: str | Path, series: str = "step") -> list[Path]:
     """The checkpoint folders of a run, oldest first, unread."""
-    folder = Path(run_folder) / "checkpoints"
+    folder = Path(run_folder) / CHECKPOINTS
     if not folder.is_dir():
         return []
-    found = [(match, path) for path in folder.iterdir() if (match := _NAME.match(path.name)) and path.is_dir()]
+    with faults_as(CheckpointError, f"the checkpoints in {folder} cannot be listed"):
+        found = [(match, path) for path in folder.iterdir() if (match := _NAME.match(path.name)) and path.is_dir()]
     return [path for match, path in sorted(found, key=lambda pair: int(pair[0]["step"])) if match["series"] == series]
 
 
 def newest_good(run_folder: str | Path, series: str = "step") -> Checkpoint | None:
     """The newest checkpoint of a run that reads without a fault; None where there is none at all.
 
-    Damaged ones are passed over with a `CheckpointWarning` each; where all are damaged a `CheckpointError` names them.
+    Damaged ones are passed over with a `CheckpointWarning` each; where all are damaged a `CheckpointError` names them. One that may
+    not be read is not passed over: it may be good.
     """
     problems = []
     for path in reversed(list_checkpoints(run_folder, series)):
         try:
             checkpoint = load_checkpoint(path)
+        except UnreadableCheckpoint:
+            raise
         except CheckpointError as error:
             problems.append(str(error))
             continue
@@ -162,13 +169,6 @@ def find_checkpoint(path: str | Path, series: str = "step") -> Checkpoint:
     if found is None:
         raise MissingInput(f"{folder} holds no checkpoint. Give the folder of a run that has written one.")
     return found
-
-
-def clear_leftovers(run_folder: str | Path) -> None:
-    """Remove what a killed process left half-written; call it only while holding the run's lock."""
-    folder = Path(run_folder) / "checkpoints"
-    for path in folder.glob(f".*{_ASIDE}-*") if folder.is_dir() else ():
-        shutil.rmtree(path)
 
 
 def checksum_of(content: bytes) -> str:
@@ -245,8 +245,12 @@ def _read(file: Path) -> bytes:
         return file.read_bytes()
     except FileNotFoundError as error:
         raise _damaged(file, "the file is missing") from error
-    except OSError as error:
-        raise _damaged(file, error.strerror or str(error)) from error
+    except Exception as error:
+        if not is_fault(error):
+            raise
+        if getattr(error, "errno", None) == errno.EIO:
+            raise _damaged(file, "the disk does not give its content") from error
+        raise UnreadableCheckpoint(fault(error, f"the checkpoint's file {file} cannot be read")) from error
 
 
 def _damaged(file: Path, what: str) -> CheckpointError:
@@ -257,38 +261,19 @@ def _damaged(file: Path, what: str) -> CheckpointError:
 
 
 def _write_synced(file: Path, content: bytes) -> None:
-    with file.open("wb") as stream:
+    with create_file(file) as stream:
         stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(stream)
 
 
 def _keep_last(folder: Path, series: str, keep: int) -> None:
     for path in list_checkpoints(folder.parent, series)[: -max(keep, 1)]:
-        try:
+        with faults_as(CheckpointError, f"the old checkpoint {path} cannot be removed", "The newest one is written and good."):
             _remove(path)
-        except OSError as error:
-            raise CheckpointError(
-                f"the old checkpoint {path} cannot be removed: {error.strerror or error}. The newest one is written and good."
-            ) from error
 
 
 def _remove(folder: Path) -> None:
     """Renamed first, so a kill in between leaves no half-removed checkpoint under a good name."""
-    aside = folder.with_name(f".{folder.name}{_ASIDE}-{os.getpid()}-old")
-    _clear(aside)
+    aside = temporary_beside(folder)
     folder.rename(aside)
     shutil.rmtree(aside)
-
-
-def _clear(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)

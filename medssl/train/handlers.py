@@ -12,6 +12,9 @@ from typing import Any
 
 from ignite.engine import Events
 
+from medssl.errors import TrainingError
+from medssl.faults import faults_as
+from medssl.files import FolderLock
 from medssl.plugins import Plugins, blame
 from medssl.run import Run
 from medssl.train.loop import Skip, StepEngine
@@ -96,6 +99,26 @@ class Recorder:
         """Close the files."""
         for rows in (self._metrics, self._timings, self._skipped):
             rows.close()
+
+
+class FolderWatch:
+    """An ignite handler: ends a run whose folder was renamed or replaced, before anything of it is written elsewhere."""
+
+    def __init__(self, held: FolderLock) -> None:
+        self._held = held
+
+    def attach(self, engine: Any) -> None:
+        """Attach before whatever writes."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._look)
+
+    def _look(self) -> None:
+        with faults_as(TrainingError, f"the run folder {self._held.folder} cannot be looked at", "Then go on with --resume."):
+            moved = self._held.moved()
+        if moved is not None:
+            raise TrainingError(
+                f"the run folder {moved} while the run was going on. Its checkpoints are good: put it back or name it anew, and go on "
+                "with --resume."
+            )
 
 
 @contextmanager

@@ -14,6 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from medssl.errors import TrainingError
+from medssl.faults import faults_as
+from medssl.files import make_folder, replacing
+
 CELL = 128
 """Longest side of one picture, in pixels."""
 _GAP = 4
@@ -34,10 +38,10 @@ def write_sheet(file: str | Path, images: Mapping[str, Tensor], title: str = "",
     labels = [(sample, plane) for sample in range(min(rows, first.shape[0])) for plane in range(len(planes))]
     table = [[_picture(array, first, sample, plane) for array in cells.values()] for sample, plane in labels]
     names = [f"{sample + 1} {planes[plane]}".strip() for sample, plane in labels]
-    partial = path.with_name(f".{path.name}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _sheet(table, list(cells), names, title).save(partial, format="PNG")
-    partial.replace(path)
+    with faults_as(TrainingError, f"the picture {path} cannot be written", "Then go on with --resume."):
+        make_folder(path.parent)
+        with replacing(path) as stream:
+            _sheet(table, list(cells), names, title).save(stream, format="PNG")
     return path
 
 

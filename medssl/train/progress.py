@@ -14,6 +14,8 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from medssl.errors import printable
+
 QUIET_SECONDS = 15.0
 """Time between two lines where standard error is no terminal."""
 
@@ -39,7 +41,7 @@ def counting(doing: str, console: Console | None = None) -> Iterator[Callable[[i
         if not shown.is_terminal and time.monotonic() - printed >= QUIET_SECONDS:
             printed = time.monotonic()
             with _while_somebody_reads(shown):
-                shown.print(f"{doing} {done}{'' if total is None else f'/{total}'}", highlight=False, markup=False)
+                shown.print(printable(f"{doing} {done}{'' if total is None else f'/{total}'}"), highlight=False, markup=False)
 
     def stop() -> None:
         with _while_somebody_reads(shown):
@@ -97,7 +99,7 @@ class ProgressDisplay:
     def say(self, text: str) -> None:
         """A line that stays, above the bar where there is one."""
         with _while_somebody_reads(self._console):
-            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+            self._console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
 
     def _seconds_left(self, step: int) -> float:
         done = max(step - self._first, 1)

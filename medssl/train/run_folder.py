@@ -8,20 +8,22 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from pydantic import BaseModel
 
 from medssl.config import dump_config, load_config
 from medssl.errors import ConfigError, MissingInput, TrainingError, UsageError
-from medssl.files import write_atomically
-from medssl.train.checkpoint import clear_leftovers, list_checkpoints
+from medssl.faults import faults_as
+from medssl.files import LOCK, Busy, FolderLock, append_to, lock_folder, others_in, take_folder, write_atomically
+from medssl.train.checkpoint import CHECKPOINTS, list_checkpoints
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
@@ -30,47 +32,38 @@ SKIPPED = "skipped.jsonl"
 PICTURES = "pictures"
 LABELLED = "labelled"
 """The store of the labelled cases; it may be there before the run begins."""
-_LOCK = ".lock"
-_OWN = (CONFIG, METRICS, "checkpoints")
-_LOGS = (".log", ".out", ".err")
-"""What a batch system may have put there before the run began."""
+_OWN = (CONFIG, METRICS, CHECKPOINTS)
+_EARLIER = re.compile(rf".*\.(log|out|err)|{LABELLED}|{re.escape(LOCK)}")
+"""What may be there before the run begins: logs of a batch system, labelled cases, and the lock of a run that did not get so far."""
+_RESUME = "Then go on with --resume."
 
 
 @contextmanager
-def locked(folder: str | Path) -> Iterator[Path]:
-    """Hold the run folder for this process; a second process gets a `TrainingError`. Makes the folder where it is missing."""
+def locked(folder: str | Path) -> Iterator[FolderLock]:
+    """Hold the run folder for this process; a second process gets a `TrainingError`. Makes the folder where it is missing.
+
+    What a killed process left half-written there is removed.
+    """
     path = Path(folder)
+    with faults_as(UsageError, f"the run folder {path} cannot be used"):
+        if not holds_run(path):
+            take_folder(path)
+        try:
+            held = lock_folder(path, swept=("", CHECKPOINTS, PICTURES))
+        except Busy as error:
+            raise TrainingError(
+                f"{path} is being trained into by another process ({error}). Wait for it, stop it, or give another --out."
+            ) from error
     try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"the run folder {path} cannot be made: {error.strerror}. Give another --out.") from error
-    with (path / _LOCK).open("a+") as stream:
-        _lock(stream, path)
-        clear_leftovers(path)
-        yield path
-
-
-def _lock(stream: TextIO, folder: Path) -> None:
-    if sys.platform == "win32":
-        return
-    import fcntl
-
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        stream.seek(0)
-        raise TrainingError(
-            f"{folder} is being trained into by another process ({stream.read().strip() or 'unknown'}). "
-            "Wait for it, stop it, or give another --out."
-        ) from error
-    stream.truncate(0)
-    stream.write(f"process {os.getpid()}\n")
-    stream.flush()
+        yield held
+    finally:
+        held.release()
 
 
 def holds_run(folder: str | Path) -> bool:
     """Whether a run was begun in that folder."""
-    return any((Path(folder) / name).exists() for name in _OWN)
+    with faults_as(UsageError, f"the run folder {folder} cannot be used"):
+        return any((Path(folder) / name).exists() for name in _OWN)
 
 
 def check_room(folder: str | Path, needed: int) -> None:
@@ -100,8 +93,8 @@ def refuse_other_run(folder: str | Path) -> None:
             f"{path} already holds a run ({'newest checkpoint ' + steps[-1] if steps else 'without a checkpoint'}). "
             "Go on with it by --resume, or give another --out."
         )
-    shown = (name.name for name in path.iterdir() if not name.name.startswith(".")) if path.is_dir() else ()
-    foreign = sorted(name for name in shown if not name.endswith(_LOGS) and name != LABELLED)
+    with faults_as(UsageError, f"the run folder {path} cannot be used"):
+        foreign = others_in(path, lambda name: _EARLIER.fullmatch(name) is not None)
     if foreign:
         raise TrainingError(f"{path} holds files that belong to no run ({', '.join(foreign[:5])}). Give a new or an empty folder as --out.")
 
@@ -151,16 +144,19 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
 
 
 def _write_config(folder: Path, config: BaseModel) -> None:
-    try:
+    with faults_as(TrainingError, f"{folder / CONFIG} cannot be written"):
         write_atomically(folder / CONFIG, dump_config(config).encode())
-    except OSError as error:
-        raise TrainingError(f"{folder / CONFIG} cannot be written: {error.strerror or error}. Make room, or give another --out.") from error
 
 
 def cut_rows(file: Path, step: int) -> None:
     """Remove the rows past `step` and a last row that was not written to its end."""
     if not file.is_file():
         return
+    with faults_as(TrainingError, f"{file} cannot be cut to the checkpoint"):
+        _cut(file, step)
+
+
+def _cut(file: Path, step: int) -> None:
     content = file.read_bytes()
     good = 0
     for line in content.splitlines(keepends=True):
@@ -183,7 +179,9 @@ def read_rows(file: str | Path) -> list[dict[str, Any]]:
     path = Path(file)
     if not path.is_file():
         raise MissingInput(f"no {path.name} in {path.parent}. Is it the folder of a run?")
-    return [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    with faults_as(TrainingError, f"{path} cannot be read"):
+        content = path.read_bytes()
+    return [json.loads(line) for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
 
 
 @dataclass
@@ -191,19 +189,23 @@ class Rows:
     """Appends rows to a `*.jsonl` file; `sync` puts them on the disk before a checkpoint refers to them."""
 
     file: Path
-    _stream: TextIO | None = field(default=None, repr=False)
+    _stream: FileIO | None = field(default=None, repr=False)
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write one row, whole, at once. A number that is not finite becomes null, since JSON has none."""
-        if self._stream is None:
-            self._stream = self.file.open("a", encoding="utf-8")
-        self._stream.write(json.dumps({key: finite_or_none(value) for key, value in row.items()}, allow_nan=False) + "\n")
-        self._stream.flush()
+        line = json.dumps({key: finite_or_none(value) for key, value in row.items()}, allow_nan=False) + "\n"
+        with faults_as(TrainingError, f"{self.file} cannot be written", _RESUME):
+            if self._stream is None:
+                self._stream = append_to(self.file)
+            content = memoryview(line.encode())
+            while content:
+                content = content[self._stream.write(content) :]
 
     def sync(self) -> None:
         """Flush to the disk."""
         if self._stream is not None:
-            os.fsync(self._stream.fileno())
+            with faults_as(TrainingError, f"{self.file} cannot be written", _RESUME):
+                os.fsync(self._stream.fileno())
 
     def close(self) -> None:
         """Close the file; appending opens it again."""

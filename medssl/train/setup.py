@@ -118,6 +118,8 @@ def make_plan(
     spec = _network(checked, origin).checked()
     choose_dtype(checked.train.precision, choose_device(checked.train.device))
     store = Store(checked.data.store)
+    if not checked.data.unfinished:
+        store.check_finished("data.unfinished=true")
     _check_channels(spec, store, checked.data)
     _check_preparation(store, origin)
     resolved = {"network": spec, "tasks": documents(tasks), "consistency": documents(losses)}

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from medssl.contracts import Crops
 from medssl.errors import CheckpointError, ConfigError
+from medssl.files import FolderLock
 from medssl.learn import Objective, citations, freeze_unreached, pictures, small_batch, trivial
 from medssl.networks.difference import head_tensors
 from medssl.plugins import Plugins
@@ -30,7 +31,7 @@ from medssl.train.answerable import AnswerableWatch
 from medssl.train.checkpoint import Checkpoint, newest_good, save_checkpoint
 from medssl.train.config import TrainOptions
 from medssl.train.device import choose_device, choose_dtype
-from medssl.train.handlers import CheckpointWriter, Clock, Recorder, plugin_handlers
+from medssl.train.handlers import CheckpointWriter, Clock, FolderWatch, Recorder, plugin_handlers
 from medssl.train.loop import Skip, StepEngine, StepSettings, grouped, run_steps, seeded
 from medssl.train.optim import learning_rate_at, load_optimizer, make_optimizer, optimizer_tensors, parameter_groups
 from medssl.train.pictures import write_sheet
@@ -46,11 +47,13 @@ FREE = frozenset(
         "data.threads",
         "data.ahead",
         "data.store",
+        "data.unfinished",
         "train.checkpoint_every",
         "train.device",
         "train.keep",
         "train.log_every",
         "train.picture_every",
+        "unlabelled.unfinished",
     }
 )
 """Keys that may differ when a run is resumed: they change no number."""
@@ -115,6 +118,14 @@ class _Start:
     """By task: the loss of the answer that needs no learning."""
 
 
+@dataclass(frozen=True)
+class _Control:
+    """What may end a run from outside."""
+
+    folder: FolderLock
+    request: StopRequest
+
+
 def run_training(out: str | Path, prepare: Callable[[Path], Training], *, resume: bool = False, handlers: Sequence[Any] = ()) -> Run:
     """Train into the folder `out` and return the run; `prepare(out)` makes the training ready, before the folder is opened.
 
@@ -128,13 +139,13 @@ def run_training(out: str | Path, prepare: Callable[[Path], Training], *, resume
         check_same_run(out, training.config, FREE)
     start = try_out(training)
     check_room(out, checkpoint_bytes(training.objective) * (training.options.keep + 1))
-    with locked(out) as folder, stop_on_signals() as request:
-        resumed = _open_folder(folder, training, resume)
+    with locked(out) as held, stop_on_signals() as request:
+        resumed = _open_folder(held.folder, training, resume)
         state = RunState(training.options.steps)
-        run = Run(folder, training.config, training.objective, state, training.report if resumed is None else None)
+        run = Run(held.folder, training.config, training.objective, state, training.report if resumed is None else None)
         if resumed is not None:
             _restore(training, run, resumed)
-        _train(training, run, start, resumed, request, handlers)
+        _train(training, run, start, resumed, _Control(held, request), handlers)
     return run
 
 
@@ -199,7 +210,7 @@ def _open_folder(folder: Path, training: Training, resume: bool) -> Checkpoint |
     return resumed
 
 
-def _train(training: Training, run: Run, start: _Start, resumed: Checkpoint | None, request: StopRequest, handlers: Sequence[Any]) -> None:
+def _train(training: Training, run: Run, start: _Start, resumed: Checkpoint | None, control: _Control, handlers: Sequence[Any]) -> None:
     options, state, objective = training.options, run.state, training.objective
     with ExitStack() as stack:
         crops = stack.enter_context(training.loader(state.step))
@@ -219,6 +230,7 @@ def _train(training: Training, run: Run, start: _Start, resumed: Checkpoint | No
             display.say(note)
         _say_trivial(start.trivial, display)
         clock.attach(engine)
+        FolderWatch(control.folder).attach(engine)
         AnswerableWatch(display.say).attach(engine)
         if training.attach is not None:
             training.attach(engine, run, _saver(training, run, "best", 1))
@@ -229,11 +241,11 @@ def _train(training: Training, run: Run, start: _Start, resumed: Checkpoint | No
             handler.attach(engine)
         with plugin_handlers(engine, training.plugins, run):
             save = _saver(training, run, "step", options.keep, recorder, engine.optimizer)
-            CheckpointWriter(save, options.checkpoint_every, request).attach(engine)
+            CheckpointWriter(save, options.checkpoint_every, control.request).attach(engine)
             run_steps(engine)
-        if request.signal is not None:
+        if control.request.signal is not None:
             written = ", a checkpoint is written" if state.step else ""
-            stopped = Stopped(request.signal, f"stopped at step {state.step}{written}; go on with the same command and --resume")
+            stopped = Stopped(control.request.signal, f"stopped at step {state.step}{written}; go on with the same command and --resume")
             display.say(str(stopped))
             raise stopped
 

@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from medssl.archive import read_nifti
 from medssl.archive.nifti.names import nifti_files, stem
 from medssl.errors import DataError, MissingInput, UsageError
+from medssl.faults import faults_as
+from medssl.files import write_atomically
 
 AFFINE_TOLERANCE = 1e-3
 """Millimetres by which two affines may differ: the rounding of a NIfTI header."""
@@ -133,8 +135,9 @@ class Evaluation:
             text = self._csv()
         else:
             raise UsageError(f"cannot write the evaluation to {file}: its name must end in .json or .csv.")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, encoding="utf-8")
+        with faults_as(UsageError, f"the evaluation cannot be written to {file}"):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(file, text.encode())
         return file
 
     def _by_case(self) -> list[tuple[str, list[float | None]]]:

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from medssl.errors import UsageError
+from medssl.errors import TrainingError, UsageError
+from medssl.faults import faults_as
+from medssl.files import write_atomically
 from medssl.learn import check_crop
 from medssl.learn.build import assemble
 from medssl.learn.joining import rank, world
@@ -170,6 +172,8 @@ def _unlabelled_store(plan: Plan) -> Store | None:
     if plan.config.unlabelled is None:
         return None
     store = Store(plan.config.unlabelled.store)
+    if not plan.config.unlabelled.unfinished:
+        store.check_finished("unlabelled.unfinished=true")
     check_unlabelled(store, plan.store)
     return store
 
@@ -193,7 +197,8 @@ def _loader(plan: Plan, unlabelled: Store | None, body: bool, first_step: int) -
 def _attach(plan: Plan, engine: StepEngine, run: Run, save_best: Save) -> None:
     """Validation, and what was loaded as a file of the run."""
     if run.report is not None:
-        (run.folder / REPORT).write_text(json.dumps(run.report.document(), indent=1) + "\n", encoding="utf-8")
+        with faults_as(TrainingError, f"{run.folder / REPORT} cannot be written", "Then go on with --resume."):
+            write_atomically(run.folder / REPORT, (json.dumps(run.report.document(), indent=1) + "\n").encode())
     if not plan.validation:
         return
     options, device = plan.config.train, engine.settings.device

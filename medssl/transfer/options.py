@@ -42,6 +42,8 @@ class UnlabelledOptions(BaseOptions):
     """Folder of the store (`medssl store ... --out FOLDER`), prepared as the labelled images are."""
     batch: int = Field(default=2, ge=1, le=4096)
     """Unlabelled crops beside the labelled ones in one forward pass of one process."""
+    unfinished: bool = False
+    """Train on what is there of a store that was not finished, instead of refusing it."""
 
 
 class FinetuneConfig(BaseOptions):

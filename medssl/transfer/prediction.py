@@ -18,6 +18,8 @@ from medssl.archive import Index, VolumeRecord, build_index, write_nifti
 from medssl.archive.nifti.names import is_nifti_name, nifti_files, stem
 from medssl.config import check
 from medssl.errors import CheckpointError, DataError, MissingInput, UsageError
+from medssl.faults import faults_as
+from medssl.files import take_folder
 from medssl.networks import NetworkSpec
 from medssl.train.checkpoint import Checkpoint, find_checkpoint
 from medssl.train.device import choose_device, choose_dtype, fit_threads
@@ -84,14 +86,18 @@ def predict(run_dir: str | Path, inputs: Sequence[str | Path], out: str | Path, 
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file. Give a folder for the label maps.")
-    written = []
+    written: list[Path] = []
     with ExitStack() as stack:
         volumes = _named_once([volume for path in inputs for volume in _volumes(Path(path), segmenter.form, stack)], folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        with faults_as(UsageError, f"the label maps cannot be written to {folder}"):
+            if not folder.exists():
+                take_folder(folder)
         for volume in volumes:
             prepared = volume.prepare()
             label_map = _Map(segmenter(prepared), prepared.original_affine)
-            written.append(write_nifti(label_map, folder / f"{volume.name}.nii.gz"))
+            file, done = folder / f"{volume.name}.nii.gz", f"{len(written)} of {len(volumes)} are written and good."
+            with faults_as(UsageError, f"the label map {file} cannot be written", done):
+                written.append(write_nifti(label_map, file))
     return written
 
 

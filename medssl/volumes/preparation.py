@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from medssl.config import BaseOptions
+from medssl.volumes.unusable import STEPS, has_steps
 
-BINS = 1024
+BINS = STEPS
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def statistics(array: NDArray[Any]) -> Statistics:
 def _air_threshold(values: NDArray[Any], minimum: float) -> float:
     everything = float(minimum - max(1.0, abs(minimum) * 1e-3))
     top = float(np.percentile(values, 99.5))
-    if not minimum < top:
+    if not minimum < top or (values.dtype == np.float32 and not has_steps(np.float32(minimum), np.float32(top))):
         return everything
     counts, edges = np.histogram(values, bins=BINS, range=(minimum, top))
     counts = counts.astype(np.float64)

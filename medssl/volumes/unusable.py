@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from medssl.archive.geometry import usable_spacing
 
 LONGEST = 65_535
+STEPS = 1024
+"""Bins of the histogram that the body's threshold is taken from."""
 
 
 def why_unusable(array: NDArray[Any], affine: NDArray[Any], names: Mapping[int, str] | None = None) -> str | None:
@@ -25,6 +27,15 @@ def why_unusable(array: NDArray[Any], affine: NDArray[Any], names: Mapping[int, 
     if not (np.issubdtype(array.dtype, np.integer) or np.issubdtype(array.dtype, np.floating)):
         return f"values of type {array.dtype}, not numbers"
     return _about_affine(np.asarray(affine, float)) or _about_values(array.reshape(-1, *shape), names or {})
+
+
+def has_steps(low: Any, high: Any) -> bool:
+    """Whether two values of one type lie far enough apart for a histogram of `STEPS` bins between them, as they are stored."""
+    low, high = np.asarray(low), np.asarray(high)
+    if np.issubdtype(low.dtype, np.integer) and low >= -(2**15) and high < 2**15:
+        return bool(low < high)
+    first, last = np.float32(low), np.float32(high)
+    return float(last) - float(first) > STEPS * float(np.spacing(max(abs(first), abs(last))))
 
 
 def _about_affine(affine: NDArray[np.float64]) -> str | None:
@@ -48,4 +59,6 @@ def _about_values(arrays: NDArray[Any], names: Mapping[int, str]) -> str | None:
             return f"constant: every voxel is {low:g}{of_channel}"
         if max(abs(float(low)), abs(float(high))) > 3e38:
             return f"values beyond the range of float32{of_channel}"
+        if not has_steps(low, high):
+            return f"without contrast: every voxel is between {low:.9g} and {high:.9g}{of_channel}"
     return None

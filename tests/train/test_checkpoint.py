@@ -16,13 +16,13 @@ from medssl.train import checkpoint as module
 from medssl.train.checkpoint import (
     CheckpointWarning,
     checkpoint_path,
-    clear_leftovers,
     find_checkpoint,
     list_checkpoints,
     load_checkpoint,
     newest_good,
     save_checkpoint,
 )
+from medssl.train.run_folder import locked
 
 
 def tensors(step: int = 0) -> dict[str, dict[str, torch.Tensor]]:
@@ -53,6 +53,8 @@ def test_what_is_saved_comes_back_and_doubles_are_written_once(tmp_path: Path) -
 
 
 def test_writing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
     first = save_checkpoint(tmp_path / "a", 5, tensors(), {"x": 1})
     second = save_checkpoint(tmp_path / "b", 5, tensors(), {"x": 1})
     assert all((second / p.name).read_bytes() == p.read_bytes() for p in first.iterdir())
@@ -179,12 +181,12 @@ def test_a_write_that_fails_at_the_nth_call_leaves_the_earlier_checkpoint(
 
 def test_leftovers_of_a_killed_process_are_never_taken_and_are_cleared(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, 1, tensors(), {})
-    left = tmp_path / "checkpoints" / ".step-00000002.partial-77"
+    left = tmp_path / "checkpoints" / f".step-00000002.{'7' * 32}.tmp"
     left.mkdir()
     (left / "network.safetensors").write_bytes(b"half")
     assert find_checkpoint(tmp_path).step == 1
-    clear_leftovers(tmp_path)
-    assert not left.exists()
+    with locked(tmp_path):
+        assert not left.exists()
 
 
 def test_saving_over_a_damaged_checkpoint_replaces_it(tmp_path: Path) -> None:

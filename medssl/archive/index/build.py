@@ -30,6 +30,7 @@ from medssl.archive.sources.locations import source_class
 from medssl.archive.sources.packed import DamagedArchive, TarSource
 from medssl.archive.tables import write_table
 from medssl.errors import ArchiveError, MedsslError, UsageError
+from medssl.faults import fault
 from medssl.files import write_atomically
 from medssl.source import ArchiveSource
 
@@ -70,15 +71,15 @@ def build_index(
         raise UsageError("no archive given. Name at least one folder, zip or tar file.")
     chosen = [source_class(source, plugins) for source in sources]
     try:
-        return _built(chosen, Path(folder), workers, progress)
+        with IndexFolder.held(Path(folder)) as root:
+            return _built(chosen, root, workers, progress)
     except MedsslError:  # MissingInput is an OSError too, and says more
         raise
     except OSError as error:
-        raise ArchiveError(f"the index cannot be written to {folder}: {error.strerror or type(error).__name__}.") from error
+        raise ArchiveError(fault(error, f"the index cannot be written to {folder}")) from error
 
 
-def _built(chosen: Sequence[Chosen], folder: Path, workers: int, progress: Progress | None) -> IndexSummary:
-    root = IndexFolder.prepared(folder)
+def _built(chosen: Sequence[Chosen], root: IndexFolder, workers: int, progress: Progress | None) -> IndexSummary:
     names = Pseudonyms.of(root.key)
     with root.building() as (public, private):
         sources = _opened(chosen)
@@ -90,7 +91,7 @@ def _built(chosen: Sequence[Chosen], folder: Path, workers: int, progress: Progr
         write_table(rows, public / "instances.parquet")
         write_table(records_table(records), public / "volumes.parquet")
         write_table(_private_table(final, rows), private / "instances.parquet")
-        write_atomically(private / "sources.json", json.dumps([place for _, place in chosen]).encode(), private=True)
+        write_atomically(private / "sources.json", json.dumps([place for _, place in chosen]).encode())
     return summarize(rows, records)
 
 

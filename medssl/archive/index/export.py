@@ -11,7 +11,8 @@ import numpy as np
 from medssl.archive.index.reading import Index
 from medssl.archive.nifti.files import Nifti, write_nifti
 from medssl.errors import ArchiveError, DataError, MedsslError, UsageError
-from medssl.files import write_atomically
+from medssl.faults import fault
+from medssl.files import take_folder, write_atomically
 
 
 class UnreadableVolume(UserWarning):
@@ -32,12 +33,13 @@ def write_volumes(index: Index, folder: str | Path, where: str | None = None) ->
     except MedsslError:  # MissingInput is an OSError too, and says more
         raise
     except OSError as error:
-        raise UsageError(f"the NIfTI files cannot be written to {out}: {error.strerror or type(error).__name__}.") from error
+        raise UsageError(fault(error, f"the NIfTI files cannot be written to {out}")) from error
 
 
 def _written(index: Index, out: Path, where: str | None) -> list[Path]:
     records = index.volumes(where)
-    out.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not out.exists():
+        take_folder(out)
     written: list[Path] = []
     for record in records:
         try:
@@ -51,7 +53,6 @@ def _written(index: Index, out: Path, where: str | None) -> list[Path]:
         except ArchiveError as error:
             warnings.warn(f"{error} It is left out.", UnreadableVolume, stacklevel=3)
             continue
-        file.chmod(0o600)
-        write_atomically(out / f"{record.volume}.json", json.dumps(record.document(), indent=1).encode(), private=True)
+        write_atomically(out / f"{record.volume}.json", json.dumps(record.document(), indent=1).encode())
         written.append(file)
     return written

@@ -19,13 +19,15 @@ from pathlib import Path
 from uuid import uuid4
 
 from medssl.errors import ArchiveError, MissingInput, UsageError
-from medssl.files import read_json, write_atomically
+from medssl.faults import fault, faults_as, is_fault
+from medssl.files import LOCK, Busy, holds_file, lock_folder, make_folder, others_in, read_json, take_folder, write_atomically
 
 FORMAT = "medssl index"
 VERSION = 2
 """2: instances have a frame number and the version that their source gave."""
 _MARK = "index.json"
 _TABLES = re.compile(r"tables-\d{1,9}")
+_BUILT = re.compile(r"tables-\d{1,9}|\.new-[0-9a-f]{8}")
 
 
 @dataclass(frozen=True)
@@ -45,29 +47,47 @@ class IndexFolder:
         return self.private / "key"
 
     @classmethod
-    def prepared(cls, root: Path) -> IndexFolder:
-        """A new index folder, or the one that is there; any other content is refused with `UsageError`."""
+    @contextmanager
+    def held(cls, root: Path) -> Iterator[IndexFolder]:
+        """A new index folder, or the one that is there, for this process alone; any other content is refused with `UsageError`."""
         folder = cls(root)
         if root.exists() and not root.is_dir():
             raise UsageError(f"{root} is a file. Give a folder for the index.")
-        if root.is_dir() and any(root.iterdir()) and not (root / _MARK).is_file():
-            raise UsageError(f"{root} holds other files and is no index. Give an empty folder or a new name.")
-        known = (root / _MARK).is_file()
-        if known:
+        if holds_file(root / _MARK):
             folder._read_mark()
-        for path in (root, folder.private):
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path.chmod(0o700)
-        if not known:
-            folder._write_mark(None)
-        return folder
+        else:
+            folder._refuse_others()
+            take_folder(root)
+        make_folder(folder.private)
+        try:
+            lock = lock_folder(root, swept=("", folder.private.name))
+        except Busy as error:
+            raise ArchiveError(f"another process ({error}) is building the index in {root}. Wait for it, or name another folder.") from None
+        try:
+            if holds_file(root / _MARK):
+                folder._sweep(folder.tables())
+            else:
+                folder._write_mark(None)
+            yield folder
+        finally:
+            lock.release()
+
+    def _refuse_others(self) -> None:
+        """What an earlier build left that came no further, because the disk was full, is ours."""
+        others = others_in(self.root, lambda name: name in (LOCK, _MARK, self.private.name) or _BUILT.fullmatch(name) is not None)
+        others += others_in(self.private, lambda name: name == self.key.name or _BUILT.fullmatch(name) is not None)
+        if others:
+            raise UsageError(
+                f"{self.root} holds other files ({', '.join(others[:3])}) and is no index. Give an empty folder or a new name."
+            )
 
     @classmethod
     def opened(cls, root: Path) -> IndexFolder:
         """An existing index folder; raises `MissingInput` or `ArchiveError`."""
         folder = cls(root)
-        if not (root / _MARK).is_file():
-            raise MissingInput(f"{root} is no index folder. Make one with: medssl index PATH --index {root}")
+        with faults_as(ArchiveError, f"the index in {root} cannot be read"):
+            if not holds_file(root / _MARK):
+                raise MissingInput(f"{root} is no index folder. Make one with: medssl index PATH --index {root}")
         version = folder._read_mark()["version"]
         if version != VERSION:
             raise ArchiveError(
@@ -88,6 +108,8 @@ class IndexFolder:
         try:
             mark = read_json(self.root / _MARK)
         except (ValueError, OSError) as error:
+            if is_fault(error):
+                raise ArchiveError(fault(error, f"{self.root / _MARK} cannot be read")) from error
             raise ArchiveError(f"{self.root / _MARK} is damaged. Remove the folder and index the archive again.") from error
         if not isinstance(mark, dict) or mark.get("format") != FORMAT or "tables" not in mark:
             raise UsageError(f"{self.root} holds an {_MARK} that is not medssl's. Give an empty folder or a new name.")
@@ -100,7 +122,7 @@ class IndexFolder:
 
     def _write_mark(self, tables: str | None) -> None:
         mark = {"format": FORMAT, "version": VERSION, "tables": tables}
-        write_atomically(self.root / _MARK, json.dumps(mark, indent=1).encode(), private=True)
+        write_atomically(self.root / _MARK, json.dumps(mark, indent=1).encode())
 
     @contextmanager
     def building(self) -> Iterator[tuple[Path, Path]]:
@@ -110,7 +132,7 @@ class IndexFolder:
         public, private = self.root / f".new-{uuid4().hex[:8]}", self.private / f".new-{uuid4().hex[:8]}"
         try:
             for path in (public, private):
-                path.mkdir(mode=0o700)
+                make_folder(path)
             yield public, private
             for path, final in ((public, self.root / name), (private, self.private / name)):
                 if final.exists():
@@ -122,7 +144,7 @@ class IndexFolder:
                 shutil.rmtree(path, ignore_errors=True)
         self._sweep(name)
 
-    def _sweep(self, name: str) -> None:
+    def _sweep(self, name: str | None) -> None:
         """Remove tables of earlier builds and what killed builds left behind."""
         for parent in (self.root, self.private):
             for path in parent.iterdir():

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hmac
-import os
 import re
 import secrets
 from pathlib import Path
 from typing import Literal
 
 from medssl.errors import ArchiveError
-from medssl.files import open_regular
+from medssl.files import open_regular, write_atomically
 
 Kind = Literal["volume", "patient", "study", "series", "instance"]
 _LETTER: dict[Kind, str] = {"volume": "v", "patient": "p", "study": "s", "series": "r", "instance": "i"}
@@ -30,9 +29,9 @@ class Pseudonyms:
 
     @classmethod
     def of(cls, file: Path) -> Pseudonyms:
-        """With the key of `file`, which is made on first use (mode 0600)."""
+        """With the key of `file`, which is made on first use, by who holds the index's lock."""
         if not file.exists():
-            _create(file, secrets.token_hex(32).encode())
+            write_atomically(file, secrets.token_hex(32).encode())
         with open_regular(file) as stream:
             key = stream.read(4096).strip()
         if len(key) != 64:
@@ -43,17 +42,3 @@ class Pseudonyms:
         """A letter for the kind and 20 hexadecimal digits."""
         digest = hmac.new(self._key, f"{kind}\0{identity}".encode("utf-8", "surrogateescape"), "sha256").hexdigest()
         return _LETTER[kind] + digest[:20]
-
-
-def _create(file: Path, content: bytes) -> None:
-    waiting = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(waiting, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(content)
-    try:
-        # A link, unlike a rename, never replaces a key that another process has just made.
-        os.link(waiting, file)
-    except FileExistsError:
-        return
-    finally:
-        waiting.unlink()

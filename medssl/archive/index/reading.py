@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -24,6 +26,7 @@ from medssl.archive.pixels.values import PixelProblem, rescaled, slice_values, w
 from medssl.archive.sources.locations import find_source
 from medssl.archive.tables import damaged, read_table
 from medssl.errors import ArchiveError, UsageError
+from medssl.faults import fault, is_fault
 from medssl.files import read_json
 from medssl.source import ArchiveSource
 
@@ -41,7 +44,8 @@ class Index:
     def __init__(self, folder: str | Path, plugins: Plugins | None = None) -> None:
         self._folder = IndexFolder.opened(Path(folder))
         self._tables = str(self._folder.tables())
-        self._table = read_table(self._folder.root / self._tables / "volumes.parquet", VOLUMES, ("split_by",))
+        with self._same():
+            self._table = read_table(self._folder.root / self._tables / "volumes.parquet", VOLUMES, ("split_by",))
         self._records = {record.volume: record for record in records_from(self._table)}
         self._plugins = plugins
         self._opened: dict[int, ArchiveSource] = {}
@@ -87,14 +91,32 @@ class Index:
         first = self._slices[volume][0]
         return tuple(_ordered(text) for text in (first.temporal, first.trigger, first.acquired, first.acquisition))
 
+    def check_readable(self) -> None:
+        """`ArchiveError` where the part of the index that leads to the files may not be read or is damaged, and so no volume of it."""
+        _ = self._slices, self._places
+
+    @contextmanager
+    def _same(self) -> Iterator[None]:
+        """What cannot be read any more because the index was built again is not damaged."""
+        try:
+            yield
+        except ArchiveError as error:
+            if IndexFolder.opened(self._folder.root).tables() == self._tables:
+                raise
+            raise ArchiveError(
+                f"the index in {self._folder.root} was built again while it was read. Run the same command again."
+            ) from error
+
     @cached_property
     def _instances(self) -> pa.Table:
-        return read_table(self._folder.root / self._tables / "instances.parquet", INSTANCES, PLACE)
+        with self._same():
+            return read_table(self._folder.root / self._tables / "instances.parquet", INSTANCES, PLACE)
 
     @cached_property
     def _slices(self) -> dict[str, list[Instance]]:
         """Volume -> its instances in order, from the private part."""
-        table = read_table(self._folder.private / self._tables / "instances.parquet", PRIVATE, PLACE)
+        with self._same():
+            table = read_table(self._folder.private / self._tables / "instances.parquet", PRIVATE, PLACE)
         table = table.filter(pa.compute.is_valid(table["volume"])).sort_by([("volume", "ascending"), ("slice", "ascending")])
         found: dict[str, list[Instance]] = defaultdict(list)
         for name, one in zip(table["volume"].to_pylist(), from_table(table.select(SCHEMA.names)), strict=True):
@@ -103,10 +125,13 @@ class Index:
 
     @cached_property
     def _places(self) -> list[str]:
-        try:
-            places = read_json(self._folder.private / self._tables / "sources.json")
-        except (OSError, ValueError) as error:
-            raise damaged("sources.json", "cannot be read") from error
+        with self._same():
+            try:
+                places = read_json(self._folder.private / self._tables / "sources.json")
+            except (OSError, ValueError) as error:
+                if is_fault(error) and not isinstance(error, FileNotFoundError):
+                    raise ArchiveError(fault(error, "sources.json of the index cannot be read")) from error
+                raise damaged("sources.json", "cannot be read") from error
         if not (isinstance(places, list) and all(isinstance(place, str) for place in places)):
             raise damaged("sources.json", "is no list of places")
         return places
@@ -130,8 +155,8 @@ class Index:
         try:
             with self._source(one.source).open(os.fsdecode(one.key)) as file:
                 array, affine = read_stream_channels(file) if several else read_stream(file)
-        except OSError:
-            raise _gone(record, 0) from None
+        except OSError as error:
+            raise _gone(record, 0, error) from None
         except NiftiProblem as problem:
             raise ArchiveError(f"volume {record.volume} cannot be read: {problem}.") from None
         if array.shape != (record.shape[3:] + record.shape[:3]) or not np.allclose(affine, record.affine, atol=1e-6):
@@ -147,8 +172,8 @@ class Index:
         for number, one in enumerate(slices):
             try:
                 stored = slice_values(self._source(one.source), one)
-            except OSError:
-                raise _gone(record, number) from None
+            except OSError as error:
+                raise _gone(record, number, error) from None
             except PixelProblem as problem:
                 raise ArchiveError(f"slice {number} of volume {record.volume}: {problem}.") from None
             stacked[number] = stored if one.slope == 1 and one.intercept == 0 else rescaled(stored, one)
@@ -173,7 +198,7 @@ def _target(slices: list[Instance]) -> type[np.int16] | type[np.float32]:
     return np.int16 if fits else np.float32
 
 
-def _gone(record: VolumeRecord, number: int) -> ArchiveError:
-    return ArchiveError(
-        f"the file of slice {number} of volume {record.volume} cannot be opened: moved or deleted? Index the archive again."
-    )
+def _gone(record: VolumeRecord, number: int, error: OSError) -> ArchiveError:
+    """Its path is not shown: it may tell whose it is."""
+    why = "moved or deleted?" if error.strerror is None or isinstance(error, FileNotFoundError) else f"{error.strerror}."
+    return ArchiveError(f"the file of slice {number} of volume {record.volume} cannot be opened: {why} Index the archive again.")

@@ -5,15 +5,13 @@ from __future__ import annotations
 import gzip
 import logging
 import math
-import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol, cast
-from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +21,8 @@ from medssl.archive.limits import Refused
 from medssl.archive.narrowing import narrow
 from medssl.archive.outcomes import Reason
 from medssl.errors import DataError, MissingInput
+from medssl.faults import faults_as
+from medssl.files import holds_file, open_regular, replacing
 
 _MILLIMETRES = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 """NIfTI's code of the spatial unit -> mm. Unknown is read as mm, as every reader does."""
@@ -84,11 +84,12 @@ def read_nifti_channels(path: str | Path) -> Nifti:
 
 
 def _read_file(file: Path, read: Callable[[BinaryIO], Nifti]) -> Nifti:
-    if not file.is_file():
-        raise MissingInput(f"there is no NIfTI file at {file}.")
     try:
-        with file.open("rb") as stream:
-            return read(stream)
+        with faults_as(DataError, f"{file} cannot be read"):
+            if not holds_file(file):
+                raise MissingInput(f"there is no NIfTI file at {file}.")
+            with open_regular(file) as stream:
+                return read(stream)
     except NiftiProblem as problem:
         raise DataError(f"{file}: {problem}. Convert it again, or leave it out.") from problem
 
@@ -306,13 +307,8 @@ def write_nifti(volume: HasGrid, path: str | Path) -> Path:
     # A qform cannot hold a shear: better none than one that disagrees.
     image.set_qform(volume.affine, code=1 if _orthogonal(volume.affine) else 0)
     file = Path(path)
-    suffix = "".join(file.suffixes[-2:]) if file.name.endswith(".nii.gz") else file.suffix
-    waiting = file.with_name(f".{uuid4().hex}{suffix}")
-    try:
-        nibabel.save(image, waiting)
-        os.replace(waiting, file)  # noqa: PTH105
-    finally:
-        waiting.unlink(missing_ok=True)
+    with replacing(file) as stream, gzip.GzipFile("", "wb", 1, stream, mtime=0) if file.suffix == ".gz" else nullcontext(stream) as content:
+        image.to_stream(content)
     return file
 
 

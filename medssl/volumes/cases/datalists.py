@@ -10,6 +10,7 @@ from typing import Any
 
 from medssl.archive.nifti.names import case_of, channel_numbers, nifti_files, numbered, stem
 from medssl.errors import DataError, MissingInput
+from medssl.faults import faults_as
 
 _SPLIT = {"training": "train", "train": "train", "validation": "validation", "val": "validation", "test": "test", "testing": "test"}
 
@@ -30,8 +31,11 @@ def read_json(path: Path) -> Any:
     if not path.is_file():
         raise MissingInput(f"there is no file {path}. Give the path of a JSON file, or data.images and data.labels.")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+        with faults_as(DataError, f"{path} cannot be read"):
+            return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        if isinstance(error, DataError):
+            raise
         raise DataError(f"{path} is not valid JSON: {error}") from error
 
 

@@ -22,6 +22,8 @@ from medssl.archive.geometry import to_ras, voxel_spacing
 from medssl.archive.nifti.modality import named_modality
 from medssl.config import did_you_mean
 from medssl.errors import ConfigError, DataError
+from medssl.faults import faults_as
+from medssl.files import open_regular
 from medssl.volumes.cases.datalists import Listed, folders, from_dataset, read_json
 from medssl.volumes.cases.label_values import LabelValues, check_given, label_values
 from medssl.volumes.cases.patients import OWN, Whose, check_pattern, patients_of, refuse_divided
@@ -312,6 +314,8 @@ def header(path: Path) -> tuple[tuple[int, ...], NDArray[np.float64]]:
     from nibabel.filebasedimages import ImageFileError
 
     try:
+        with faults_as(DataError, f"{path} cannot be read"):
+            open_regular(path).close()
         image = nibabel.load(path)
         shape, affine = tuple(int(side) for side in image.shape), np.asarray(image.affine, np.float64)
     except (ImageFileError, OSError, ValueError, EOFError, AttributeError) as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from medssl.errors import ConfigError, DataError, MissingInput
+from medssl.faults import faults_as
 from medssl.volumes.cases.datalists import Listed
 
 _KNOWN = {
@@ -80,9 +81,9 @@ def _by_table(names: Sequence[str], path: Path) -> dict[str, Whose]:
     if not path.is_file():
         raise MissingInput(f"there is no file {path}. Give data.patients the path of a CSV file with the columns case and patient.")
     try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
+        with faults_as(DataError, f"{path} cannot be read"), path.open(encoding="utf-8-sig", newline="") as stream:
             rows = list(csv.DictReader(stream))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read as CSV: {error}") from error
     if rows and not {"case", "patient"} <= rows[0].keys():
         raise DataError(f"{path} has the columns {', '.join(map(str, rows[0]))}; data.patients needs case and patient.")

@@ -112,6 +112,8 @@ class CropLoader:
         Raises `ConfigError` where no volume holds the crop, and whatever `Store` raises.
         """
         self.store = store if isinstance(store, Store) else Store(store)
+        if self.store is not store:
+            self.store.check_finished("a `Store` instead of its path")
         self.plan = CropPlan(self.store, options)
         self.options, self.seed = options, seed
         self.channels = self.store.channels

@@ -72,6 +72,8 @@ class DataOptions(LoadOptions):
 
     store: str
     """Folder of the store (`medssl store ... --out FOLDER`)."""
+    unfinished: bool = False
+    """Train on what is there of a store that was not finished, instead of refusing it."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from medssl.config import BaseOptions, check
 from medssl.errors import ArchiveError, UsageError
+from medssl.faults import faults_as
+from medssl.files import holds_file
 from medssl.volumes.ingest.channels import ChannelOptions, Group, grouped, known_modality
 from medssl.volumes.ingest.writing import Incoming, Progress, StoreSummary, Unusable, write_store
 from medssl.volumes.preparation import Preparation, with_windows
@@ -94,14 +96,19 @@ def _indexes(sources: Sequence[str | Path], out: Path, workers: int) -> tuple[li
 
 def is_index(folder: Path) -> bool:
     """Is this the folder of an index, rather than a folder of images?"""
-    return (folder / "index.json").is_file() and (folder / "private").is_dir()
+    with faults_as(UsageError, f"{folder} cannot be read"):
+        return holds_file(folder / "index.json") and (folder / "private").is_dir()
 
 
 def from_index(
     index: Index, where: str | None = None, modality: str | None = None, options: ChannelOptions | None = None
 ) -> list[Incoming]:
     """The volumes of an index that SQL `where` selects, joined as `options` say and read when their turn comes; `modality` where the
-    index knows none."""
+    index knows none.
+
+    Raises `ArchiveError` where none of them could be read.
+    """
+    index.check_readable()
     options = options or ChannelOptions()
     return [_incoming(index, group, options, modality) for group in grouped(index, index.volumes(where), options, modality)]
 

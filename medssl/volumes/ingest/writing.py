@@ -13,6 +13,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -27,15 +28,19 @@ from numpy.typing import NDArray
 from medssl.archive import narrow
 from medssl.archive.geometry import to_ras, voxel_spacing
 from medssl.errors import DataError, MedsslError, StoreError, UsageError
+from medssl.faults import faults_as
+from medssl.files import LOCK, holds_file, is_plain_name, lock_folder, make_folder, others_in, take_folder
 from medssl.volumes.grid import as_spacing, resample, resample_labels
 from medssl.volumes.preparation import Channel, Preparation, statistics
 from medssl.volumes.store.frames import Codec, digest_of, encode
 from medssl.volumes.store.identity import content_of
 from medssl.volumes.store.reading import MANIFEST, Manifest, body_of, labels_path, read_manifest, stable_id, volume_path, write_file
 from medssl.volumes.store.table import SCHEMA, loose_rows, read_table, row_to_json
+from medssl.volumes.store.unfinished import FOLDER as UNFINISHED
+from medssl.volumes.store.unfinished import announced, forget_finished
 from medssl.volumes.unusable import why_unusable
 
-FOLDERS = ("volumes", "labels", "rows", "table")
+FOLDERS = ("volumes", "labels", "rows", "table", UNFINISHED)
 POINTS = 128
 """Foreground points kept a volume: where crops may be placed without scanning it."""
 CLASS_POINTS = 512
@@ -107,22 +112,31 @@ def write_store(
 ) -> StoreSummary:
     """Fill the store `out` with `incoming`; `axis` is what their channels count, when they are slices or frames.
 
-    Raises `UsageError` where `out` holds something else and `StoreError` where it cannot be written.
+    Until the last of them is there the store is unfinished (`Store.check_finished`). Raises `UsageError` where `out` holds something
+    else and `StoreError` where it cannot be written.
     """
-    folder = Path(out)
+    folder, items = Path(out), list(incoming)
+    _check_names(items)
     wanted = Manifest(spacing=as_spacing(spacing), preparation=preparation or Preparation(), axis=axis)
-    _open_folder(folder, wanted)
-    items = list(incoming)
-    done = _done(folder)
-    todo = [item for item in items if not _is_there(item, folder, done)]
-    left_out: dict[str, str] = {}
-    for number, (volume, reason) in enumerate(_work(todo, folder, wanted, codec, workers), 1):
-        if reason is not None:
-            left_out[volume] = reason
-        if progress is not None:
-            progress(len(items) - len(todo) + number, len(items))
-    _consolidate(folder)
+    with _opened(folder, wanted):
+        done = _done(folder)
+        todo = [item for item in items if not _is_there(item, folder, done)]
+        left_out: dict[str, str] = {}
+        with announced(folder, {item.volume: item.fingerprint for item in todo}):
+            for number, (volume, reason) in enumerate(_work(todo, folder, wanted, codec, workers), 1):
+                if reason is not None:
+                    left_out[volume] = reason
+                if progress is not None:
+                    progress(len(items) - len(todo) + number, len(items))
+            _consolidate(folder)
+        forget_finished(folder, read_table(folder))
     return StoreSummary(folder, len(items) - len(left_out), len(todo) - len(left_out), left_out)
+
+
+def _check_names(items: Sequence[Incoming]) -> None:
+    bad = next((item.volume for item in items if not is_plain_name(item.volume)), None)
+    if bad is not None:
+        raise UsageError(f"a volume cannot be stored under the name {ascii(bad)[:80]}: letters, digits, dots, dashes and underscores only.")
 
 
 def _done(folder: Path) -> dict[str, str]:
@@ -136,8 +150,27 @@ def _is_there(item: Incoming, folder: Path, done: dict[str, str]) -> bool:
     return done.get(item.volume) == item.fingerprint and all(path.is_file() for path in files)
 
 
-def _open_folder(folder: Path, wanted: Manifest) -> None:
-    if (folder / MANIFEST).is_file():
+@contextmanager
+def _opened(folder: Path, wanted: Manifest) -> Iterator[None]:
+    """The store's folder, made where it is missing, held beside other ingests of the same store."""
+    with faults_as(StoreError, f"the store {folder} cannot be made"):
+        known = _check_folder(folder, wanted)
+        if not known:
+            take_folder(folder)
+        for name in FOLDERS:
+            make_folder(folder / name)
+        held = lock_folder(folder, alone=False, swept=("", *FOLDERS))
+    try:
+        if not known:
+            write_file(folder / MANIFEST, wanted.model_dump_json(indent=1).encode())
+        yield
+    finally:
+        held.release()
+
+
+def _check_folder(folder: Path, wanted: Manifest) -> bool:
+    """Whether the folder is a store already, and the one that is wanted."""
+    if holds_file(folder / MANIFEST):
         found = read_manifest(folder)
         if found != wanted:
             raise UsageError(
@@ -145,17 +178,13 @@ def _open_folder(folder: Path, wanted: Manifest) -> None:
                 f"{'' if found.spacing != wanted.spacing else ', or with another preparation or other channels'}. "
                 "Use the same, or another --out."
             )
-        return
+        return True
     # Another process may just be making the same store: what it has made so far is nobody else's.
-    foreign = folder.is_dir() and any(path.name not in FOLDERS and MANIFEST not in path.name for path in folder.iterdir())
+    foreign = others_in(folder, lambda name: name in (*FOLDERS, LOCK, MANIFEST))
     if foreign or (folder.exists() and not folder.is_dir()):
-        raise UsageError(f"{folder} exists and is no store. Give an empty or new folder to --out.")
-    try:
-        for name in FOLDERS:
-            (folder / name).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"the store {folder} cannot be made: {error.strerror or error}. Choose another folder.") from error
-    write_file(folder / MANIFEST, wanted.model_dump_json(indent=1).encode())
+        holds = f" ({', '.join(foreign[:3])})" if foreign else ""
+        raise UsageError(f"{folder} exists and is no store{holds}. Give an empty or new folder to --out.")
+    return False
 
 
 def _shown(manifest: Manifest) -> str:
@@ -183,21 +212,29 @@ def _store_one(item: Incoming, folder: Path, manifest: Manifest, codec: Codec) -
     row: dict[str, Any] = dict.fromkeys(SCHEMA.names)
     row |= {name: getattr(item, name) for name in ("volume", "patient", "series", "modality", "fingerprint")} | {"points": b""}
     try:
-        channels, values, affine, labels, classes = _load(item, manifest)
+        found, files = _made(item, folder, manifest, codec)
     except (MedsslError, OSError, ValueError, EOFError, MemoryError, zlib.error) as error:
         row["reason"] = _reason(error)
     else:
-        row["content"] = content = content_of(values, affine, channels, labels)
-        file = encode(values, codec)
-        write_file(volume_path(folder, item.volume), file)
-        row |= _facts(content, channels, values, affine)
-        row |= {"bytes": len(file), "dtype": values.dtype.str[1:], "digest": digest_of(file)}
-        if labels is not None:
-            file = encode(labels[None], codec)
-            write_file(labels_path(folder, item.volume), file)
-            row |= _label_facts(content, labels, classes) | {"labels_digest": digest_of(file)}
+        for path, content in files.items():
+            write_file(path, content)
+        row |= found
     write_file(folder / "rows" / f"{item.volume}.json", row_to_json(row))
     return item.volume, row["reason"]
+
+
+def _made(item: Incoming, folder: Path, manifest: Manifest, codec: Codec) -> tuple[dict[str, Any], dict[Path, bytes]]:
+    """What the row says of a volume, and the content of its files."""
+    channels, values, affine, labels, classes = _load(item, manifest)
+    content = content_of(values, affine, channels, labels)
+    file = encode(values, codec)
+    files = {volume_path(folder, item.volume): file}
+    row = {"content": content, "bytes": len(file), "dtype": values.dtype.str[1:], "digest": digest_of(file)}
+    row |= _facts(content, channels, values, affine)
+    if labels is not None:
+        file = files[labels_path(folder, item.volume)] = encode(labels[None], codec)
+        row |= _label_facts(content, labels, classes) | {"labels_digest": digest_of(file)}
+    return row, files
 
 
 class Unusable(DataError):

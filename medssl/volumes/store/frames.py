@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest, xxh3_128_hexdigest
 
 from medssl.errors import MissingInput, StoreError
+from medssl.faults import fault, is_fault
 from medssl.files import open_regular
 
 Codec = Literal["lz4hc", "zstd"]
@@ -152,6 +153,8 @@ def _map(path: Path) -> mmap.mmap:
             f"the volume file {path} is gone: it was there when the store was made. Make the store again with `medssl store`."
         ) from error
     except (OSError, ValueError) as error:
+        if is_fault(error):
+            raise StoreError(fault(error, f"the volume file {path} cannot be read")) from error
         raise StoreError(f"the volume file {path} cannot be read: {error}. Delete it and make the store again.") from error
 
 

@@ -28,12 +28,14 @@ from pydantic import ValidationError, field_validator
 from medssl.archive.geometry import usable_spacing
 from medssl.config import BaseOptions
 from medssl.errors import MissingInput, StoreError
-from medssl.files import read_json, write_atomically
+from medssl.faults import fault, faults_as, is_fault
+from medssl.files import holds_file, read_json, write_atomically
 from medssl.volumes.grid import as_spacing
 from medssl.volumes.preparation import Channel, Line, Preparation, Statistics
 from medssl.volumes.store.frames import Damaged, FrameCache, FrameFile
 from medssl.volumes.store.identity import numbered
 from medssl.volumes.store.table import ROW_ERRORS, check_columns, damaged_table, read_table
+from medssl.volumes.store.unfinished import missing
 from medssl.volumes.unusable import LONGEST
 
 VERSION = 3
@@ -154,6 +156,15 @@ class Store:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Store, (self.folder, self._native, self._only)
+
+    def check_finished(self, told: str) -> None:
+        """`StoreError` where an ingest was cut off or is still under way; `told` is how to train on what is there all the same."""
+        left = missing(self.folder, read_table(self.folder))
+        if left:
+            raise StoreError(
+                f"the store {self.folder} was not finished: {len(left)} of its volumes are not there yet. Wait for the `medssl store` that "
+                f"is running, or run the same command again; {told} trains on the {len(self)} that are there."
+            )
 
     @property
     def volumes(self) -> tuple[StoredVolume, ...]:
@@ -365,11 +376,14 @@ def labels_path(folder: Path, volume: str) -> Path:
 def read_manifest(folder: Path) -> Manifest:
     """The checked content of `store.json`; raises `MissingInput` or `StoreError`."""
     path = folder / MANIFEST
-    if not path.is_file():
-        raise MissingInput(f"no store at {folder}. Make one with: medssl store SOURCE --out {folder}")
+    with faults_as(StoreError, f"the store {folder} cannot be read"):
+        if not holds_file(path):
+            raise MissingInput(f"no store at {folder}. Make one with: medssl store SOURCE --out {folder}")
     try:
         content = read_json(path)
     except (ValueError, OSError) as error:
+        if is_fault(error):
+            raise StoreError(fault(error, f"{path} cannot be read")) from error
         raise StoreError(f"{path} cannot be read: {error}. Make the store again in an empty folder.") from error
     version = content.get("version") if isinstance(content, dict) else None
     if type(version) is not int or version < 1:
@@ -403,7 +417,5 @@ def _remake(folder: Path, manifest: dict[str, Any]) -> str:
 
 def write_file(path: Path, content: bytes) -> None:
     """All of `content` under `path` or nothing; raises `StoreError`."""
-    try:
+    with faults_as(StoreError, f"{path} cannot be written", "What is stored already is good: run the same command again."):
         write_atomically(path, content)
-    except OSError as error:
-        raise StoreError(f"{path} cannot be written: {error.strerror or error}. Free space or choose another folder.") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from fnmatch import fnmatchcase
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from medssl.errors import StoreError
-from medssl.files import is_plain_name, read_json
+from medssl.faults import fault, is_fault
+from medssl.files import is_plain_name, open_regular, read_json
 
 _NUMBERS = pa.list_(pa.float64())
 SCHEMA = pa.schema(
@@ -60,12 +62,14 @@ def read_table(folder: Path) -> pa.Table:
     """The whole table sorted by volume, rows of an ingest under way included; of two rows of one volume the later counts."""
     try:
         loose = list(loose_rows(folder).values())
-        parts = [_part(path) for path in sorted((folder / "table").glob("part-*.parquet"))]
+        parts = [_part(path) for path in _files(folder / "table", "part-*.parquet")]
         table = pa.concat_tables([*parts, pa.Table.from_pylist(loose, SCHEMA)])
         names = table["volume"].to_pylist()
         if None in names:
             raise ValueError("a row names no volume")
     except ROW_ERRORS as error:
+        if isinstance(error, OSError) and is_fault(error):
+            raise StoreError(fault(error, f"the table of the store {folder} cannot be read")) from error
         raise damaged_table(folder, str(error)[:300]) from error
     if all(before < after for before, after in pairwise(names)):
         return table
@@ -73,9 +77,14 @@ def read_table(folder: Path) -> pa.Table:
     return table.take(pa.array([last[name] for name in sorted(last)], pa.int64()))
 
 
+def _files(folder: Path, pattern: str) -> list[Path]:
+    """Sorted. Unlike `glob` it does not take a folder that may not be read for an empty one."""
+    return sorted(path for path in folder.iterdir() if fnmatchcase(path.name, pattern)) if folder.is_dir() else []
+
+
 def _part(path: Path) -> pa.Table:
-    if not path.is_file():
-        raise OSError(f"{path.name} is not a regular file")
+    # pyarrow says of a file that may not be read that it is none, and waits for a pipe.
+    open_regular(path).close()
     table = pq.read_table(path, schema=SCHEMA, memory_map=True)
     table.validate(full=True)
     return table
@@ -84,7 +93,7 @@ def _part(path: Path) -> pa.Table:
 def loose_rows(folder: Path) -> dict[Path, dict[str, Any]]:
     """Rows of an ingest that is under way, by file; to be read before the table, into which another process may just move them."""
     rows = {}
-    for path in sorted((folder / "rows").glob("*.json")):
+    for path in _files(folder / "rows", "[!.]*.json"):
         with suppress(FileNotFoundError):
             rows[path] = _row(read_json(path))
     return rows

@@ -227,10 +227,10 @@ def _made(item: Incoming, folder: Path, manifest: Manifest, codec: Codec) -> tup
     """What the row says of a volume, and the content of its files."""
     channels, values, affine, labels, classes = _load(item, manifest)
     content = content_of(values, affine, channels, labels)
+    row = {"content": content, **_facts(content, channels, values, affine)}
     file = encode(values, codec)
     files = {volume_path(folder, item.volume): file}
-    row = {"content": content, "bytes": len(file), "dtype": values.dtype.str[1:], "digest": digest_of(file)}
-    row |= _facts(content, channels, values, affine)
+    row |= {"bytes": len(file), "dtype": values.dtype.str[1:], "digest": digest_of(file)}
     if labels is not None:
         file = files[labels_path(folder, item.volume)] = encode(labels[None], codec)
         row |= _label_facts(content, labels, classes) | {"labels_digest": digest_of(file)}
@@ -340,11 +340,10 @@ def foreground_box(body: NDArray[np.bool_]) -> tuple[tuple[int, ...], tuple[int,
 def sample_points(body: NDArray[np.bool_], count: int, seed: int) -> NDArray[np.int64]:
     """(up to `count`, D) true voxels, evenly drawn by `seed`."""
     stream = np.random.Generator(np.random.Philox(seed))
-    flat = body.reshape(-1)
-    tried = np.unique(stream.integers(0, flat.size, 64 * count))
-    hits = tried[flat[tried]]
+    tried = np.unique(stream.integers(0, body.size, 64 * count))
+    hits = tried[body[np.unravel_index(tried, body.shape)]]
     if len(hits) < count:
-        hits = np.flatnonzero(flat)
+        hits = np.flatnonzero(body)
     chosen = stream.permutation(hits)[:count]
     return np.stack(np.unravel_index(chosen, body.shape), axis=1)
 

@@ -1,4 +1,4 @@
-"""`medssl store`: volumes ready to be cropped."""
+"""`medssl store`, `verify` and `show`: volumes ready to be cropped."""
 
 from __future__ import annotations
 
@@ -69,3 +69,55 @@ def _refuse_nothing(summary: StoreSummary) -> None:
     if not summary.volumes:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(summary.rejected.items()))
         raise StoreError(f"the store {summary.folder} holds none of these volumes: {reasons}. Nothing can be trained on it.")
+
+
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="STORE", help="A store.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Read a store whole and compare it with its checksums and its table; changes nothing. Ends with 1 where something is wrong."""
+    from medssl.volumes import Store
+    from medssl.volumes.store.verifying import verify as look
+
+    with counting("verifying volumes") as report:
+        found = look(Store(folder), progress=report)
+    if as_json:
+        print_json(found.document())
+    elif found.bad:
+        print_table("Damaged", ("volume", "what is wrong"), sorted(found.bad.items()))
+    if found.strangers:
+        say(f"{len(found.strangers)} files belong to no volume and are never read, such as {found.strangers[0]}.")
+    if not found.sound:
+        left = f", {found.unfinished} not stored yet" if found.unfinished else ""
+        raise StoreError(f"{folder}: {len(found.bad)} of {found.volumes} volumes are damaged{left}. Run `medssl store` again.")
+    say(f"{found.volumes} volumes in {folder}, all as they were written.")
+
+
+def show(
+    folder: Annotated[Path, typer.Argument(metavar="STORE", help="A store.")],
+    picture: Annotated[
+        Path | None, typer.Option("--picture", metavar="FILE", help="Write slices with the box of the foreground, and histograms, as PNG.")
+    ] = None,
+    rows: Annotated[int, typer.Option(metavar="N", min=1, max=64, help="Volumes in the picture.")] = 8,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Say what a store holds: volumes, patients, sizes, spacings and values by modality, and why others were left out."""
+    from medssl.volumes import Store
+    from medssl.volumes.showing import kinds, write_sheet
+
+    opened = Store(folder)
+    found, left_out = kinds(opened), opened.left_out()
+    if as_json:
+        print_json({"store": str(folder), "kinds": [kind.document() for kind in found], "left_out": left_out})
+    else:
+        columns = ("modality", "channels", "volumes", "patients", "sides", "spacing in mm", "low, mean, high, deviation")
+        shown = [
+            (kind.modality, ", ".join(kind.channels), kind.volumes, kind.patients, " | ".join(kind.shape), " | ".join(kind.spacing))
+            for kind in found
+        ]
+        values = [", ".join(f"{value:.4g}" for value in kind.values) for kind in found]
+        print_table(f"{folder}: smallest, median and largest", columns, [(*row, value) for row, value in zip(shown, values, strict=True)])
+        if left_out:
+            print_table("Left out", ("volume", "reason"), sorted(left_out.items())[:MANY])
+    if picture is not None:
+        say(f"wrote {write_sheet(opened, picture, rows)}")

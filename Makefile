@@ -48,6 +48,10 @@ test-all: lint ## lint and every test
 bench-training: install ## training beside busy jobs and alone, the engine beside a plain loop; wants a quiet machine
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.training
 
+.PHONY: bench-volumes
+bench-volumes: install ## crops, batches, writing, resampling and opening beside a copy in memory and beside peers
+	PYTHONPATH=tests $(BIN)/python -m benchmarks.volumes
+
 .PHONY: format
 format: install ## let ruff format and mend what it can
 	$(BIN)/ruff format .

@@ -44,6 +44,14 @@ test: lint ## lint and every test that is not marked slow
 test-all: lint ## lint and every test
 	$(BIN)/python -m pytest -m ''
 
+.PHONY: test-lowest
+test-lowest: install ## the story on the lowest versions that pyproject.toml allows
+	$(BIN)/python -m pytest -m slow -k lowest tests/packaging/test_versions.py
+
+.PHONY: test-newest
+test-newest: install ## the story on the newest versions, on each of Python 3.11 to 3.13 in PATH
+	$(BIN)/python -m pytest -m slow -k highest tests/packaging/test_versions.py
+
 .PHONY: bench-training
 bench-training: install ## training beside busy jobs and alone, the engine beside a plain loop; wants a quiet machine
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.training

@@ -3,6 +3,9 @@
 Every error also inherits the natural builtin, so callers who know nothing of medssl catch it as they would any other.
 """
 
+RESUME = "--resume (in Python resume=True)"
+"""How a run goes on, for messages."""
+
 
 class MedsslError(Exception):
     """Root of the family. The command line prints the message alone and exits with `exit_code`."""

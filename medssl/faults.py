@@ -13,6 +13,11 @@ from pathlib import Path
 
 from medssl.errors import MedsslError
 
+if sys.platform != "win32":
+    # At once: when they are needed there may be no memory left to load them.
+    import pwd
+    import resource
+
 _ELSEWHERE = "Make room there, or name a folder on another disk."
 _BROKEN = "Look after the disk, or the network that it is reached by."
 _OPEN_FILES = "Raise the limit (ulimit -n)."
@@ -28,7 +33,10 @@ _ADVICE = {
     errno.EIO: _BROKEN,
     errno.ESTALE: _BROKEN,
 }
-_MEMORY = re.compile(r"failed to map segment|can(not|'t|’t) allocate memory|not enough memory|bad_alloc", re.IGNORECASE)
+# The last is what oneDNN says.
+_MEMORY = re.compile(
+    r"failed to map segment|can(not|'t|’t) allocate memory|not enough memory|bad_alloc|could not create a primitive", re.IGNORECASE
+)
 _THREADS = re.compile(r"can't start new thread", re.IGNORECASE)
 
 
@@ -88,8 +96,6 @@ def _lacks(error: BaseException) -> tuple[str, str] | None:
 def _limit(name: str, text: str) -> str:
     if sys.platform == "win32":
         return ""
-    import resource
-
     limit = resource.getrlimit(getattr(resource, name))[0]
     return "" if limit == resource.RLIM_INFINITY else text.format(limit)
 
@@ -99,8 +105,8 @@ def _user() -> str:
 
 
 def _name(uid: int) -> str:
-    import pwd
-
+    if sys.platform == "win32":
+        return str(uid)
     try:
         return f"{pwd.getpwuid(uid).pw_name} (uid {uid})"
     except KeyError:
@@ -122,5 +128,4 @@ def _barrier(name: object) -> str:
         there = found.stat()
     except OSError:
         return f": {found}"
-    owner = "" if sys.platform == "win32" else f", of user {_name(there.st_uid)}"
-    return f": {found} is {stat.filemode(there.st_mode)}{owner}"
+    return f": {found} is {stat.filemode(there.st_mode)}, of user {_name(there.st_uid)}"

@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
+from threading import Lock
 from typing import Any, BinaryIO
 from uuid import uuid4
 
@@ -187,6 +188,25 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+Identity = tuple[int, int]
+"""Device and number of a folder."""
+
+
+@dataclass
+class _Held:
+    """What this process holds of one folder, by however many of its threads."""
+
+    process: int
+    descriptor: int
+    alone: bool
+    users: int = 1
+
+
+_HELD: dict[Identity, _Held] = {}
+"""The system's locks are between processes, and end with the first descriptor of the file that is closed: so each folder has one."""
+_GUARD = Lock()
+
+
 @dataclass(frozen=True)
 class FolderLock:
     """A folder that this process holds until it releases it or ends, however it ends; processes that it starts do not inherit it."""
@@ -194,12 +214,16 @@ class FolderLock:
     folder: Path
     descriptor: int
     """Of the lock's file."""
-    identity: tuple[int, int]
-    """Device and number of the folder."""
+    identity: Identity
 
     def release(self) -> None:
         """Let others have it."""
-        os.close(self.descriptor)
+        with _GUARD:
+            held = _HELD[self.identity]
+            held.users -= 1
+            if not held.users:
+                os.close(held.descriptor)
+                del _HELD[self.identity]
 
     def moved(self) -> str | None:
         """What happened to the folder since it was locked; None where it is still at its place."""
@@ -221,14 +245,23 @@ def lock_folder(folder: Path, *, alone: bool = True, swept: Sequence[str] = ("",
 
     Whoever finds nobody else sweeps the folders `swept` below it.
     """
-    descriptor = _lock_file(folder / LOCK)
-    try:
-        here = folder.stat()
-        _hold(folder, descriptor, alone, swept)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return FolderLock(folder, descriptor, (here.st_dev, here.st_ino))
+    here = folder.stat()
+    identity = here.st_dev, here.st_ino
+    with _GUARD:
+        held = _HELD.get(identity)
+        if held is not None and held.process == os.getpid():
+            if alone or held.alone:
+                raise Busy(f"process {held.process}")
+            held.users += 1
+            return FolderLock(folder, held.descriptor, identity)
+        descriptor = _lock_file(folder / LOCK)
+        try:
+            _hold(folder, descriptor, alone, swept)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        _HELD[identity] = _Held(os.getpid(), descriptor, alone)
+    return FolderLock(folder, descriptor, identity)
 
 
 def _lock_file(path: Path) -> int:

@@ -30,6 +30,7 @@ from medssl.config import check
 from medssl.contracts import Crops, DenseHead, Draw, NetworkInfo, PooledHead, PretextBatch, PretextTask
 from medssl.errors import ConfigError, DataError
 from medssl.learn.objective import part_of_mean
+from medssl.learn.promises import calling, check_batch, check_built, check_class, check_loss, check_own_rows, check_prediction
 from medssl.plugins import Plugins, blame
 from medssl.train.checkpoint import find_checkpoint
 from medssl.transfer import load_pretrained
@@ -113,8 +114,9 @@ class PretextTaskd(Randomizable, MapTransform):  # type: ignore[misc]
             raise DataError(f"'{key}' has shape {tuple(tensor.shape)}; {type(self).__name__} needs (C, *size) with 2 or 3 spatial sides.")
         crops = _one_crop(tensor, image)
         task = self._task_for(tensor)
-        with torch.no_grad(), blame(self.task, "make"):
+        with torch.no_grad(), calling(task, self.task.name, "make", crops):
             batch = task.make(crops, Draw(self._seed, 0, crops.index, f"{self.task.name}/{key}", tensor.device))
+        check_batch(batch, task, self.task.name, crops, task.head())
         if batch.visible is not None:
             raise ConfigError(f"'{self.task.name}' leaves tokens out of the encoder. {ELSEWHERE}")
         return batch
@@ -246,6 +248,7 @@ class PretextLoss(nn.Module):
         cls = _task_class(task)
         checked = check(cls.Options, options, f"options of '{cls.name}'")
         self.task = _build(cls, checked, network or _unknown_network(spatial_dims, channels))
+        self._tried = False
 
     @property
     def outputs(self) -> int:
@@ -264,11 +267,22 @@ class PretextLoss(nn.Module):
             raise DataError(f"the batch has no '{self.target_key}'. Give PretextLoss the target_key of PretextTaskd.")
         weight = item.get(self.weight_key) if weight is None else weight
         batch = PretextBatch(None, _plain(item[self.target_key]), None if weight is None else _plain(weight), **self._further(item))
-        with blame(type(self.task), "loss"):
-            losses = self.task.loss(_plain(prediction), batch)
+        losses = self._losses(_plain(prediction), batch)
         if batch.answerable is None:
             return losses.mean()
         return part_of_mean(losses, batch.answerable, batch.answerable.sum())
+
+    def _losses(self, prediction: Tensor, batch: PretextBatch) -> Tensor:
+        """(B,) the task's loss of an answer that fits the target; whether samples stay apart is tried with the first batch."""
+        task, key = self.task, self.task.name
+        check_prediction(prediction, task, key, batch.target)
+        with calling(task, key, "loss"):
+            losses = task.loss(prediction, batch)
+        check_loss(losses, task, key, "loss()", batch.target)
+        if not self._tried:
+            check_own_rows(task.loss, task, key, prediction.detach(), batch)
+            self._tried = True
+        return losses
 
     def _further(self, item: Mapping[Any, Any]) -> dict[str, Any]:
         """What `PretextTaskd` put beside the target."""
@@ -303,12 +317,32 @@ def _further(batch: PretextBatch) -> dict[str, Tensor]:
 
 
 def _build(cls: type[PretextTask], options: Any, network: NetworkInfo) -> PretextTask:
+    check_class(cls, PretextTask)
     with blame(cls, "__init__"):
-        return cls(options, network)
+        built = cls(options, network)
+    check_built(built, cls.name)
+    return built
 
 
 def _unknown_network(spatial_dims: int, channels: int) -> NetworkInfo:
     return NetworkInfo(spatial_dims, channels, embedding_width=1, feature_width=1, strides=(1,) * spatial_dims)
+
+
+class _Unsaid:
+    """Stands in `Crops` for what an item of a MONAI pipeline does not say; using it is an error, where a made-up number would be a lie."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def _refuse(self, *_: Any, **__: Any) -> Any:
+        raise ConfigError(f"the task reads crops.{self._what}, which the items of a MONAI pipeline do not say. {ELSEWHERE}")
+
+    __getattr__ = __getitem__ = __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _refuse
+    __lt__ = __le__ = __gt__ = __ge__ = __neg__ = __len__ = __iter__ = __float__ = __bool__ = _refuse
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        next(one for one in (*args, *(kwargs or {}).values()) if isinstance(one, cls))._refuse()
 
 
 def _one_crop(tensor: Tensor, image: Any) -> Crops:
@@ -318,6 +352,10 @@ def _one_crop(tensor: Tensor, image: Any) -> Crops:
     affine, extent = torch.zeros(1, 3, dims + 1), torch.zeros(1, 3)
     affine[0, :dims, :dims] = torch.diag(spacing)
     extent[0, :dims] = spacing * torch.tensor(tensor.shape[1:])
+    unsaid: dict[str, Any] = {
+        "rescale": _Unsaid("rescale, the true values of the images"),
+        "inside": _Unsaid("inside, the share of a crop that is body"),
+    }
     return Crops(
         images=tensor[None],
         channels=tuple(f"channel {number}" for number in range(tensor.shape[0])),
@@ -327,8 +365,7 @@ def _one_crop(tensor: Tensor, image: Any) -> Crops:
         group=zero,
         affine=affine,
         extent=extent,
-        rescale=torch.tensor([1.0, 0.0]).expand(1, tensor.shape[0], 2).clone(),
-        inside=torch.ones(1),
+        **unsaid,
     )
 
 

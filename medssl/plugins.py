@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
+from itertools import takewhile
+from traceback import walk_tb
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -33,9 +35,37 @@ GROUP = "medssl"
 CORE = "medssl"
 KNOWN_PACKAGES = {
     "inpainting": "medssl-inpainting",
+    "context-encoder": "medssl-inpainting",
+    "restoration": "medssl-inpainting",
+    "masked-autoencoder": "medssl-inpainting",
     "relative-position": "medssl-placement",
+    "jigsaw": "medssl-placement",
+    "position": "medssl-placement",
+    "volume-contrast": "medssl-placement",
+    "slice-order": "medssl-ordering",
+    "order-verification": "medssl-ordering",
+    "frame-order": "medssl-ordering",
+    "next-slice": "medssl-ordering",
+    "colorization": "medssl-colorization",
+    "cross-modality": "medssl-colorization",
+    "autoencoder": "medssl-corruption",
+    "denoising": "medssl-corruption",
+    "rotation": "medssl-rotation",
+    "region-matching": "medssl-regions",
     "agreement": "medssl-consistency",
+    "uda": "medssl-consistency",
+    "simclr": "medssl-consistency",
+    "moco": "medssl-consistency",
+    "moco-v3": "medssl-consistency",
+    "pirl": "medssl-consistency",
+    "byol": "medssl-consistency",
     "simsiam": "medssl-consistency",
+    "vicreg": "medssl-consistency",
+    "barlow": "medssl-consistency",
+    "dino": "medssl-consistency",
+    "ibot": "medssl-consistency",
+    "dense-agreement": "medssl-consistency",
+    "voxel-contrast": "medssl-consistency",
 }
 """Names that our own plugin packages bring: what an error tells a user to install. The core imports none of them."""
 
@@ -81,11 +111,7 @@ class Plugins:
         `extra` registers further objects with hook implementations by name, as tests and notebooks do.
         """
         plugins = cls()
-        disabled, only = _names(environ.get("MEDSSL_DISABLE")), _names(environ.get("MEDSSL_ONLY"))
-        for entry, provider in installed():
-            names = {provider.plugin, provider.package}
-            if names & disabled or (only and provider.package != CORE and not names & only):
-                continue
+        for entry, provider in _wanted(environ):
             plugins._load_entry(entry, provider)
         for name, module in (extra or {}).items():
             plugins.register(module, Provider(name, name, "in this process"))
@@ -110,11 +136,11 @@ class Plugins:
         try:
             module: ModuleType = entry.load()
             self.register(module, provider)
-        except Exception as error:  # noqa: BLE001 - whatever a stranger's package raises must not stop the others
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a stranger's package raises must not stop the others
             self.broken.append(Broken(provider, f"{type(error).__name__}: {error}"))
             warnings.warn(
                 f"plugin '{provider.plugin}' of {provider} cannot be loaded and is left out: {type(error).__name__}: {error}. "
-                f"Reinstall or remove the package, or set MEDSSL_DISABLE={provider.plugin}.",
+                f"Reinstall or remove the package, or set MEDSSL_DISABLE={_disabling(provider)}.",
                 PluginWarning,
                 stacklevel=3,
             )
@@ -148,7 +174,7 @@ class Plugins:
                 if scheme in found:
                     raise PluginError(
                         f"archives of the scheme '{scheme}:' are opened by two packages, by {found[scheme][1]} and by {provider}. "
-                        f"Leave one out with MEDSSL_DISABLE={provider.plugin}."
+                        f"{_leave_out(provider, found[scheme][1])}"
                     )
                 found[scheme] = (cls, provider)
         return {scheme: cls for scheme, (cls, _) in found.items()}
@@ -197,7 +223,7 @@ class Plugins:
                 if cls.name in found:
                     raise PluginError(
                         f"'{cls.name}' is offered twice, by {found[cls.name][1]} and by {provider}. "
-                        f"Leave one out with MEDSSL_DISABLE={provider.plugin}."
+                        f"{_leave_out(provider, found[cls.name][1])}"
                     )
                 found[cls.name] = (cls, provider)
         return found
@@ -227,17 +253,35 @@ def blame(provider: Provider | type[Any], doing: str) -> Iterator[None]:
         yield
     except MedsslError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         who = provider if isinstance(provider, Provider) else provider_of(provider)
         raise PluginError(f"plugin '{who.plugin}' ({who}) failed in {doing}: {type(error).__name__}: {error}") from error
 
 
+def plugin_at_fault(error: BaseException) -> Provider | None:
+    """The installed plugin whose code an exception came through last; None where it was raised without any."""
+    modules = {entry.module.partition(".")[0]: provider for entry, provider in installed() if provider.package != CORE}
+    found = None
+    for frame, _ in walk_tb(error.__traceback__):
+        found = modules.get(str(frame.f_globals.get("__name__", "")).partition(".")[0], found)
+    return found
+
+
 def provider_of(cls: type[Any]) -> Provider:
-    """The installed package that a class comes from, by its top-level module."""
-    top = cls.__module__.partition(".")[0]
-    package = next(iter(_distributions().get(top, ())), None)
+    """The installed package that a class comes from: that of the nearest entry point, else of its top-level module."""
     name = str(getattr(cls, "name", cls.__name__))
-    return Provider(name, package or top, metadata.version(package) if package else "not installed as a package")
+    parts = cls.__module__.split(".")
+    # Editable installs list no modules of theirs, but their entry points name them.
+    near = max(installed(), key=lambda pair: _shared(pair[0].module.split("."), parts), default=None)
+    if near is not None and _shared(near[0].module.split("."), parts):
+        return Provider(name, near[1].package, near[1].version)
+    package = next(iter(_distributions().get(parts[0], ())), None)
+    return Provider(name, package or parts[0], metadata.version(package) if package else "not installed as a package")
+
+
+def _shared(one: Sequence[str], other: Sequence[str]) -> int:
+    """How many parts two dotted names have in common from their start."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 @lru_cache(maxsize=1)
@@ -252,6 +296,33 @@ def installed() -> list[tuple[metadata.EntryPoint, Provider]]:
         package, version = (entry.dist.name, entry.dist.version) if entry.dist else ("unknown", "0")
         found.append((entry, Provider(entry.name, package, version)))
     return sorted(found, key=lambda pair: (pair[1].package != CORE, pair[1].package, pair[1].plugin))
+
+
+def _wanted(environ: Mapping[str, str]) -> Iterator[tuple[metadata.EntryPoint, Provider]]:
+    """What is installed, minus `MEDSSL_DISABLE`, or only `MEDSSL_ONLY` beside the core's own."""
+    disabled, only = _names(environ.get("MEDSSL_DISABLE")), _names(environ.get("MEDSSL_ONLY"))
+    for entry, provider in installed():
+        names = {provider.plugin, provider.package}
+        if not names & disabled and (not only or provider.package == CORE or names & only):
+            yield entry, provider
+
+
+def plugin_modules(environ: Mapping[str, str] = os.environ) -> frozenset[str]:
+    """The top-level modules of the installed plugins, the core's own aside; nothing is imported."""
+    return frozenset(entry.module.partition(".")[0] for entry, provider in _wanted(environ) if provider.package != CORE)
+
+
+def _disabling(provider: Provider) -> str:
+    """What `MEDSSL_DISABLE` must be to leave out this plugin and no other."""
+    same = [other for _, other in installed() if other.plugin == provider.plugin]
+    return provider.plugin if len(same) < 2 else provider.package
+
+
+def _leave_out(*doubled: Provider) -> str:
+    """What to do about two of them: the core's own stay, and what was handed over in this process has no name outside it."""
+    known = [provider for _, provider in installed() if provider.package != CORE]
+    answer = next((_disabling(provider) for provider in doubled if provider in known), None)
+    return f"Leave one out with MEDSSL_DISABLE={answer}." if answer else "Leave one out."
 
 
 def _names(value: str | None) -> frozenset[str]:

@@ -32,6 +32,10 @@ class RunState:
     """The named losses and measures of the last step."""
     skipped: int = 0
     """Steps left out because a loss or a gradient was not finite."""
+    skipping: int = 0
+    """Those of them that came last, in a row; 0 where the last step was taken."""
+    changed: list[dict[str, Any]] = field(default_factory=list)
+    """What was changed when the run was resumed: `step` it went on from, `key`, what it was `before` and is `now`."""
     best: Best = field(default_factory=Best)
     """The best evaluation on validation cases."""
 
@@ -41,12 +45,12 @@ class Run:
     """One training with its folder. `medssl_handlers(run)` receives it before the first step."""
 
     folder: Path
-    config: BaseModel
+    config: BaseModel = field(repr=False)
     """The resolved configuration."""
-    objective: nn.Module
+    objective: nn.Module = field(repr=False)
     """What is trained; `objective.network` is the plain network."""
     state: RunState
-    report: Any = None
+    report: Any = field(default=None, repr=False)
     """What was loaded from a pretrained checkpoint (`medssl.transfer.LoadReport`); None from scratch or after a resume."""
 
     @property

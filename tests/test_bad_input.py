@@ -95,7 +95,6 @@ def test_an_empty_folder(command: tuple[str], folder: Path, refused: Refusal) ->
         ("tasks.0.ratio=7", "ratio"),
         ("network.name=SegResNett", "Did you mean 'SegResNet'"),
         ("network.options.init_filterz=8", "init_filters"),
-        ("data.size=[64, 64, 64]", "24"),
         ("data.size=[15, 16, 16]", "15"),
         ("data.size=[16, 16, 16, 16]", "size"),
         ("data.store=nowhere", "medssl store"),

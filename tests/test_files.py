@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -145,6 +146,41 @@ def test_leftovers_are_swept_by_the_next_who_finds_nobody_else(tmp_path: Path) -
         other.wait()
     lock_folder(tmp_path, alone=False, swept=("", "inner", "none")).release()
     assert not any(path.exists() for path in left)
+
+
+def test_within_a_process_a_folder_is_held_alone_or_together_too(tmp_path: Path) -> None:
+    left = temporary_beside(tmp_path / "a")
+    first = lock_folder(tmp_path)
+    for alone in (True, False):
+        with pytest.raises(Busy, match=f"process {os.getpid()}"):
+            lock_folder(tmp_path, alone=alone)
+    first.release()
+    one = lock_folder(tmp_path, alone=False)
+    left.touch()
+    other = lock_folder(tmp_path, alone=False)
+    assert left.exists()
+    one.release()
+    code = "import sys; from pathlib import Path; from medssl.files import lock_folder\nlock_folder(Path(sys.argv[1]))"
+    held = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True)
+    assert f"Busy: process {os.getpid()}" in held.stderr
+    other.release()
+    subprocess.run([sys.executable, "-c", code, tmp_path], check=True)
+    assert not left.exists()
+
+
+def test_a_process_that_was_forked_does_not_keep_the_lock(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, time; from pathlib import Path; from medssl.files import lock_folder\n"
+        "held = lock_folder(Path(sys.argv[1]))\n"
+        "if os.fork() == 0: time.sleep(30)\n"
+        "else: print('in', flush=True); time.sleep(30)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, text=True, start_new_session=True) as parent:
+        assert parent.stdout is not None and parent.stdout.readline() == "in\n"
+        parent.kill()
+        parent.wait()
+        lock_folder(tmp_path).release()
+        os.killpg(parent.pid, signal.SIGKILL)
 
 
 def test_a_disk_without_locks_is_used_with_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

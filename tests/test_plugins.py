@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -10,10 +11,11 @@ from torch import Tensor
 
 from medssl import hookimpl
 from medssl.archive import ArchiveSource
+from medssl.cli import main
 from medssl.config import BaseOptions
 from medssl.contracts import Crops, DenseHead, Draw, PretextBatch, PretextTask
 from medssl.errors import PluginError
-from medssl.plugins import CORE, Plugins, blame, installed
+from medssl.plugins import CORE, Plugins, Provider, blame, installed, plugin_at_fault, provider_of
 
 ONLY_CORE = {"MEDSSL_ONLY": "none-of-these"}
 
@@ -57,16 +59,19 @@ def test_two_providers_of_one_name_are_refused_and_both_are_named() -> None:
         Plugins.load({"first": offering(Copy), "second": offering(Copy)}, environ=ONLY_CORE).tasks()
 
 
+def source_class(name: str, schemes: object = ("pacs",)) -> type[ArchiveSource]:
+    return type(name, (ArchiveSource,), {"name": name, "schemes": schemes})
+
+
 def source(name: str, schemes: object) -> SimpleNamespace:
-    cls = type(name, (ArchiveSource,), {"name": name, "schemes": schemes})
-    return SimpleNamespace(medssl_archive_sources=hookimpl(lambda: [cls]))
+    return SimpleNamespace(medssl_archive_sources=hookimpl(lambda: [source_class(name, schemes)]))
 
 
 def test_two_providers_of_one_archive_scheme_are_refused_and_both_are_named() -> None:
     offered = {"first": source("pacs", ("dicomweb", "qido")), "second": source("other", ("wado", "dicomweb"))}
     for name in ("first", "second"):
         assert "dicomweb" in Plugins.load({name: offered[name]}, environ=ONLY_CORE).sources()
-    with pytest.raises(PluginError, match=r"'dicomweb:' .* by first .* and by second .*MEDSSL_DISABLE=second"):
+    with pytest.raises(PluginError, match=r"'dicomweb:' .* by first .* and by second"):
         Plugins.load(offered, environ=ONLY_CORE).sources()
     with pytest.raises(PluginError, match=r"'zip:' .* by medssl .* and by mine"):
         Plugins.load({"mine": source("packed", ("zip",))}, environ=ONLY_CORE).sources()
@@ -112,6 +117,37 @@ def test_what_a_plugin_raises_is_blamed_on_its_package() -> None:
         plugins.tasks()
 
 
+def test_a_plugin_that_ends_the_process_is_blamed_too() -> None:
+    with pytest.raises(PluginError, match="failed in loss: SystemExit: 3"), blame(Copy, "loss"):
+        raise SystemExit(3)
+
+
+def test_the_package_of_a_class_is_known_also_where_it_is_installed_from_a_checkout() -> None:
+    offered = Plugins.load().offered()
+    assert offered
+    for name, (_, cls, provider) in offered.items():
+        assert (provider_of(cls).package, provider_of(cls).version) == (provider.package, provider.version), name
+    assert provider_of(type("Mine", (), {"__module__": "__main__"})).version == "not installed as a package"
+
+
+@pytest.mark.parametrize(
+    ("entries", "hint"),
+    [
+        ({"acme": "brighter", "other": "darker"}, "MEDSSL_DISABLE=darker"),
+        ({"acme": "same", "other": "same"}, "MEDSSL_DISABLE=other"),
+        ({CORE: "archive", "other": "darker"}, "MEDSSL_DISABLE=darker"),
+        ({"other": "darker", CORE: "archive"}, "MEDSSL_DISABLE=darker"),
+    ],
+)
+def test_the_hint_leaves_out_one_plugin_and_never_the_core(entries: dict[str, str], hint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (Provider(plugin, package, "1") for package, plugin in entries.items())
+    monkeypatch.setattr("medssl.plugins.installed", lambda: [(None, first), (None, second)])
+    plugins = Plugins()
+    monkeypatch.setattr(plugins, "_named", lambda _: {"a": (source_class("a"), first), "b": (source_class("b"), second)})
+    with pytest.raises(PluginError, match=f"are opened by two packages.*{hint}\\."):
+        plugins.sources()
+
+
 def test_blame_lets_our_own_errors_through_and_names_the_class_otherwise() -> None:
     with pytest.raises(PluginError, match="copy"), blame(Copy, "loss of task 'copy'"):
         raise ValueError("shape")
@@ -145,3 +181,22 @@ def test_drawing_leaves_the_global_generator_alone() -> None:
     before = torch.get_rng_state()
     Draw(0, 0, [0, 1], "t").normal(5)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def raised_in_a_plugin() -> None:
+    from medssl_inpainting import Inpainting
+
+    Inpainting.loss(object(), torch.zeros(1), object())  # type: ignore[arg-type]
+
+
+def test_an_exception_that_nobody_caught_is_its_plugins_fault(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(AttributeError) as raised:
+        raised_in_a_plugin()
+    provider = plugin_at_fault(raised.value)
+    assert provider is not None and provider.package == "medssl-inpainting"
+    assert plugin_at_fault(ValueError("of nobody")) is None
+    for fault, who in ((raised_in_a_plugin, r"the plugin 'inpainting' \(medssl-inpainting "), (lambda: 1 / 0, "medssl:")):
+        monkeypatch.setattr("medssl.cli.app.app", lambda *_, fault=fault, **__: fault())
+        with pytest.raises(SystemExit):
+            main(["doctor"])
+        assert re.search(f"This is a fault in {who}", capsys.readouterr().err)

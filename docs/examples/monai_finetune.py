@@ -11,7 +11,16 @@ import torch
 from monai.data import DataLoader, Dataset
 from monai.losses import DiceCELoss
 from monai.networks.nets import SegResNet
-from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd, RandCropByPosNegLabeld, SpatialPadd
+from monai.transforms import (
+    Compose,
+    EnsureChannelFirstd,
+    Identityd,
+    LoadImaged,
+    Orientationd,
+    RandCropByPosNegLabeld,
+    Spacingd,
+    SpatialPadd,
+)
 from monai.utils import set_determinism
 
 from medssl.monai import PrepareImaged, load_pretrained
@@ -30,14 +39,17 @@ def main(arguments: list[str] | None = None) -> list[float]:
     """Fine-tune, save the network's weights, and return the mean loss of each epoch."""
     given = parser.parse_args(arguments)
     set_determinism(0)
+    both, prepare = ["image", "label"], PrepareImaged("image", given.checkpoint)  # intensities as in the pretraining
     transforms = Compose(
         [
-            LoadImaged(["image", "label"]),
-            EnsureChannelFirstd(["image", "label"]),
-            Orientationd(["image", "label"], axcodes="RAS"),
-            PrepareImaged("image", given.checkpoint),  # intensities as in the pretraining
-            SpatialPadd(["image", "label"], [given.size] * 3),
-            RandCropByPosNegLabeld(["image", "label"], "label", [given.size] * 3, num_samples=2),
+            LoadImaged(both),
+            EnsureChannelFirstd(both),
+            Orientationd(both, axcodes="RAS"),
+            # voxels as in the pretraining, where it resampled its volumes
+            Spacingd(both, prepare.spacing, mode=("bilinear", "nearest")) if prepare.spacing else Identityd(both),
+            prepare,
+            SpatialPadd(both, [given.size] * 3),
+            RandCropByPosNegLabeld(both, "label", [given.size] * 3, num_samples=2),
         ]
     )
     files = [{"image": path, "label": given.labels / path.name} for path in sorted(given.images.glob("*.nii.gz"))]

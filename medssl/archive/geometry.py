@@ -15,10 +15,8 @@ from numpy.typing import NDArray
 
 Float = NDArray[np.float64]
 
-RELATIVE = 0.01
-"""Share of the slice spacing by which a slice may lie off its place in a regular run."""
-ABSOLUTE = 0.01
-"""Millimetres by which it always may."""
+SAME_PLACE = 0.01
+"""Millimetres along the normal by which slices at one place may differ."""
 COSINE = 1e-3
 """Largest difference of direction cosines that still counts as one orientation."""
 
@@ -28,15 +26,6 @@ FARTHEST = 1e6
 """Millimetres from the origin at which a voxel of a body can lie."""
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-
-
-@dataclass(frozen=True)
-class Run:
-    """Slices at equal distances: indices into the sorted positions, the first position and the step between slices (LPS mm)."""
-
-    slices: tuple[int, ...]
-    origin: Float
-    step: Float
 
 
 def usable_spacing(spacing: Sequence[float]) -> bool:
@@ -144,90 +133,6 @@ def sort_along_normal(positions: Float, normal: Float) -> NDArray[np.int64]:
     return np.argsort(positions @ normal, kind="stable")
 
 
-def place_labels(distances: Float, tolerance: float = ABSOLUTE) -> NDArray[np.int64]:
+def place_labels(distances: Float, tolerance: float = SAME_PLACE) -> NDArray[np.int64]:
     """For sorted distances along the normal the number of the place each belongs to: 0, 0, 1, 2, 2 ..."""
     return np.concatenate([[0], np.cumsum(np.diff(distances) > tolerance)]).astype(np.int64)
-
-
-def regular_runs(positions: Float) -> list[Run]:
-    """The regular runs among (N, 3) positions sorted along the normal, in that order; slices in no run are left over.
-
-    All slices lie within max(1 % of the step, 0.01 mm) of their place in their run, and no run reaches over a gap. A run of two
-    proves no regularity by itself: beside others it counts only where its step is that of a run of three or more.
-    """
-    if len(positions) < 2:
-        return []
-    whole = _fit(positions, tuple(range(len(positions))))
-    if whole is not None:
-        return [whole]
-    runs = _assign(positions, _stretches(positions))
-    regular = [run for run in runs if len(run.slices) > 2]
-    kept = regular + [run for run in runs if len(run.slices) == 2 and any(_same_step(run, other) for other in regular)]
-    return sorted(kept, key=lambda run: run.slices[0])
-
-
-def _tolerance(step: Float) -> float:
-    return max(RELATIVE * float(np.linalg.norm(step)), ABSOLUTE)
-
-
-def _same_step(one: Run, other: Run) -> bool:
-    return bool(np.linalg.norm(one.step - other.step) <= 2 * _tolerance(other.step))
-
-
-def _deviations(positions: Float, slices: tuple[int, ...]) -> tuple[Float, Float]:
-    points = positions[list(slices)]
-    step = (points[-1] - points[0]) / (len(points) - 1)
-    return step, np.linalg.norm(points - (points[0] + np.arange(len(points))[:, None] * step), axis=1)
-
-
-def _fit(positions: Float, slices: tuple[int, ...]) -> Run | None:
-    """The run through these slices, if each lies within tolerance of its place."""
-    step, off = _deviations(positions, slices)
-    return Run(slices, positions[slices[0]].copy(), step) if off.max() <= _tolerance(step) else None
-
-
-def _stretches(positions: Float) -> list[tuple[int, ...]]:
-    """Maximal stretches of consecutive slices whose steps agree; neighbours share their border slice."""
-    steps = np.diff(positions, axis=0)
-    stretches: list[tuple[int, ...]] = []
-    start = 0
-    for index in range(1, len(steps) + 1):
-        if index == len(steps) or np.linalg.norm(steps[index] - steps[start]) > 2 * _tolerance(steps[start]):
-            stretches.append(tuple(range(start, index + 1)))
-            start = index
-    return stretches
-
-
-def _assign(positions: Float, stretches: list[tuple[int, ...]]) -> list[Run]:
-    """Give each border slice to the longer stretch (then to the one with the commoner step), so that no slice is used twice."""
-    usual = float(np.median(np.linalg.norm(np.diff(positions, axis=0), axis=1)))
-    waiting = list(stretches)
-    taken: set[int] = set()
-    runs: list[Run] = []
-    while waiting:
-        waiting.sort(key=lambda stretch: (-len(stretch), abs(float(np.linalg.norm(_step(positions, stretch))) - usual), stretch[0]))
-        stretch = waiting.pop(0)
-        free = tuple(index for index in stretch if index not in taken)
-        if len(free) < len(stretch):
-            if len(free) > 1:
-                waiting.append(free)
-            continue
-        run = _fit(positions, stretch)
-        if run is None:
-            waiting.extend(_halves(positions, stretch))
-            continue
-        runs.append(run)
-        taken.update(stretch)
-    return runs
-
-
-def _step(positions: Float, stretch: tuple[int, ...]) -> Float:
-    step: Float = (positions[stretch[-1]] - positions[stretch[0]]) / (len(stretch) - 1)
-    return step
-
-
-def _halves(positions: Float, stretch: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """A stretch that drifts is cut where it lies farthest from the straight line."""
-    _, off = _deviations(positions, stretch)
-    worst = int(off[1:-1].argmax()) + 1
-    return [stretch[: worst + 1], stretch[worst:]]

@@ -11,6 +11,8 @@ from medssl.archive.outcomes import Reason
 
 WHOLE = -1
 """The frame number of a file that is one image."""
+UNNUMBERED = -(2**53)
+"""The InstanceNumber of an image that has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,8 @@ class Instance:
     photometric: str = ""
     rows: int = 0
     columns: int = 0
+    tile: tuple[int, ...] = ()
+    """Where it is a tile of a larger plane: rows and columns of the whole, top row and left column of the tile."""
     bits_allocated: int = 0
     bits_stored: int = 0
     high_bit: int = 0
@@ -57,6 +61,10 @@ class Instance:
     """Where the PixelData element starts in the file; -1 where the pixels must be found by parsing."""
 
     position: tuple[float, ...] = ()
+    decimals: int = -1
+    """Digits after the point that the position is written with; -1 where it is not written as text."""
+    location: tuple[float, ...] = ()
+    """SliceLocation, which stands in for a missing position where that is asked for."""
     orientation: tuple[float, ...] = ()
     pixel_spacing: tuple[float, ...] = ()
     between_slices: tuple[float, ...] = ()
@@ -69,13 +77,36 @@ class Instance:
     echo: str = ""
     inversion: str = ""
     flip: str = ""
-    kernel: str = ""
+    reconstruction: str = ""
+    """ConvolutionKernel as it stands in the header."""
+    stack: str = ""
     temporal: str = ""
     acquisition: str = ""
     trigger: str = ""
     diffusion: str = ""
+    b_value: tuple[float, ...] = ()
     acquired: str = ""
     """Acquisition date and time, only ever compared."""
+    dimensions: str = ""
+    """Dimension indices of a frame that count neither places nor stacks, only ever compared."""
+    number: int = UNNUMBERED
+    """InstanceNumber: trusted for nothing but telling repetitions apart that nothing else does, and only where it runs in order."""
+
+    study_date: str = ""
+    series_number: int = -1
+    body_part: str = ""
+    sequence: str = ""
+    variant: str = ""
+    echo_time: tuple[float, ...] = ()
+    repetition_time: tuple[float, ...] = ()
+    inversion_time: tuple[float, ...] = ()
+    flip_angle: tuple[float, ...] = ()
+    contrast: str = ""
+    kernel: str = ""
+    manufacturer: str = ""
+    model: str = ""
+    field_strength: tuple[float, ...] = ()
+    kvp: tuple[float, ...] = ()
 
     shape: tuple[int, ...] = ()
     affine: tuple[float, ...] = ()

@@ -3,9 +3,10 @@
 from medssl.augment.intensity import add_noise, blur, contrast, gamma, spread
 from medssl.augment.monai_transforms import is_affine
 from medssl.augment.spatial import compose, identity, invert, is_identity, resample, resample_nearest, shown_by
-from medssl.augment.views import ViewOptions, draw_affine, make_view, viewed
+from medssl.augment.views import Look, ViewOptions, draw_affine, make_view, viewed
 
 __all__ = [
+    "Look",
     "ViewOptions",
     "add_noise",
     "blur",

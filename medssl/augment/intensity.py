@@ -33,6 +33,13 @@ def gamma(images: Tensor, power: Tensor) -> Tensor:
     return torch.where(width > 0, unit ** _column(power, images.dim()) * width + low, images)
 
 
+def invert(images: Tensor, chosen: Tensor) -> Tensor:
+    """Let bright and dark change places within the range of each channel, in the samples `chosen` (B,) bool."""
+    axes = tuple(range(2, images.dim()))
+    turned = images.amin(dim=axes, keepdim=True) + images.amax(dim=axes, keepdim=True) - images
+    return torch.where(_column(chosen, images.dim()), turned, images)
+
+
 def add_noise(images: Tensor, noise: Tensor, amount: Tensor) -> Tensor:
     """Add `noise` (B, C, *size; standard normal) times `amount` (B,) standard deviations of each image."""
     return images + noise * _column(amount, images.dim()) * spread(images)

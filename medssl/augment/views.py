@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from pydantic import Field, model_validator
@@ -15,16 +15,15 @@ from medssl.augment.monai_transforms import apply_transforms, build_transforms
 from medssl.config import BaseOptions
 from medssl.contracts import Crops, Draw
 
+if TYPE_CHECKING:
+    from typing import Self
+
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class ViewOptions(BaseOptions):
-    """The `views:` key: how views differ. Only consistency losses look at views; without one the crops are used as they are."""
+class Look(BaseOptions):
+    """How one view differs from its crop."""
 
-    count: int = Field(default=2, ge=2, le=8)
-    """How many views of each crop a consistency loss compares."""
-    clean: bool = True
-    """View 0 is the crop as it is, so that the original and a messed-up version are compared; false: every view is changed."""
     flip: Share = 0.5
     """Chance of a flip along each axis."""
     rotate: float = Field(default=20.0, ge=0, le=180)
@@ -37,6 +36,8 @@ class ViewOptions(BaseOptions):
     """Largest relative change of contrast, and of brightness in standard deviations."""
     gamma: float = Field(default=1.3, ge=1, le=4)
     """Largest exponent of the intensity curve: drawn between 1/gamma and gamma; 1 for none."""
+    invert: Share = 0.0
+    """Chance that bright and dark change places, so that brightness alone says little of what a tissue is."""
     noise: float = Field(default=0.1, ge=0, le=2)
     """Largest added Gaussian noise in standard deviations of the image."""
     blur: float = Field(default=0.7, ge=0, le=8)
@@ -45,12 +46,21 @@ class ViewOptions(BaseOptions):
     """MONAI transforms by import path, such as `{_target_: monai.transforms.RandGaussianNoise, prob: 1.0}`, instead of all the above."""
 
     @model_validator(mode="after")
-    def _transforms_can_be_built(self) -> ViewOptions:
+    def _transforms_can_be_built(self) -> Self:
         build_transforms(self.transforms)
         return self
 
 
-def make_view(images: Tensor, options: ViewOptions, draw: Draw, spacing: Tensor | None = None) -> tuple[Tensor, Tensor]:
+class ViewOptions(Look):
+    """The `views:` key: how views differ. Only consistency losses look at views; without one the crops are used as they are."""
+
+    count: int = Field(default=2, ge=2, le=8)
+    """How many views of each crop a consistency loss compares."""
+    clean: bool = True
+    """View 0 is the crop as it is, so that the original and a messed-up version are compared; false: every view is changed."""
+
+
+def make_view(images: Tensor, options: Look, draw: Draw, spacing: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """One view of `images` (B, C, *size) and its affine (B, D, D + 1), voxel of the view -> voxel of the crop.
 
     Everything random comes from `draw`. `spacing` (B, D) mm keeps rotations rigid where voxels are not cubes.
@@ -76,7 +86,7 @@ def viewed(crops: Crops, images: Tensor, affine: Tensor) -> Crops:
     )
 
 
-def draw_affine(size: torch.Size | tuple[int, ...], options: ViewOptions, draw: Draw, spacing: Tensor | None = None) -> Tensor:
+def draw_affine(size: torch.Size | tuple[int, ...], options: Look, draw: Draw, spacing: Tensor | None = None) -> Tensor:
     """(B, D, D + 1) random affines of a grid of `size`: flip, scale, rotation about the centre, shift."""
     dims = len(size)
     flips = 1 - 2 * (draw.uniform(dims) < options.flip).float()
@@ -93,7 +103,7 @@ def draw_affine(size: torch.Size | tuple[int, ...], options: ViewOptions, draw: 
     return torch.cat([affine[..., :-1], affine[..., -1:] + shift.unsqueeze(-1)], dim=-1)
 
 
-def _intensities(images: Tensor, options: ViewOptions, draw: Draw) -> Tensor:
+def _intensities(images: Tensor, options: Look, draw: Draw) -> Tensor:
     if options.blur:
         images = intensity.blur(images, draw.uniform() * options.blur)
     if options.contrast:
@@ -104,6 +114,8 @@ def _intensities(images: Tensor, options: ViewOptions, draw: Draw) -> Tensor:
     if options.noise:
         amount = draw.uniform() * options.noise
         images = intensity.add_noise(images, draw.normal(*images.shape[1:]), amount)
+    if options.invert:
+        images = intensity.invert(images, draw.uniform() < options.invert)
     return images
 
 

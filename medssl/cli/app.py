@@ -66,8 +66,15 @@ def main(arguments: list[str] | None = None) -> None:
         if is_fault(error):
             place = f" at {error.filename}" if isinstance(error, OSError) and error.filename else ""
             sys.exit(_fail(fault(error, f"medssl {' '.join(words[:1])} cannot go on{place}"), 1, debug))
-        message = f"unexpected {type(error).__name__}: {error}. This is a fault in medssl: run again with --debug and report the traceback."
-        sys.exit(_fail(message, 1, debug))
+        sys.exit(_fail(f"unexpected {type(error).__name__}: {error}. {_whose_fault(error)}", 1, debug))
+
+
+def _whose_fault(error: Exception) -> str:
+    from medssl.plugins import plugin_at_fault
+
+    plugin = plugin_at_fault(error)
+    who = "medssl" if plugin is None else f"the plugin '{plugin.plugin}' ({plugin})"
+    return f"This is a fault in {who}: run again with --debug and report the traceback."
 
 
 def _fail(message: str, code: int, debug: bool) -> int:

@@ -22,6 +22,9 @@ def index(
     sources: Annotated[list[str], typer.Argument(metavar="PATH...", help="Folders of DICOM or NIfTI files, or zip files.")],
     index: Annotated[Path, typer.Option("--index", metavar="DIR", help="The index folder to write.")],
     workers: Annotated[int, typer.Option(min=1, help="Processes that read headers.")] = 2,
+    slice_location: Annotated[
+        bool, typer.Option("--slice-location", help="Let SliceLocation stand in for positions that were removed; volumes may be mirrored.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     group: Group = False,
 ) -> None:
@@ -33,7 +36,7 @@ def index(
 
     share(index, group)
     with counting("reading headers") as report:
-        summary = build_index(sources, index, workers=workers, progress=report)
+        summary = build_index(sources, index, workers=workers, progress=report, slice_location=slice_location)
     if as_json:
         print_json(summary.document())
         return

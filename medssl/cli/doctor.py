@@ -73,15 +73,12 @@ def _disk() -> dict[str, str]:
 
 def _decoders() -> dict[str, str]:
     from pydicom import uid
-    from pydicom.pixels import get_decoder
+
+    from medssl.archive.decoders import can_decode
 
     wanted = ("RLELossless", "JPEGBaseline8Bit", "JPEGLosslessSV1", "JPEGLSLossless", "JPEG2000Lossless", "HTJ2KLossless")
-    answer: dict[str, str] = {}
-    for name in wanted:
-        decoder = get_decoder(getattr(uid, name))
-        missing = "; ".join(decoder.missing_dependencies)
-        answer[name] = "can be read" if decoder.is_available else f"cannot be read, needs one of: {missing}"
-    return answer
+    missing = "cannot be read: this build of imagecodecs lacks it. Run: pip install --upgrade imagecodecs"
+    return {name: "can be read" if can_decode(getattr(uid, name)) else missing for name in wanted}
 
 
 def _plugins() -> dict[str, Any]:

@@ -24,8 +24,6 @@ def finetune(
 
     share(out, group)
     run = fine_tune(config=config, overrides=overrides or (), out=out, pretrained=pretrained, resume=resume)
-    if run.report is not None:
-        say(str(run.report))
     say(f"fine-tuned {run.state.step} steps, in {run.folder}. Next: medssl predict {run.folder} INPUT --out DIR")
 
 
@@ -36,13 +34,16 @@ def predict(
     precision: Annotated[
         str, typer.Option(metavar="auto|fp32|bf16", help="auto: bf16 on GPUs that have it, else fp32. Faster, may move borders by a voxel.")
     ] = "fp32",
+    trust: Annotated[
+        list[str] | None, typer.Option("--trust", metavar="MODULE", help="A Python module of yours that the run may name its network in.")
+    ] = None,
     group: Group = False,
 ) -> None:
-    """Write a NIfTI label map for each input volume, on the input's own grid."""
+    """Write a NIfTI label map for each input volume, on the input's own grid. A volume that cannot be used costs no other."""
     from medssl.transfer import predict as predict_volumes
 
     share(out, group)
-    written = predict_volumes(run, inputs, out, precision=precision)
+    written = predict_volumes(run, inputs, out, precision=precision, trusted=trust or ())
     say(f"{len(written)} label maps written to {out}")
 
 
@@ -60,6 +61,8 @@ def evaluate(
     from medssl.transfer import evaluate as evaluate_folders
 
     evaluation = evaluate_folders(predictions, labels, run)
+    for note in evaluation.notes():
+        say(f"medssl: warning: {note}")
     if csv is not None:
         evaluation.write(csv)
     if as_json:

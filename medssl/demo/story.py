@@ -16,6 +16,7 @@ from medssl.demo.anatomy import LABELS, make_scan
 from medssl.demo.archive import write_archive, write_labels
 from medssl.demo.picture import write_picture
 from medssl.errors import UsageError
+from medssl.files import take_folder
 from medssl.train import pretrain
 from medssl.transfer import Evaluation, evaluate, fine_tune, predict
 from medssl.volumes import make_store
@@ -97,7 +98,7 @@ def _fresh(folder: Path) -> Path:
         if not (folder / MARK).is_file():
             raise UsageError(f"{folder} holds something that is not an earlier demo. Name another folder with --out.")
         shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    take_folder(folder)
     (folder / MARK).touch()
     return folder
 
@@ -131,7 +132,7 @@ def _finetune_config(folder: Path, steps: int) -> dict[str, object]:
             "spacing": 3.0,
             "validation": 0,
         },
-        "train": {"preset": "full", "steps": steps},
+        "train": {"steps": steps},
         "seed": 0,
     }
 

@@ -1,21 +1,21 @@
-"""What is refused: terms that do not fit each other, the network or the crops, and what plugins give back wrongly."""
+"""What is refused: terms that do not fit each other, the network or the crops."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from medssl.augment import ViewOptions, is_affine
 from medssl.contracts import ConsistencyLoss, Crops, NetworkInfo, PretextTask
 from medssl.errors import ConfigError, DataError, PluginError
 from medssl.learn.heads import require_dense, require_encoder
+from medssl.learn.promises import calling, cleaned, overrides, who
 from medssl.learn.questions import ForwardPass
 from medssl.networks import NetworkSpec
-from medssl.plugins import Plugins, blame, provider_of
+from medssl.plugins import Plugins
 
 
 def check_terms(
@@ -51,7 +51,12 @@ def check_terms(
 
 def input_channels(tasks: Mapping[str, PretextTask], channels: int) -> int:
     """Channels that the network takes for images of `channels` channels; `ConfigError` where the tasks disagree."""
-    asked = {key: task.input_channels(channels) for key, task in tasks.items()}
+    asked: dict[str, int] = {}
+    for key, task in tasks.items():
+        with calling(task, key, "input_channels"):
+            asked[key] = task.input_channels(channels)
+        if not isinstance(asked[key], int) or asked[key] < 1:
+            raise PluginError(f"{who(task, key)}: input_channels() gave {asked[key]!r}; a whole number of 1 or more is needed.")
     if len(set(asked.values())) > 1:
         raise ConfigError(f"the tasks disagree about the channels of the network's input: {asked}. Train them in rounds (`from:`).")
     return next(iter(asked.values()), channels)
@@ -70,14 +75,13 @@ def clean_input(crops: Crops, tasks: Mapping[str, PretextTask]) -> Tensor:
     """(B, C, *size): what the network is shown of the crops themselves, as the first task that has an opinion says."""
     for key, task in tasks.items():
         if overrides(task, PretextTask, "clean"):
-            with blame(type(task), f"clean of task '{key}'"):
-                return task.clean(crops)
+            return cleaned(task, key, crops)
     return crops.images
 
 
 def check_clean(crops: Crops, tasks: Mapping[str, PretextTask]) -> None:
     """Raise `ConfigError` where two tasks show other things uncorrupted: what views are embedded as would depend on their order."""
-    shown = {key: task.clean(crops) for key, task in tasks.items() if overrides(task, PretextTask, "clean")}
+    shown = {key: cleaned(task, key, crops) for key, task in tasks.items() if overrides(task, PretextTask, "clean")}
     for (one, first), (other, second) in pairwise(shown.items()):
         if first.shape != second.shape or not torch.equal(first, second):
             raise ConfigError(f"'{one}' and '{other}' disagree about what an uncorrupted input looks like. Train them in rounds (`from:`).")
@@ -104,16 +108,4 @@ def check_channels(one: ForwardPass, takes: int) -> None:
             "what it shows uncorrupted; with one that does not, train in rounds (`from:`)."
         )
     question = one.questions[0]
-    raise PluginError(f"task '{question.key}' ({provider_of(type(question.task))}) shows {shown} channels and announced {takes}.")
-
-
-def check_loss(value: Any, owner: nn.Module, what: str, batch: int) -> None:
-    """Raise `PluginError` for a loss that is not one value a sample."""
-    if not isinstance(value, Tensor) or tuple(value.shape) != (batch,):
-        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise PluginError(f"{what} ({provider_of(type(owner))}) gave {shape}; one value a sample, ({batch},), is needed.")
-
-
-def overrides(term: nn.Module, base: type[nn.Module], method: str) -> bool:
-    """Whether a task or loss has its own `method`."""
-    return getattr(type(term), method) is not getattr(base, method)
+    raise PluginError(f"{who(question.task, question.key)} shows {shown} channels and announced {takes}.")

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from medssl.contracts import DenseHead, Head, ModuleHead, NetworkHead, NetworkInfo, PooledHead, PretextBatch, PretextTask
+from medssl.contracts import DenseHead, Head, ModuleHead, NetworkInfo, PooledHead, PretextBatch, PretextTask
 from medssl.errors import NetworkError, PluginError
 from medssl.learn.ops import by_part, pool
+from medssl.learn.promises import calling, check_answer, check_head, is_dense
 from medssl.networks import NetworkSpec, dense_head, encoder_layout
-from medssl.plugins import Plugins, blame, provider_of
+from medssl.plugins import Plugins, provider_of
 
 
 @dataclass(frozen=True)
@@ -27,18 +28,22 @@ class BuiltHead:
     @property
     def dense(self) -> bool:
         """Whether it answers for every voxel."""
-        return self.kind.dense if isinstance(self.kind, ModuleHead) else isinstance(self.kind, DenseHead | NetworkHead)
+        return is_dense(self.kind)
 
     @property
     def parts(self) -> int:
         """Inputs that it reads for each crop."""
         return self.kind.parts if isinstance(self.kind, PooledHead | ModuleHead) else 1
 
-    def answer(self, module: nn.Module, features: Mapping[str, Tensor], batch: PretextBatch) -> Tensor:
+    def answer(self, module: nn.Module, features: Mapping[str, Tensor], task: PretextTask, key: str, batch: PretextBatch) -> Tensor:
         """The answer of `module`, this head's own or the teacher's copy of it, in float32."""
         read = [features[name] for name in self.reads]
-        sees_batch = isinstance(self.kind, ModuleHead) and self.kind.sees_batch
-        answer: Tensor = module(*read, batch) if sees_batch else module(*read)
+        if not isinstance(self.kind, ModuleHead):
+            answer: Tensor = module(*read)
+            return answer.float()
+        with calling(task, key, "the module of head()"):
+            answer = module(*read, batch) if self.kind.sees_batch else module(*read)
+        check_answer(answer, task, key)
         return answer.float()
 
 
@@ -63,8 +68,9 @@ class PooledAnswer(nn.Module):
 
 def build_head(key: str, task: PretextTask, spec: NetworkSpec, info: NetworkInfo, plugins: Plugins | None = None) -> BuiltHead:
     """The head that `task` asks for, fitted to the network; refuses what the network cannot give."""
-    with blame(type(task), f"head of task '{key}'"):
+    with calling(task, key, "head"):
         head = task.head()
+    check_head(head, task, key)
     if isinstance(head, PooledHead | ModuleHead) and head.parts > 1 and "teacher_answer" in task.needs:
         raise PluginError(
             f"{provider_of(type(task))}: the teacher sees the whole crop, and the head of '{key}' needs {head.parts} parts to answer. "
@@ -82,11 +88,7 @@ def build_head(key: str, task: PretextTask, spec: NetworkSpec, info: NetworkInfo
         require_dense(info, spec, f"the task '{key}' answers for every voxel")
         _, donor = dense_head(spec, head.channels)
         return BuiltHead(donor, head.features, head, owned=False)
-    if isinstance(head, NetworkHead):
-        return BuiltHead(nn.Identity(), head.features, head, owned=False)
-    raise PluginError(
-        f"{provider_of(type(task))}: head() of '{key}' gave {type(head).__name__}, not a DenseHead, PooledHead, ModuleHead or NetworkHead."
-    )
+    return BuiltHead(nn.Identity(), head.features, head, owned=False)
 
 
 def require_encoder(info: NetworkInfo, spec: NetworkSpec, plugins: Plugins | None) -> None:

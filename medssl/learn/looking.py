@@ -12,11 +12,20 @@ from torch import Tensor, nn
 
 from medssl.contracts import Crops
 from medssl.learn import checks
-from medssl.learn.objective import Asked, Objective, part_of_mean
+from medssl.learn.objective import Asked, Objective, exact, part_of_mean
+from medssl.learn.promises import (
+    calling,
+    check_by_name,
+    check_connected,
+    check_own_rows,
+    check_picture,
+    task_loss,
+    task_measures,
+)
 from medssl.learn.questions import own_grid
+from medssl.learn.reading import Reading
 from medssl.learn.views import clean_view
 from medssl.networks import check_crop as check_network
-from medssl.plugins import blame
 
 ENOUGH_TO_NORMALISE = 4
 """Crops of a batch that a norm over the batch needs."""
@@ -49,13 +58,24 @@ def freeze_unreached(objective: Objective, crops: Crops) -> list[str]:
     for name in frozen:
         network[name].requires_grad_(False)
     trained = {name: parameter for name, parameter in objective.named_parameters() if parameter.requires_grad}
+    objective.reached.clear()
     losses = [objective(one)["loss"] for one in (asked, objective.ask(few, 0, progress=1.0))]
+    check_connected(objective.reached, {**objective.by_key("tasks"), **objective.by_key("losses")})
+    _check_own_rows(objective, asked, readings)
     objective.sometimes_unreached = any(_without_gradient(trained, [loss]) for loss in losses)
     objective.forget()
     with torch.no_grad():
         for name, buffer in objective.named_buffers():
             buffer.copy_(buffers[name])
     return frozen
+
+
+def _check_own_rows(objective: Objective, asked: Asked, readings: Sequence[Reading]) -> None:
+    for view, reading in zip(asked.views, readings, strict=True):
+        for key, question in view.questions.items():
+            answer = own_grid(view, objective.built_heads[key], key, reading.answers[key]).detach()
+            with exact(view.crops), calling(question.task, key, "loss"):
+                check_own_rows(question.task.loss, question.task, key, answer, question.batch)
 
 
 def small_batch(objective: Objective, batch: int) -> str | None:
@@ -83,9 +103,11 @@ def pictures(objective: Objective, crops: Crops, step: int) -> dict[str, Tensor]
         view, reading = asked.views[0], objective.read(asked.views[0])
         for key, task in objective.by_key("tasks").items():
             answer = own_grid(view, objective.built_heads[key], key, reading.answers[key])
-            with blame(type(task), f"picture of task '{key}'"):
+            with calling(task, key, "picture", view.crops):
                 shown = task.picture(answer, view.questions[key].batch)
-            found |= {f"{key}/{what}": image.detach() for what, image in shown.items()}
+            for what, image in check_by_name(shown, task, key, "picture").items():
+                check_picture(image, task, key, what, view.crops.spatial_dims)
+                found[f"{key}/{what}"] = image.detach()
     return found
 
 
@@ -97,12 +119,12 @@ def trivial(objective: Objective, crops: Crops, step: int) -> dict[str, float]:
         objective.teach(asked)
         for key, task in objective.by_key("tasks").items():
             batch, counted = asked.views[0].questions[key].batch, asked.answerable(key)[0]
-            with blame(type(task), f"trivial of task '{key}'"):
+            with calling(task, key, "trivial", crops):
                 answer = task.trivial(batch)
-                if answer is None or not bool(counted.any()):
-                    continue
-                values = {key: task.loss(answer, batch)}
-                values |= {f"{key}/{what}": value for what, value in task.measure(answer, batch).items()}
+            if answer is None or not bool(counted.any()):
+                continue
+            values = {key: task_loss(task, key, answer, batch, crops)}
+            values |= {f"{key}/{what}": value for what, value in task_measures(task, key, answer, batch, crops).items()}
             found |= {what: float(part_of_mean(value, counted, counted.sum())) for what, value in values.items()}
     return found
 

@@ -20,13 +20,14 @@ from medssl.contracts import ConsistencyLoss, Crops, Draw, NetworkInfo, PretextB
 from medssl.learn import checks
 from medssl.learn.heads import build_head
 from medssl.learn.joining import joined, summed
+from medssl.learn.promises import calling, check_loss, overrides, task_loss, task_measures
 from medssl.learn.questions import View, arrange, ask, own_grid
 from medssl.learn.reading import Reading, read
 from medssl.learn.teacher import Lessons, followed_modules, make_teacher, momentum_at, taught_terms, teach
 from medssl.learn.terms import BuiltTerm
 from medssl.learn.views import clean_view, gather_views, make_views
 from medssl.networks import NetworkSpec, Trunk, network_info
-from medssl.plugins import Plugins, blame
+from medssl.plugins import Plugins
 
 
 @dataclass
@@ -87,10 +88,12 @@ class Objective(nn.Module):
         self.wants_body = any("body" in term.needs for term in self._terms().values())
         self.sometimes_unreached = True
         """Whether a trainable parameter may have no gradient in some step; `freeze_unreached` finds out. DDP must look for these."""
+        self.reached: set[str] = set()
+        """Terms whose loss had a gradient in some forward pass."""
         checks.check_terms(self.by_key("tasks"), self.by_key("losses"), self.info, spec, views, self.plugins)
         self._trunk = Trunk(network, spec, self.plugins)
-        for head in self.built_heads.values():
-            self._trunk.check(head.reads)
+        for key, head in self.built_heads.items():
+            self._trunk.check(head.reads, f"task '{key}'")
         self.teacher = make_teacher(network, spec, self.plugins, self.built_heads, self.by_key("tasks"), self.by_key("losses"))
         self._pending: list[Pending] = []
 
@@ -141,6 +144,7 @@ class Objective(nn.Module):
                 views = self._compared(asked, readings, lessons)
                 terms |= {key: self._loss_part(key, views, totals, pending) for key in self.losses}
             total = torch.stack([self.weights[key] * term for key, term in terms.items()]).sum()
+        self.reached |= {key for key, term in terms.items() if term.requires_grad}
         return {**terms, **measures, "loss": total}
 
     def run(self, crops: Crops, step: int, progress: float = 0.0) -> dict[str, Tensor]:
@@ -159,11 +163,11 @@ class Objective(nn.Module):
         with torch.no_grad():
             for key in pending[0].views:
                 loss: Any = self.losses[key]
-                with blame(type(loss), f"commit of consistency loss '{key}'"):
+                with calling(loss, key, "commit"):
                     loss.commit(joined([one.views[key] for one in pending]))
             for key in pending[0].answers:
                 task: Any = self.tasks[key]
-                with blame(type(task), f"commit of task '{key}'"):
+                with calling(task, key, "commit"):
                     task.commit(*joined([pair for one in pending for pair in one.answers[key]]))
 
     def forget(self) -> None:
@@ -207,16 +211,13 @@ class Objective(nn.Module):
                 continue
             batch, counts = view.questions[key].batch, next(counted)
             answer = own_grid(view, self.built_heads[key], key, reading.answers[key])
-            with blame(type(task), f"loss of task '{key}'"):
-                value = task.loss(answer, batch)
-            checks.check_loss(value, task, f"the loss of task '{key}'", len(view.crops))
+            value = task_loss(task, key, answer, batch, view.crops)
             parts.append(part_of_mean(value, counts, totals[key]))
-            with torch.no_grad(), blame(type(task), f"measure of task '{key}'"):
-                for what, measured in task.measure(answer.detach(), batch).items():
-                    measures.setdefault(f"{key}/{what}", []).append(part_of_mean(measured, counts, totals[key]))
+            for what, measured in task_measures(task, key, answer.detach(), batch, view.crops).items():
+                measures.setdefault(f"{key}/{what}", []).append(part_of_mean(measured, counts, totals[key]))
             if batch.answerable is not None:
                 measures.setdefault(f"{key}/answerable", []).append(counts.sum() / totals[f"{key}/all"])
-            if checks.overrides(task, PretextTask, "commit"):
+            if overrides(task, PretextTask, "commit"):
                 pending.answers.setdefault(key, []).append((answer.detach(), replace(batch, restore=None)))
         return torch.stack(parts).sum(), {what: torch.stack(found).sum() for what, found in measures.items()}
 
@@ -225,10 +226,10 @@ class Objective(nn.Module):
         given = views.only(loss.needs)
         if given.teacher is not None and self.teacher is not None:
             given = replace(given, teacher=replace(given.teacher, modules=self.teacher.modules_of(key)))
-        with blame(type(loss), f"consistency loss '{key}'"):
+        with calling(loss, key, "forward", views.crops):
             value = loss(given)
-        checks.check_loss(value, loss, f"the consistency loss '{key}'", len(views.crops))
-        if checks.overrides(loss, ConsistencyLoss, "commit"):
+        check_loss(value, loss, key, "forward()", views.crops.images)
+        if overrides(loss, ConsistencyLoss, "commit"):
             pending.views[key] = given.detach()
         part: Tensor = value.sum() / totals[key]
         return part

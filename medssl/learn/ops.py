@@ -7,14 +7,22 @@ parts are (B * P, C, *size), sample b at rows b * P .. b * P + P - 1.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import permutations
+from math import factorial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from medssl.contracts import Draw
 from medssl.errors import DataError
 from medssl.learn.joining import over_ranks, rank, summed, world
+
+CANDIDATES = 5000
+"""Permutations among which the next is chosen where there are more than can be listed."""
+EXCLUDED = -1e30
+"""The logit of what does not count: so low that its share and its gradient are 0 in float32, and finite."""
 
 
 def block_mask(draw: Draw, size: Sequence[int], block: int, low: float, high: float) -> Tensor:
@@ -65,6 +73,28 @@ def standardise(images: Tensor) -> Tensor:
     return centred / centred.square().mean(dim=axes, keepdim=True).sqrt().clamp_min(1e-6)
 
 
+def spread_permutations(cells: int, count: int) -> Tensor:
+    """(P, cells) permutations that differ most from each other, always the same ones; all of them where there are no more than `count`.
+
+    Greedily: next comes the one whose nearest among the chosen has the largest Hamming distance. The first is not the identity.
+    """
+    generator = torch.Generator().manual_seed(0)
+    if factorial(cells) <= CANDIDATES:
+        listed = list(permutations(range(cells)))
+        candidates = torch.tensor(listed, device="cpu")
+        candidates = candidates[torch.randperm(len(candidates), generator=generator, device="cpu")]
+    else:
+        candidates = torch.stack([torch.randperm(cells, generator=generator, device="cpu") for _ in range(CANDIDATES)])
+    if len(candidates) <= count:
+        return candidates
+    chosen = [int((candidates != torch.arange(cells, device="cpu")).sum(dim=1).argmax())]
+    nearest = (candidates != candidates[chosen[0]]).sum(dim=1)
+    while len(chosen) < count:
+        chosen.append(int(nearest.argmax()))
+        nearest = nearest.minimum((candidates != candidates[chosen[-1]]).sum(dim=1))
+    return candidates[torch.tensor(chosen, device="cpu")]
+
+
 def masked_mean(values: Tensor, weight: Tensor | None = None) -> Tensor:
     """(B,) mean of `values` (B, ...) weighted by `weight` (broadcast); 0 for a sample whose weights are all 0."""
     if weight is None:
@@ -94,6 +124,42 @@ def gather(tensor: Tensor) -> Tensor:
         return tensor
     gathered: Tensor = _Gather.apply(tensor)  # type: ignore[no-untyped-call]
     return gathered
+
+
+def own_rows(gathered: Tensor) -> Tensor:
+    """This rank's rows of what `gather` gave."""
+    return gathered.chunk(world())[rank()]
+
+
+def info_nce(positive: Tensor, negatives: Tensor, excluded: Tensor | None = None) -> Tensor:
+    """(...) cross entropy of finding the logit `positive` (...) among itself and `negatives` (..., N), without those `excluded`.
+
+    By log-sum-exp, so it is finite at any temperature; 0, without a gradient, where every negative is excluded.
+    """
+    if excluded is not None:
+        # A finite floor: the gradient of a log-sum-exp over nothing but infinities is no number.
+        negatives = negatives.masked_fill(excluded, EXCLUDED)
+    return F.softplus(negatives.logsumexp(dim=-1) - positive)
+
+
+def read_at(grid: Tensor, voxels: Tensor, size: Sequence[int]) -> Tensor:
+    """(B, P, F): what a grid (B, F, *g) over images of `size` holds at `voxels` (B, P, D) of these, by linear interpolation.
+
+    Beyond the border the nearest cell is repeated.
+    """
+    sides = torch.tensor(list(size), device=voxels.device, dtype=voxels.dtype)
+    scaled = ((2 * voxels + 1) / sides - 1).flip(2)
+    shaped = scaled.view(*scaled.shape[:2], *[1] * (len(size) - 1), len(size)).to(grid.dtype)
+    found = F.grid_sample(grid, shaped, mode="bilinear", padding_mode="border", align_corners=False)
+    return found.flatten(2).transpose(1, 2)
+
+
+def onto_grid(values: Tensor, grid: Sequence[int]) -> Tensor:
+    """(B, C, *grid): the mean of `values` (B, C, *size) in each cell of a coarser grid."""
+    if tuple(values.shape[2:]) == tuple(grid):
+        return values
+    pooled: Tensor = (F.adaptive_avg_pool2d if values.dim() == 4 else F.adaptive_avg_pool3d)(values, tuple(grid))  # type: ignore[arg-type]
+    return pooled
 
 
 class _Gather(torch.autograd.Function):

@@ -13,9 +13,9 @@ from typing import Any
 from torch import Tensor
 
 from medssl.contracts import Crops, Draw, NetworkHead, PretextBatch, PretextTask
-from medssl.errors import NetworkError, PluginError
+from medssl.errors import NetworkError
 from medssl.learn.heads import BuiltHead
-from medssl.plugins import blame, provider_of
+from medssl.learn.promises import calling, check_batch, check_restored, who
 
 
 @dataclass(frozen=True)
@@ -67,20 +67,11 @@ class View:
 
 def ask(key: str, task: PretextTask, crops: Crops, draw: Draw, head: BuiltHead) -> Question:
     """The question, checked: what a plugin gives back is not believed."""
-    with blame(type(task), f"make of task '{key}'"):
+    with calling(task, key, "make", crops):
         batch = task.make(crops, draw)
-    who = f"task '{key}' ({provider_of(type(task))})"
-    if not isinstance(batch, PretextBatch):
-        raise PluginError(f"{who}: make() gave {type(batch).__name__}, not a PretextBatch.")
+    check_batch(batch, task, key, crops, head.kind)
     if batch.visible is not None and not task.network.tokens:
-        raise NetworkError(f"{who} leaves tokens out, and this network's encoder does not work on tokens. Take ViT or UNETR.")
-    if batch.answerable is not None and tuple(batch.answerable.shape) != (len(crops),):
-        raise PluginError(f"{who}: `answerable` has shape {tuple(batch.answerable.shape)}; one value a sample, ({len(crops)},), is needed.")
-    if batch.inputs is not None:
-        rows, parts = batch.inputs.shape[0], head.parts
-        if rows != parts * len(crops):
-            of = f"{parts} parts for each of {len(crops)} crops" if parts > 1 else f"one for each of {len(crops)} crops"
-            raise PluginError(f"{who}: make() gave {rows} inputs; its head needs {of}.")
+        raise NetworkError(f"{who(task, key)} leaves tokens out, and this network's encoder does not work on tokens. Take ViT or UNETR.")
     return Question(key, task, replace(batch, progress=draw.progress))
 
 
@@ -124,8 +115,14 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 def restored(view: View, head: BuiltHead, key: str, answer: Tensor) -> Tensor:
     """A dense answer on the grid of the view's crops, whatever the task that was shown moved; other answers as they are."""
-    host = view.pass_of(key).host
-    return host.restore(answer) if host is not None and host.restore is not None and head.dense else answer
+    one = view.pass_of(key)
+    if one.host is None or one.host.restore is None or not head.dense:
+        return answer
+    asked = one.questions[0]
+    with calling(asked.task, asked.key, "restore", view.crops):
+        moved = one.host.restore(answer)
+    check_restored(moved, answer, asked.task, asked.key, view.crops)
+    return moved
 
 
 def own_grid(view: View, head: BuiltHead, key: str, answer: Tensor) -> Tensor:

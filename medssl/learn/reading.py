@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from medssl.errors import DataError
+from medssl.contracts import ModuleHead
+from medssl.errors import DataError, PluginError
 from medssl.learn.heads import BuiltHead
 from medssl.learn.ops import by_part, pool
-from medssl.learn.questions import ForwardPass, View, expected_shape
+from medssl.learn.promises import who
+from medssl.learn.questions import ForwardPass, Question, View, expected_shape
 from medssl.networks import Trunk
 
 
@@ -64,8 +66,8 @@ def read(
             reading.feature_map = features["feature_map"].float() if "feature_maps" in needs else None
         for question in asked:
             head = heads[question.key]
-            answer = head.answer(modules[question.key], features, question.batch)
-            _check_answer(question.key, head, answer, one, trunk)
+            answer = head.answer(modules[question.key], features, question.task, question.key, question.batch)
+            _check_answer(question, head, answer, one, trunk)
             reading.answers[question.key] = answer
         if "task_embeddings" in needs:
             embeddings = embedded(features[end], one) if one.questions else None
@@ -79,10 +81,16 @@ def embedded(end: Tensor, one: ForwardPass) -> Tensor:
     return by_part(pooled, one.parts) if one.parts > 1 else pooled
 
 
-def _check_answer(key: str, head: BuiltHead, answer: Tensor, one: ForwardPass, trunk: Trunk) -> None:
+def _check_answer(question: Question, head: BuiltHead, answer: Tensor, one: ForwardPass, trunk: Trunk) -> None:
+    grid = tuple(one.inputs.shape[2:])
+    if isinstance(head.kind, ModuleHead) and head.dense and (len(answer) != len(one.inputs) or tuple(answer.shape[2:]) != grid):
+        raise PluginError(
+            f"{who(question.task, question.key)}: the module of its dense head gave shape {tuple(answer.shape)} for inputs of shape "
+            f"{tuple(one.inputs.shape)}; (B, channels, *grid) is needed."
+        )
     expected = expected_shape(one, head)
     if expected is not None and tuple(answer.shape) != expected:
         raise DataError(
-            f"{trunk.spec} answers '{key}' with {tuple(answer.shape)} where {expected} was asked. "
+            f"{trunk.spec} answers '{question.key}' with {tuple(answer.shape)} where {expected} was asked. "
             "Take a crop whose sides the network can halve and double again."
         )

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from medssl.contracts import ConsistencyLoss, PretextTask, Taught
 from medssl.errors import ConfigError, PluginError
 from medssl.learn.heads import BuiltHead
+from medssl.learn.promises import calling, cleaned
 from medssl.learn.questions import View
 from medssl.learn.reading import Reading, read
 from medssl.networks import NetworkSpec, Trunk
-from medssl.plugins import Plugins, blame, provider_of
+from medssl.plugins import Plugins, provider_of
 
 Modules = Mapping[str, Mapping[str, nn.Module]]
 """By term: the modules that the teacher follows, by name."""
@@ -102,7 +103,10 @@ def followed_modules(terms: Mapping[str, PretextTask | ConsistencyLoss]) -> dict
 
 def momentum_at(progress: float, terms: Mapping[str, PretextTask | ConsistencyLoss]) -> float:
     """The momentum that all `terms` ask for; raises `ConfigError` where they disagree."""
-    asked = {key: float(term.teacher_momentum(progress)) for key, term in terms.items()}
+    asked: dict[str, float] = {}
+    for key, term in terms.items():
+        with calling(term, key, "teacher_momentum"):
+            asked[key] = float(term.teacher_momentum(progress))
     if any(abs(one - other) > 1e-9 for one, other in pairwise(asked.values())):
         raise ConfigError(f"there is one teacher, and at {progress:.0%} of the run the terms ask for different momentum: {asked}.")
     momentum = next(iter(asked.values()))
@@ -146,8 +150,9 @@ def _taught(view: View, teacher: Teacher, heads: Mapping[str, BuiltHead]) -> Ite
     for key, question in view.questions.items():
         if not {"teacher", "teacher_answer"} & question.task.needs:
             continue
-        with blame(type(question.task), f"clean of task '{key}'"):
-            clean, reads[key] = question.task.clean(view.crops), question.task.teacher_reads()
+        clean = cleaned(question.task, key, view.crops)
+        with calling(question.task, key, "teacher_reads"):
+            reads[key] = tuple(question.task.teacher_reads())
         _, wanted, keys = inputs.setdefault(clean.data_ptr(), (clean, set(), []))
         wanted |= set(reads[key]) | (set(heads[key].reads) if "teacher_answer" in question.task.needs else set())
         keys.append(key)
@@ -156,5 +161,5 @@ def _taught(view: View, teacher: Teacher, heads: Mapping[str, BuiltHead]) -> Ite
         for key in keys:
             question, head = view.questions[key], heads[key]
             asked = "teacher_answer" in question.task.needs
-            answer = head.answer(teacher.heads[key], features, question.batch) if asked else None
+            answer = head.answer(teacher.heads[key], features, question.task, key, question.batch) if asked else None
             yield key, Taught({name: features[name] for name in reads[key]}, answer, teacher.modules_of(key))

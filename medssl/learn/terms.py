@@ -9,16 +9,15 @@ from typing import Any, Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-from medssl.config import BaseOptions, check
+from medssl.config import BaseOptions, check, shown
 from medssl.contracts import ConsistencyLoss, NetworkInfo, PretextTask
-from medssl.errors import ConfigError, PluginError
-from medssl.plugins import Plugins, blame, provider_of
+from medssl.errors import ConfigError
+from medssl.learn.promises import NAME, check_built, check_class
+from medssl.plugins import Plugins, blame
 
 Kind = Literal["tasks", "consistency"]
 TermClass = type[PretextTask] | type[ConsistencyLoss]
 T = TypeVar("T", PretextTask, ConsistencyLoss)
-RESERVED = frozenset({"name", "weight", "as", "as_"})
-KEY = r"^[A-Za-z0-9][A-Za-z0-9 _-]*$"
 
 
 class TermOptions(BaseModel):
@@ -30,7 +29,7 @@ class TermOptions(BaseModel):
     """Which pretext task or consistency loss (`medssl plugins list`)."""
     weight: float = Field(default=1.0, gt=0)
     """What its loss is multiplied by in the sum."""
-    as_: str | None = Field(default=None, alias="as", pattern=KEY, max_length=64)
+    as_: str | None = Field(default=None, alias="as", pattern=NAME, max_length=64)
     """What it is called in this run (in metrics, pictures and checkpoints), where a name occurs twice; null: its name."""
 
     @property
@@ -72,7 +71,9 @@ class Term(Generic[T]):
         if self.built is not None:
             return BuiltTerm(self.key, self.built, self.weight)
         with blame(self.cls, f"__init__ of '{self.key}'"):
-            return BuiltTerm(self.key, self.cls(self.options, network), self.weight)
+            built = self.cls(self.options, network)
+        check_built(built, self.key)
+        return BuiltTerm(self.key, built, self.weight)
 
     def document(self) -> dict[str, Any]:
         """Name, weight and every option with its value, as a configuration has them."""
@@ -80,6 +81,8 @@ class Term(Generic[T]):
         return {"name": self.cls.name, "weight": self.weight, **renamed, **self.options.model_dump(mode="json")}
 
 
+BASES: dict[Kind, type[nn.Module]] = {"tasks": PretextTask, "consistency": ConsistencyLoss}
+"""What the classes of each kind derive from."""
 COLUMNS = frozenset({"loss", "step", "learning_rate", "gradient_norm", "skipped", "dice"})
 """What a row of `metrics.jsonl` holds beside the terms."""
 
@@ -96,7 +99,10 @@ def check_keys(terms: Sequence[Term[Any]]) -> None:
 
 
 def resolve_tasks(terms: Sequence[Any], plugins: Plugins) -> list[Term[PretextTask]]:
-    """The `tasks:` of a configuration; an item may also be a name, a class, an object, or a pair of one of these and its weight."""
+    """The `tasks:` of a configuration; an item may also be a name, a class, an object, or a pair of one of these.
+
+    The second of a pair is a weight, or, beside a name or class, a mapping with options, `weight` and `as`.
+    """
     return [_resolve(item, f"tasks.{place}", "tasks", PretextTask, plugins) for place, item in enumerate(terms)]
 
 
@@ -114,6 +120,9 @@ def resolved_terms(kind: Kind, terms: Sequence[Any], plugins: Plugins) -> list[d
 def term_schemas(plugins: Plugins) -> dict[Kind, dict[str, Any]]:
     """JSON schemas of the keys `tasks` and `consistency`: lists of the installed tasks and losses with their options."""
     offers: dict[Kind, Mapping[str, TermClass]] = {"tasks": plugins.tasks(), "consistency": plugins.losses()}
+    for kind, base in BASES.items():
+        for cls in offers[kind].values():
+            check_class(cls, base)
     return {
         kind: {"type": "array", "items": {"anyOf": [_schema(name, cls) for name, cls in sorted(found.items())]} if found else {}}
         for kind, found in offers.items()
@@ -124,20 +133,43 @@ def _resolve(item: Any, where: str, kind: Kind, base: type[Any], plugins: Plugin
     if isinstance(item, Term):
         return item
     if isinstance(item, tuple) and len(item) == 2:
-        term = _resolve(item[0], where, kind, base, plugins)
-        return replace(term, weight=float(item[1]))
+        return _resolve_pair(item, where, kind, base, plugins)
     if isinstance(item, base):
+        check_class(type(item), base)
+        check_built(item, item.name)
         return Term(kind, item.name, type(item), item.options, 1.0, item)
     if isinstance(item, type) and issubclass(item, base):
-        cls: Any = item
-        return Term(kind, cls.name, cls, check(cls.Options, {}, where), 1.0)
+        check_class(item, base)
+        return _configured({}, where, kind, base, plugins, item)
     if isinstance(item, str):
         item = {"name": item}
     if not isinstance(item, Mapping):
-        raise ConfigError(f"{where}: a mapping with `name`, `weight` and options is needed, not {type(item).__name__}.")
-    entry = check(TermOptions, item, where)
-    named: Any = _named(entry.name, kind, plugins)
-    _refuse_reserved(named)
+        raise ConfigError(
+            f"{where}: a name, a mapping with `name`, `weight` and options, or in Python a class, an object or a pair (class, options) is "
+            f"needed, not {shown(item)}."
+        )
+    return _configured(item, where, kind, base, plugins)
+
+
+def _resolve_pair(item: tuple[Any, Any], where: str, kind: Kind, base: type[Any], plugins: Plugins) -> Term[Any]:
+    first, second = item
+    if isinstance(second, int | float):
+        term = _resolve(first, where, kind, base, plugins)
+        return replace(term, weight=check(TermOptions, {"name": term.cls.name, "weight": second}, where).weight)
+    if isinstance(second, Mapping) and isinstance(first, str):
+        return _configured({"name": first, **second}, where, kind, base, plugins)
+    if isinstance(second, Mapping) and isinstance(first, type) and issubclass(first, base):
+        return _configured(second, where, kind, base, plugins, first)
+    raise ConfigError(
+        f"{where}: a pair is (name, class or object, weight) or (name or class, options), not ({shown(first)}, {shown(second)})."
+    )
+
+
+def _configured(item: Mapping[str, Any], where: str, kind: Kind, base: type[Any], plugins: Plugins, cls: Any = None) -> Term[Any]:
+    """The term of a mapping; `cls` where it is known, and need not be installed."""
+    entry = check(TermOptions, item if cls is None else {"name": cls.name, **item}, where)
+    named: Any = cls or _named(entry.name, kind, plugins)
+    check_class(named, base)
     options = check(named.Options, entry.options, f"{where} ({entry.name})")
     return Term(kind, entry.as_ or entry.name, named, options, entry.weight)
 
@@ -148,14 +180,6 @@ def _named(name: str, kind: Kind, plugins: Plugins) -> TermClass:
         right, what = ("consistency", "a consistency loss") if kind == "tasks" else ("tasks", "a pretext task")
         raise ConfigError(f"'{name}' is {what}. Put it under `{right}:`.")
     return plugins.task(name) if kind == "tasks" else plugins.loss(name)
-
-
-def _refuse_reserved(cls: TermClass) -> None:
-    taken = RESERVED & set(cls.Options.model_fields)
-    if taken:
-        raise PluginError(
-            f"'{cls.name}' of {provider_of(cls)} has an option {sorted(taken)}: `name`, `weight` and `as` belong to every term."
-        )
 
 
 def _schema(name: str, cls: TermClass) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from medssl.networks.depth import parts_by_depth
     from medssl.networks.difference import (
         dense_head,
         head_module,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from medssl.networks.probe import dense_output, main_output
     from medssl.networks.sizes import check_crop, crop_problem, network_info
     from medssl.networks.spec import NetworkSpec, as_spec
+    from medssl.networks.stored import described_spec, stored_spec
     from medssl.networks.transferable import Matched, load_matching
     from medssl.networks.trunk import Encoder, Trunk
 
@@ -40,6 +42,7 @@ _WHERE = {
     "unique_tensors": "difference",
     "dense_output": "probe",
     "main_output": "probe",
+    "parts_by_depth": "depth",
     "Encoder": "trunk",
     "Trunk": "trunk",
     "encoder_end": "layout",
@@ -47,6 +50,8 @@ _WHERE = {
     "check_crop": "sizes",
     "crop_problem": "sizes",
     "network_info": "sizes",
+    "described_spec": "stored",
+    "stored_spec": "stored",
     "Matched": "transferable",
     "load_matching": "transferable",
 }
@@ -61,6 +66,7 @@ __all__ = [
     "crop_problem",
     "dense_head",
     "dense_output",
+    "described_spec",
     "encoder_end",
     "encoder_layout",
     "head_module",
@@ -69,8 +75,10 @@ __all__ = [
     "load_matching",
     "main_output",
     "network_info",
+    "parts_by_depth",
     "stem_modules",
     "stem_tensors",
+    "stored_spec",
     "swap_head",
     "unique_tensors",
 ]

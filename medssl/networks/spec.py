@@ -7,6 +7,7 @@ building the same network again with other numbers of outputs.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Collection, Mapping
 from enum import Enum
 from functools import partial
@@ -104,7 +105,10 @@ class NetworkSpec(BaseOptions):
     def checked(self) -> NetworkSpec:
         """The same specification with every needed option filled in; raises `NetworkError` for options that do not exist."""
         by_path = self.target.rpartition(".")[2] if self.target is not None and self.target.startswith("monai.networks.nets.") else None
-        filled = with_defaults(self.name or by_path, self.options)
+        try:
+            filled = with_defaults(self.name or by_path, self.options)
+        except (TypeError, KeyError) as error:
+            raise NetworkError(f"the options of {self} cannot be read: {error}. Where one is a list, give a list.") from error
         self.source().check_options(filled)
         return self.model_copy(update={"options": filled})
 
@@ -268,6 +272,8 @@ def as_json(value: Any, where: str) -> Any:
     if isinstance(value, Integral):
         return int(value)
     if isinstance(value, Real):
+        if not math.isfinite(value):
+            raise NetworkError(f"{where} is {value}, which JSON cannot hold")
         return float(value)
     if isinstance(value, Mapping):
         return {str(key): as_json(item, where) for key, item in value.items()}

@@ -138,15 +138,20 @@ class Trunk:
         tokens += ["class_token"] if self.has_class_token else []
         return (*encoder, *tokens, *(["feature_map"] if self.head is not None else []), "output")
 
-    def check(self, needs: Collection[str]) -> None:
-        """Raise `NetworkError` where the network does not have what `needs` names."""
+    def check(self, needs: Collection[str], asker: str = "the call") -> None:
+        """Raise `NetworkError` where the network does not have what `needs` names; `asker` is who needs it, for the message."""
         missing = sorted(set(needs) - set(self.features))
         if not missing:
             return
         if "encoder_end" in missing:
             encoder_layout(self.network, self._plugins, self.spec)
-        hint = did_you_mean(missing[0], self.features)
-        raise NetworkError(f"{self.spec} has no {', '.join(missing)}{hint} It gives {', '.join(self.features)}.")
+        if set(missing) <= TOKENS:
+            why = "no tokens, since its encoder does not work on tokens. Take ViT or UNETR."
+            if "tokens" in self.features:
+                why = "no class token. Read tokens instead, or take a ViT with classification: true."
+            raise NetworkError(f"{asker} reads {', '.join(missing)}, and {self.spec} has {why}")
+        known = tuple(feature for feature in self.features if feature != missing[0])
+        raise NetworkError(f"{asker} reads {', '.join(missing)}, and {self.spec} has none{did_you_mean(missing[0], known)}")
 
     def __call__(self, images: Tensor, needs: Collection[str] | None = None, visible: Tensor | None = None) -> dict[str, Tensor]:
         """What `needs` names (default: encoder's end, feature map, output, where they exist); the pass stops once all has been seen.

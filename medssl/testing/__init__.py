@@ -5,13 +5,16 @@
     class TestMine(PretextTaskContract):
         task = Mine
 
-`medssl.testing.dicom` writes made-up DICOM series and needs no torch, so names here are loaded when first used.
+The contracts need pytest: `pip install 'medssl[testing]'`. `medssl.testing.dicom` writes made-up DICOM series and needs neither
+pytest nor torch, so names here are loaded when first used.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from medssl.errors import MissingInput
 
 if TYPE_CHECKING:
     from medssl.testing.fixtures import make_crops, make_info, make_views, select
@@ -32,5 +35,10 @@ __all__ = ["ConsistencyLossContract", "PretextTaskContract", "make_crops", "make
 
 def __getattr__(name: str) -> Any:
     if name in _WHERE:
-        return getattr(import_module(f"medssl.testing.{_WHERE[name]}"), name)
+        try:
+            return getattr(import_module(f"medssl.testing.{_WHERE[name]}"), name)
+        except ModuleNotFoundError as error:
+            if error.name != "pytest":
+                raise
+            raise MissingInput(f"medssl.testing.{name} needs pytest. Install it with: pip install 'medssl[testing]'") from None
     raise AttributeError(f"module 'medssl.testing' has no attribute '{name}'")

@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import yaml
 
-from medssl.config import BaseOptions, check, options_table
+from medssl.config import check, options_table
 from medssl.contracts import ConsistencyLoss, PretextTask
-from medssl.errors import ConfigError
-from medssl.learn.terms import RESERVED
+from medssl.errors import ConfigError, PluginError
+from medssl.learn.promises import check_class
 
 
-def check_name_and_docs(cls: type[Any]) -> None:
-    """A name, a docstring, and help and a default for every option."""
-    name = getattr(cls, "name", None)
-    assert isinstance(name, str) and name, f"{cls.__name__} needs a class attribute `name`."
-    assert name == name.lower() and " " not in name and "." not in name, f"'{name}': names are lower case, words joined by hyphens."
+@contextmanager
+def promised() -> Iterator[None]:
+    """What a run would refuse of a plugin, as a test that fails."""
+    try:
+        yield
+    except PluginError as error:
+        raise AssertionError(str(error)) from error
+
+
+def check_name_and_docs(cls: type[Any], base: type[Any]) -> None:
+    """Class attributes as a run takes them, a docstring, and help and a default for every option."""
+    with promised():
+        check_class(cls, base)
+    name = cls.name
+    assert name == name.lower() and " " not in name, f"'{name}': names are lower case, words joined by hyphens."
     assert cls.__doc__ and cls.__doc__ != cls.__mro__[1].__doc__, f"{cls.__name__} needs a docstring: what it asks, and from which paper."
     for row in options_table(cls.Options):
         assert row["help"], f"the option '{row['option']}' of '{name}' has no help. Put a docstring under the field."
         assert row["default"] != "required", f"the option '{row['option']}' of '{name}' has no default."
-        assert row["option"] not in RESERVED, f"'{row['option']}' is a key of every term and cannot be an option of '{name}'."
 
 
 def check_momentum(term: PretextTask | ConsistencyLoss) -> None:
@@ -38,7 +48,6 @@ def check_momentum(term: PretextTask | ConsistencyLoss) -> None:
 
 def check_options_round_trip(cls: type[Any], given: Mapping[str, Any]) -> None:
     """Options survive JSON and YAML, are frozen, and refuse unknown keys."""
-    assert issubclass(cls.Options, BaseOptions), f"{cls.__name__}.Options must derive from medssl.config.BaseOptions."
     options = check(cls.Options, given, cls.name)
     document = options.model_dump(mode="json")
     for kind, text in (("JSON", json.dumps(document)), ("YAML", yaml.safe_dump(document))):

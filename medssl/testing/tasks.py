@@ -22,15 +22,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from medssl.contracts import Crops, DenseHead, Draw, ModuleHead, NetworkHead, PooledHead, PretextBatch, PretextTask
+from medssl.contracts import Crops, DenseHead, Draw, PretextBatch, PretextTask
 from medssl.learn import Objective, Term, build_objective
+from medssl.learn.promises import check_batch, check_head, check_own_rows, check_picture, cleaned
 from medssl.testing.features import prediction_for, with_lesson
 from medssl.testing.fixtures import make_crops, make_info, select
-from medssl.testing.options import check_momentum, check_name_and_docs, check_options_round_trip
+from medssl.testing.options import check_momentum, check_name_and_docs, check_options_round_trip, promised
 from medssl.testing.steps import check_it_trains, check_micro_batches
 
 BOTH = pytest.mark.parametrize("dims", [2, 3])
-NEEDS = frozenset({"teacher", "teacher_answer", "body"})
 
 
 class PretextTaskContract:
@@ -77,9 +77,7 @@ class PretextTaskContract:
         return Draw(0, step, crops.index, self.task.name, crops.images.device)
 
     def test_it_has_a_name_and_every_option_is_documented(self) -> None:
-        check_name_and_docs(self.task)
-        assert self.task.answer in ("values", "logits"), "`answer` says what the head gives: 'values' or 'logits'."
-        assert self.task.needs <= NEEDS, f"`needs` names some of {sorted(NEEDS)}, not {set(self.task.needs)}."
+        check_name_and_docs(self.task, PretextTask)
         check_momentum(self.build(2))
 
     def test_options_survive_a_round_trip(self) -> None:
@@ -89,26 +87,19 @@ class PretextTaskContract:
     def test_make_gives_inputs_and_a_target_that_fit_its_head(self, dims: int) -> None:
         task, crops = self.build(dims), self.crops(dims)
         batch = task.make(crops, self.draw(crops))
-        assert isinstance(batch, PretextBatch), f"make() gave {type(batch).__name__}, not a PretextBatch."
-        head = task.head()
-        assert isinstance(head, DenseHead | PooledHead | ModuleHead | NetworkHead), f"head() gave {type(head).__name__}."
-        if batch.inputs is not None:
-            parts = head.parts if isinstance(head, PooledHead | ModuleHead) else 1
-            expected = (parts * len(crops), task.input_channels(self.channels))
-            assert tuple(batch.inputs.shape[:2]) == expected, f"inputs have shape {tuple(batch.inputs.shape)}; {expected} must come first."
-            assert batch.inputs.dim() == dims + 2, f"inputs of {dims}D crops have shape {tuple(batch.inputs.shape)}."
-            assert torch.isfinite(batch.inputs).all(), "inputs hold NaN or infinity."
-        assert batch.target.shape[0] == len(crops), f"the target has {batch.target.shape[0]} rows for {len(crops)} crops."
-        for what, rows in batch.extra.items():
-            assert rows.shape[0] == len(crops), f"extra['{what}'] has {rows.shape[0]} rows for {len(crops)} crops."
-        if batch.answerable is not None:
-            told = (batch.answerable.dtype, tuple(batch.answerable.shape))
-            assert told == (torch.bool, (len(crops),)), f"`answerable` is {told}; one bool a sample is needed."
+        with promised():
+            head = task.head()
+            check_head(head, task, task.name)
+            check_batch(batch, task, task.name, crops, head)
+            shown = {"inputs": batch.inputs, "what clean() gave": cleaned(task, task.name, crops)}
+        channels = task.input_channels(self.channels)
+        for what, images in shown.items():
+            assert images is None or images.shape[1] == channels, (
+                f"{what} has {images.shape[1]} channels; input_channels() says {channels}."
+            )
+            assert images is None or torch.isfinite(images).all(), f"{what} holds NaN or infinity."
         if batch.visible is not None:
             self.check_visible(task, batch, batch.visible)
-        asked = task.clean(crops)
-        clean = (len(crops), task.input_channels(self.channels), *crops.size)
-        assert tuple(asked.shape) == clean, f"clean() gave {tuple(asked.shape)}; an uncorrupted input has {clean}."
 
     @BOTH
     def test_inputs_keep_the_dtype_of_the_images(self, dims: int) -> None:
@@ -199,6 +190,8 @@ class PretextTaskContract:
         changed[own:] = changed[own:].flip(0) * 3 - 1
         leaks = "the loss of a sample changes with the predictions of others: say so by `compares`, or keep them apart."
         assert close(task.loss(prediction, together)[:mine], task.loss(changed, together)[:mine]), leaks
+        with promised():
+            check_own_rows(task.loss, task, task.name, prediction, together)
 
     @BOTH
     def test_the_loss_is_one_finite_value_a_sample(self, dims: int) -> None:
@@ -252,8 +245,9 @@ class PretextTaskContract:
     def test_pictures_are_images(self, dims: int) -> None:
         task, crops = self.build(dims), self.crops(dims)
         batch = self.make(task, crops, self.draw(crops))
-        for what, image in task.picture(self.prediction(task, batch, crops).detach(), batch).items():
-            assert image.dim() == dims + 2, f"the picture '{what}' has shape {tuple(image.shape)}; (B, C, *size) is needed."
+        with promised():
+            for what, image in task.picture(self.prediction(task, batch, crops).detach(), batch).items():
+                check_picture(image, task, task.name, what, dims)
 
     @BOTH
     def test_state_survives_a_checkpoint(self, dims: int) -> None:

@@ -7,7 +7,6 @@ beside its place, flushed to the disk and renamed, so a process killed at any mo
 
 from __future__ import annotations
 
-import errno
 import json
 import re
 import shutil
@@ -18,30 +17,32 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import xxhash
 from safetensors import SafetensorError
 from torch import Tensor, contiguous_format
 
-from medssl.errors import CheckpointError, MissingInput
-from medssl.faults import fault, faults_as, is_fault
-from medssl.files import create_file, make_folder, sync, sync_folder, temporary_beside
+from medssl.config import shown
+from medssl.errors import RESUME, CheckpointError, MissingInput
+from medssl.faults import faults_as
+from medssl.files import create_file, make_folder, sync, sync_folder, take_folder, temporary_beside
+from medssl.train.checkpoint_state import (
+    BLANK,
+    FORMAT,
+    STATE,
+    TENSORS,
+    VERSION,
+    UnreadableCheckpoint,
+    checksum_of,
+    damaged,
+    read_state,
+    read_whole,
+)
 
-FORMAT = "medssl-checkpoint"
-VERSION = 2
-"""1: heads and terms by class name, one line of preparation a volume, and no word of what a task made the network take."""
-STATE = "state.json"
 CHECKPOINTS = "checkpoints"
-_BLANK = "0" * 16
 _NAME = re.compile(r"^(?P<series>[a-z]+)-(?P<step>\d{8,})$")
-_CHECKSUM = re.compile(rb'^\{\n "checksum": "([0-9a-f]{16})"')
 
 
 class CheckpointWarning(UserWarning):
     """A damaged checkpoint was passed over."""
-
-
-class UnreadableCheckpoint(CheckpointError):
-    """A checkpoint that the system does not let this process read: nothing is known of what it holds."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,12 @@ class Checkpoint:
     """By group (`network`, `objective`, `optimizer`): name -> tensor on the CPU."""
     state: dict[str, Any]
     """Everything else, as it was given to `save_checkpoint`, plus `files`."""
+
+    def need(self, *keys: str) -> None:
+        """Raise `CheckpointError` where its state does not say one of these."""
+        missing = [key for key in keys if key not in self.state]
+        if missing:
+            raise damaged(self.path / STATE, f"it does not say {', '.join(missing)}")
 
 
 def checkpoint_path(run_folder: str | Path, step: int, series: str = "step") -> Path:
@@ -73,14 +80,18 @@ def save_checkpoint(
 ) -> Path:
     """Write a checkpoint atomically and return its folder; `keep` removes all but the last so many of its series.
 
+    One whose state says that it follows on skipped steps (`skipping`) does not push out the last one that does not.
+
     `tensors` maps a group to its named tensors; a tensor under two names is written once. `state` must be JSON. A second
     series (`series="best"`) is counted by itself. Raises `CheckpointError` where the disk does not take it; whatever was
     there before stays good.
     """
     target = checkpoint_path(run_folder, step, series)
     partial = temporary_beside(target)
-    kept = "Earlier checkpoints are untouched. Then go on with --resume."
+    kept = f"Earlier checkpoints are untouched. Then go on with {RESUME}."
     with faults_as(CheckpointError, f"the checkpoint of step {step} cannot be written to {target}", kept):
+        if not Path(run_folder).exists():
+            take_folder(Path(run_folder))
         make_folder(target.parent)
         try:
             _write_files(make_folder(partial), step, tensors, state)
@@ -106,14 +117,17 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     folder = Path(path)
     if not folder.is_dir():
         raise MissingInput(f"no checkpoint at {folder}. Give a run folder or one of its checkpoints/step-NNNNNNNN folders.")
-    document = _read_state(folder / STATE)
+    document = read_state(folder / STATE)
     step, files = document.pop("step"), document["files"]
     aliases = document.pop("aliases")
     tensors = {}
     for name, checksum in files.items():
         content = _read_tensors(folder / name, checksum)
-        group = name.removesuffix(".safetensors")
-        content.update({alias: content[kept] for alias, kept in aliases.get(group, {}).items()})
+        group = name.removesuffix(TENSORS)
+        for alias, kept in aliases.get(group, {}).items():
+            if kept not in content:
+                raise damaged(folder / STATE, f"it speaks of a tensor {shown(kept)}, which {name} does not hold")
+            content[alias] = content[kept]
         tensors[group] = content
     return Checkpoint(folder, step, tensors, document)
 
@@ -151,6 +165,28 @@ def newest_good(run_folder: str | Path, series: str = "step") -> Checkpoint | No
     return None
 
 
+def before_skips(run_folder: str | Path, newest: Checkpoint) -> Checkpoint:
+    """The newest good checkpoint that does not follow on skipped steps; `newest` itself where there is none.
+
+    What made a loss infinite is in the weights of the checkpoints behind it.
+    """
+    older = [path for path in list_checkpoints(run_folder) if path.name < newest.path.name and not _skipping(path)]
+    for path in reversed(older if newest.state.get("skipping") else []):
+        try:
+            return load_checkpoint(path)
+        except CheckpointError as error:
+            warnings.warn(str(error), CheckpointWarning, stacklevel=2)
+    return newest
+
+
+def _skipping(path: Path) -> bool:
+    """Does the checkpoint follow on a skipped step, or cannot be read?"""
+    try:
+        return bool(read_state(path / STATE).get("skipping"))
+    except CheckpointError:
+        return True
+
+
 def find_checkpoint(path: str | Path, series: str = "step") -> Checkpoint:
     """The checkpoint that a person means by a path: that folder itself, or the newest good one of a run folder.
 
@@ -171,25 +207,20 @@ def find_checkpoint(path: str | Path, series: str = "step") -> Checkpoint:
     return found
 
 
-def checksum_of(content: bytes) -> str:
-    """xxh3 (64 bit) as 16 hexadecimal digits."""
-    return str(xxhash.xxh3_64_hexdigest(content))
-
-
 def _write_files(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
     files, aliases = {}, {}
     for group, named in tensors.items():
         unique, same = _without_doubles(named)
         content = safetensors.torch.save(unique)
-        name = f"{group}.safetensors"
+        name = f"{group}{TENSORS}"
         files[name] = checksum_of(content)
         if same:
             aliases[group] = same
         _write_synced(folder / name, content)
-    header = {"checksum": _BLANK, "format": FORMAT, "version": VERSION, "step": step}
+    header = {"checksum": BLANK, "format": FORMAT, "version": VERSION, "step": step}
     document = {**header, **{key: value for key, value in state.items() if key not in header}, "files": files, "aliases": aliases}
     text = json.dumps(document, indent=1, allow_nan=False).encode()
-    _write_synced(folder / STATE, text.replace(_BLANK.encode(), checksum_of(text).encode(), 1))
+    _write_synced(folder / STATE, text.replace(BLANK.encode(), checksum_of(text).encode(), 1))
 
 
 def _without_doubles(named: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -207,57 +238,15 @@ def _without_doubles(named: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], di
     return unique, same
 
 
-def _read_state(file: Path) -> dict[str, Any]:
-    content = _read(file)
-    found = _CHECKSUM.match(content)
-    if found is None:
-        raise _damaged(file, "its first lines are not those of a medssl checkpoint")
-    if checksum_of(content.replace(found[1], _BLANK.encode(), 1)) != found[1].decode():
-        raise _damaged(file, "its checksum does not fit its content")
-    document: dict[str, Any] = json.loads(content)
-    if document["version"] > VERSION:
-        raise CheckpointError(f"{file} has format version {document['version']}, this medssl reads up to {VERSION}. Update medssl.")
-    if document["version"] < VERSION:
-        writer = document.get("versions", {}).get("medssl", "unknown")
-        raise CheckpointError(
-            f"{file} has format version {document['version']}, of an earlier medssl ({writer}): "
-            "it does not say all that this one needs to know of channels, preparation and terms, so it is not read in part. "
-            "Train again with this medssl, or go on with the earlier one."
-        )
-    for key in ("checksum", "format", "version"):
-        del document[key]
-    return document
-
-
 def _read_tensors(file: Path, checksum: str) -> dict[str, Tensor]:
-    content = _read(file)
+    content = read_whole(file)
     if checksum_of(content) != checksum:
-        raise _damaged(file, f"its checksum does not fit its content ({len(content)} bytes)")
+        raise damaged(file, f"its checksum does not fit its content ({len(content)} bytes)")
     try:
         tensors: dict[str, Tensor] = safetensors.torch.load(content)
-    except SafetensorError as error:
-        raise _damaged(file, str(error)) from error
+    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise damaged(file, str(error)[:200]) from error
     return tensors
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except FileNotFoundError as error:
-        raise _damaged(file, "the file is missing") from error
-    except Exception as error:
-        if not is_fault(error):
-            raise
-        if getattr(error, "errno", None) == errno.EIO:
-            raise _damaged(file, "the disk does not give its content") from error
-        raise UnreadableCheckpoint(fault(error, f"the checkpoint's file {file} cannot be read")) from error
-
-
-def _damaged(file: Path, what: str) -> CheckpointError:
-    return CheckpointError(
-        f"{file} is damaged: {what}. Delete the folder {file.parent.name}; `--resume` then goes on from the one before, "
-        "or copy the checkpoint again from where it came."
-    )
 
 
 def _write_synced(file: Path, content: bytes) -> None:
@@ -267,7 +256,13 @@ def _write_synced(file: Path, content: bytes) -> None:
 
 
 def _keep_last(folder: Path, series: str, keep: int) -> None:
-    for path in list_checkpoints(folder.parent, series)[: -max(keep, 1)]:
+    """All but the last `keep` go; where these follow on skipped steps, the last one that does not stays too."""
+    found = list_checkpoints(folder.parent, series)
+    kept, older = found[-max(keep, 1) :], found[: -max(keep, 1)]
+    if series == "step" and all(map(_skipping, reversed(kept))):
+        healthy = next((path for path in reversed(older) if not _skipping(path)), None)
+        older = [path for path in older if path != healthy]
+    for path in older:
         with faults_as(CheckpointError, f"the old checkpoint {path} cannot be removed", "The newest one is written and good."):
             _remove(path)
 

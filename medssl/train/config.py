@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from medssl.augment import ViewOptions
-from medssl.config import BaseOptions, check, load_config, with_overrides
+from medssl.config import BaseOptions, Seed, check, load_config, with_overrides
 from medssl.learn.terms import TermOptions, term_schemas
 from medssl.networks import NetworkSpec
 from medssl.plugins import Plugins
@@ -78,7 +78,7 @@ class PretrainConfig(BaseOptions):
     """How the views differ that consistency losses compare."""
     train: TrainOptions = TrainOptions()
     """How long, how fast, how safe."""
-    seed: int = 0
+    seed: Seed = 0
     """With step and sample it fixes all randomness."""
     from_: str | None = Field(None, alias="from")
     """A run folder or checkpoint whose network this round goes on from."""

@@ -21,7 +21,7 @@ from monai.engines import Trainer
 from torch.nn.parallel import DistributedDataParallel
 
 from medssl.contracts import Crops
-from medssl.errors import TrainingError
+from medssl.errors import RESUME, TrainingError
 from medssl.learn import Objective
 from medssl.learn.joining import rank, summed, world
 from medssl.run import RunState
@@ -103,6 +103,7 @@ class StepEngine(Trainer):  # type: ignore[misc]
         else:
             self.optimizer.step()
             self.objective.commit(step / self.run_state.steps)
+            self.run_state.skipping = 0
         self.run_state.step = self.state.iteration
         self.run_state.metrics = values
         return [values]
@@ -135,6 +136,7 @@ class StepEngine(Trainer):  # type: ignore[misc]
         self.gradient_norm = math.nan
         self.last_skip = skip
         self.run_state.skipped += 1
+        self.run_state.skipping += 1
         self.optimizer.zero_grad(set_to_none=True)
         if self.on_skip is not None:
             self.on_skip(skip)
@@ -142,8 +144,8 @@ class StepEngine(Trainer):  # type: ignore[misc]
             what = "the gradient" if skip.terms == ("gradient",) else "the loss of " + ", ".join(f"'{name}'" for name in skip.terms)
             raise TrainingError(
                 f"{what} is not finite at step {skip.step}, and {self.run_state.skipped} steps were skipped for such a reason "
-                f"(train.max_skipped: {self.settings.max_skipped}). Lower train.learning_rate, set train.precision: fp32, or look at the "
-                "samples named in skipped.jsonl."
+                f"(train.max_skipped: {self.settings.max_skipped}). skipped.jsonl names the samples. Lower train.learning_rate, set "
+                f"train.precision: fp32 or raise train.max_skipped, and go on with {RESUME} from the checkpoint before these steps."
             )
 
 

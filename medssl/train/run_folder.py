@@ -19,11 +19,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from medssl.config import dump_config, load_config
-from medssl.errors import ConfigError, MissingInput, TrainingError, UsageError
+from medssl.config import dump_config, load_config, shown
+from medssl.errors import RESUME, ConfigError, MissingInput, TrainingError, UsageError
 from medssl.faults import faults_as
 from medssl.files import LOCK, Busy, FolderLock, append_to, lock_folder, others_in, take_folder, write_atomically
 from medssl.train.checkpoint import CHECKPOINTS, list_checkpoints
+from medssl.yaml_text import parse_yaml
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
@@ -52,7 +53,7 @@ def locked(folder: str | Path) -> Iterator[FolderLock]:
             held = lock_folder(path, swept=("", CHECKPOINTS, PICTURES))
         except Busy as error:
             raise TrainingError(
-                f"{path} is being trained into by another process ({error}). Wait for it, stop it, or give another --out."
+                f"{path} is being trained into by another process ({error}). Wait for it, stop it, or give another folder."
             ) from error
     try:
         yield held
@@ -74,7 +75,7 @@ def check_room(folder: str | Path, needed: int) -> None:
     if free < needed:
         raise UsageError(
             f"{path} has {free / 1e9:.2f} GB free and the checkpoints of this run need {needed / 1e9:.2f} GB. "
-            "Make room, lower train.keep, or give another --out."
+            "Make room, lower train.keep, or give another folder."
         )
 
 
@@ -91,49 +92,55 @@ def refuse_other_run(folder: str | Path) -> None:
         steps = [p.name for p in list_checkpoints(path)]
         raise TrainingError(
             f"{path} already holds a run ({'newest checkpoint ' + steps[-1] if steps else 'without a checkpoint'}). "
-            "Go on with it by --resume, or give another --out."
+            f"Go on with it by {RESUME}, or give another folder."
         )
     with faults_as(UsageError, f"the run folder {path} cannot be used"):
         foreign = others_in(path, lambda name: _EARLIER.fullmatch(name) is not None)
     if foreign:
-        raise TrainingError(f"{path} holds files that belong to no run ({', '.join(foreign[:5])}). Give a new or an empty folder as --out.")
+        raise TrainingError(f"{path} holds files that belong to no run ({', '.join(foreign[:5])}). Give a new or an empty folder.")
 
 
-def continue_run(folder: str | Path, config: BaseModel, free: frozenset[str], step: int) -> None:
-    """Check that the folder's run is the one of `config`, as `check_same_run` does, and cut its rows past `step`."""
+def continue_run(
+    folder: str | Path, config: BaseModel, free: frozenset[str], changeable: frozenset[str], step: int
+) -> list[dict[str, Any]]:
+    """Check that the folder's run is the one of `config`, cut its rows past `step`, and say which of the `changeable` keys changed."""
     path = Path(folder)
-    check_same_run(path, config, free)
+    check_same_run(path, config, free | changeable)
+    differences = _differences(path, config)
+    changed = [{"key": key, "before": differences[key][0], "now": differences[key][1]} for key in sorted(differences) if key in changeable]
     _write_config(path, config)
     for name in (METRICS, TIMINGS, SKIPPED):
         cut_rows(path / name, step)
+    return changed
 
 
 def check_same_run(folder: str | Path, config: BaseModel, free: frozenset[str]) -> None:
     """`ConfigError` naming the keys in which the folder's run differs from `config`; nothing in it is touched.
 
-    `free` names the keys (`train.keep`) that may differ, since they change no number.
+    `free` names the keys (`train.keep`) that may differ.
     """
     path = Path(folder)
-    if (path / CONFIG).is_file():
-        before, now = _flat(load_config(path / CONFIG)), _flat(_parsed(dump_config(config)))
-        changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key) and not _is_free(key, free))
-        if changed:
-            shown = "; ".join(f"{key}: {before.get(key)!r} there, {now.get(key)!r} here" for key in changed[:5])
-            raise ConfigError(
-                f"{path} holds a run with another configuration ({shown}). Resume with its own {path / CONFIG}, "
-                "or start another run elsewhere, with `from: RUN_DIR` to build on its weights."
-            )
+    changed = {key: pair for key, pair in sorted(_differences(path, config).items()) if not _is_free(key, free)}
+    if changed:
+        said = "; ".join(f"{key}: {shown(before)} there, {shown(now)} here" for key, (before, now) in list(changed.items())[:5])
+        builds_on = "from" if "from_" in type(config).model_fields else "pretrained"
+        raise ConfigError(
+            f"{path} holds a run with another configuration ({said}). Resume with its own {path / CONFIG}, in which "
+            f"{', '.join(sorted(key for key in free if key.startswith('train.')))} may be changed, "
+            f"or start another run elsewhere, with `{builds_on}: {path}` to build on its weights."
+        )
+
+
+def _differences(folder: Path, config: BaseModel) -> dict[str, tuple[Any, Any]]:
+    """Key -> what it is in the folder's run and in `config`, where these differ."""
+    if not (folder / CONFIG).is_file():
+        return {}
+    before, now = _flat(load_config(folder / CONFIG)), _flat(parse_yaml(dump_config(config)))
+    return {key: (before.get(key), now.get(key)) for key in before.keys() | now.keys() if before.get(key) != now.get(key)}
 
 
 def _is_free(key: str, free: frozenset[str]) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in free)
-
-
-def _parsed(text: str) -> dict[str, Any]:
-    import yaml
-
-    parsed: dict[str, Any] = yaml.safe_load(text)
-    return parsed
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:

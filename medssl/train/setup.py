@@ -19,14 +19,15 @@ from medssl.errors import ConfigError, PluginError, TransferError
 from medssl.learn import Objective, build_objective, check_crop
 from medssl.learn.joining import rank, world
 from medssl.learn.terms import Term, TermOptions, resolve_losses, resolve_tasks
-from medssl.networks import NetworkSpec, as_spec
+from medssl.networks import NetworkSpec, as_spec, stored_spec
 from medssl.networks.difference import head_tensors
 from medssl.networks.transferable import load_matching
 from medssl.plugins import Plugins
-from medssl.train.checkpoint import Checkpoint, checksum_of, find_checkpoint
+from medssl.train.checkpoint import Checkpoint, find_checkpoint
+from medssl.train.checkpoint_state import checksum_of
 from medssl.train.config import PretrainConfig, read_config
+from medssl.train.definition import Training
 from medssl.train.device import choose_device, choose_dtype
-from medssl.train.training import Training
 from medssl.volumes import CropLoader, DataOptions, Preparation, Store
 
 MIN_COVERAGE = 0.9
@@ -144,9 +145,9 @@ def _network(config: PretrainConfig, origin: Checkpoint | None) -> NetworkSpec:
         return as_spec(config.network)
     if origin is None or "network" not in origin.state:
         raise TransferError(f"{config.from_} does not say what network it holds. Name it under `network:`.")
-    spec = as_spec(check(NetworkSpec, origin.state["network"], f"network in {origin.path}"))
+    spec = as_spec(stored_spec(origin.state["network"], f"the network in {origin.path}"))
     # A task of that run may have changed what the network takes; this round's tasks say anew what they make of the images.
-    return spec.model_copy(update={"in_channels": origin.state.get("channels", spec.in_channels)})
+    return spec.model_copy(update={"in_channels": origin.state.get("channels") or spec.in_channels})
 
 
 def _check_channels(spec: NetworkSpec, store: Store, data: DataOptions) -> None:
@@ -176,7 +177,7 @@ def _check_preparation(store: Store, origin: Checkpoint | None) -> None:
 
 def _load_origin(objective: Objective, origin: Checkpoint) -> None:
     spec = objective.spec
-    heads = {*head_tensors(spec), *origin.state.get("head", ())}
+    heads = {*head_tensors(spec), *(origin.state.get("head") or ())}
     matched = load_matching(objective.network, origin.tensors.get("network", {}), heads)
     if objective.teacher is not None:
         objective.teacher.network.load_state_dict(objective.network.state_dict())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -17,95 +17,42 @@ from typing import Any
 
 import torch
 from ignite.engine import Events
-from pydantic import BaseModel
 from torch import Tensor
 
 from medssl.contracts import Crops
-from medssl.errors import CheckpointError, ConfigError
+from medssl.errors import RESUME
 from medssl.files import FolderLock
 from medssl.learn import Objective, citations, freeze_unreached, pictures, small_batch, trivial
 from medssl.networks.difference import head_tensors
-from medssl.plugins import Plugins
-from medssl.run import Best, Run, RunState
+from medssl.run import Run, RunState
 from medssl.train.answerable import AnswerableWatch
-from medssl.train.checkpoint import Checkpoint, newest_good, save_checkpoint
+from medssl.train.checkpoint import Checkpoint, save_checkpoint
 from medssl.train.config import TrainOptions
+from medssl.train.connected import GradientWatch
+from medssl.train.definition import Save, Training
 from medssl.train.device import choose_device, choose_dtype
 from medssl.train.handlers import CheckpointWriter, Clock, FolderWatch, Recorder, plugin_handlers
 from medssl.train.loop import Skip, StepEngine, StepSettings, grouped, run_steps, seeded
 from medssl.train.optim import learning_rate_at, load_optimizer, make_optimizer, optimizer_tensors, parameter_groups
 from medssl.train.pictures import write_sheet
 from medssl.train.progress import ProgressDisplay
-from medssl.train.run_folder import PICTURES, begin_run, check_room, check_same_run, continue_run, holds_run, locked, refuse_other_run
+from medssl.train.resuming import (
+    NETWORK,
+    Form,
+    check_forms,
+    check_resumable,
+    check_taken,
+    computing,
+    open_folder,
+    restore,
+    tensor_forms,
+    warn_of_other_computing,
+)
+from medssl.train.run_folder import PICTURES, check_room, holds_run, locked, refuse_other_run
 from medssl.train.stopping import Stopped, StopRequest, stop_on_signals
 from medssl.volumes import on_device
 
 logger = logging.getLogger("medssl.train")
-NETWORK = "network."
-FREE = frozenset(
-    {
-        "data.threads",
-        "data.ahead",
-        "data.store",
-        "data.unfinished",
-        "train.checkpoint_every",
-        "train.device",
-        "train.keep",
-        "train.log_every",
-        "train.picture_every",
-        "unlabelled.unfinished",
-    }
-)
-"""Keys that may differ when a run is resumed: they change no number."""
-
-Batches = AbstractContextManager[Iterable[tuple[int, int, Crops]]]
-Save = Callable[[int], None]
-
-
-@dataclass(frozen=True)
-class Training:
-    """What a run trains and on what: made ready and checked by what the run is for."""
-
-    kind: str
-    """What its checkpoints call it: "pretrain" or "finetune"."""
-    title: str
-    """What people call it."""
-    config: BaseModel
-    """Resolved."""
-    options: TrainOptions
-    seed: int
-    objective: Objective
-    """With its first weights."""
-    loader: Callable[[int], Batches]
-    """Crops as (step, micro, `Crops`) from a step on."""
-    batch: int
-    """Crops in a micro batch."""
-    data: str
-    """Fingerprint of what it is trained on: a resumed run must find it again."""
-    document: Mapping[str, Any]
-    """What a checkpoint says of images and terms beside network, lineage and versions."""
-    plugins: Plugins
-    origin: Checkpoint | None = None
-    """Whose weights it began with."""
-    report: Any = None
-    """What was loaded of them."""
-    attach: Callable[[StepEngine, Run, Save], None] | None = None
-    """Attaches what only this kind of run has; `Save` writes its best weights."""
-    notes: Sequence[str] = ()
-    """Lines that are said before the first step."""
-    cases: Mapping[int, str] = field(default_factory=dict)
-    """What people call a sample (`Crops.sample`), where they have a name for it."""
-
-    @property
-    def lineage(self) -> list[dict[str, Any]]:
-        """The runs that its weights come from, oldest first."""
-        if self.origin is None:
-            return []
-        state = self.origin.state
-        return [
-            *(state.get("lineage") or []),
-            {"kind": state.get("kind"), "step": self.origin.step, "network": state.get("files", {}).get("network.safetensors")},
-        ]
 
 
 @dataclass
@@ -136,16 +83,19 @@ def run_training(out: str | Path, prepare: Callable[[Path], Training], *, resume
         refuse_other_run(out)
     training = prepare(Path(out))
     if goes_on:
-        check_same_run(out, training.config, FREE)
+        check_resumable(out, training)
     start = try_out(training)
-    check_room(out, checkpoint_bytes(training.objective) * (training.options.keep + 1))
+    # One more while it is written, and one before steps that were skipped.
+    check_room(out, checkpoint_bytes(training.objective) * (training.options.keep + 2))
     with locked(out) as held, stop_on_signals() as request:
-        resumed = _open_folder(held.folder, training, resume)
         state = RunState(training.options.steps)
+        resumed = open_folder(held.folder, training, resume, state)
         run = Run(held.folder, training.config, training.objective, state, training.report if resumed is None else None)
         if resumed is not None:
-            _restore(training, run, resumed)
+            restore(training, run, resumed)
+            warn_of_other_computing(resumed, computing(training.options.device, training.options.precision))
         _train(training, run, start, resumed, _Control(held, request), handlers)
+        check_taken(state, held.folder)
     return run
 
 
@@ -174,40 +124,30 @@ def make_engine(
     seed: int = 0,
     on_skip: Callable[[Skip], None] | None = None,
     handlers: Sequence[Any] | None = None,
+    rate: Callable[[int], float] | None = None,
+    scales: Mapping[str, float] | None = None,
 ) -> StepEngine:
-    """The engine that trains `objective`, moved to its device, on `batches` as `CropLoader` yields them, from `state.step` on."""
+    """The engine that trains `objective`, moved to its device, on `batches` as `CropLoader` yields them, from `state.step` on.
+
+    `rate` and `scales` as in `Training`, by the objective's names.
+    """
     device = choose_device(options.device)
     objective.to(device)
 
-    def rate(step: int) -> float:
+    def usual(step: int) -> float:
         return learning_rate_at(step, options.steps, options.learning_rate, options.warmup, options.schedule)
 
     return StepEngine(
         objective,
-        make_optimizer(parameter_groups(objective, options.weight_decay), options.optimizer, options.learning_rate, options.momentum),
+        make_optimizer(
+            parameter_groups(objective, options.weight_decay, scales), options.optimizer, options.learning_rate, options.momentum
+        ),
         on_device(grouped(batches, options.accumulate), device),
         state or RunState(options.steps),
-        StepSettings(device, rate, choose_dtype(options.precision, device), options.clip, seed, options.max_skipped),
+        StepSettings(device, rate or usual, choose_dtype(options.precision, device), options.clip, seed, options.max_skipped),
         on_skip=on_skip,
         handlers=handlers,
     )
-
-
-def _open_folder(folder: Path, training: Training, resume: bool) -> Checkpoint | None:
-    """Begin a run in the folder, or find the checkpoint to go on from."""
-    if not (resume and holds_run(folder)):
-        begin_run(folder, training.config)
-        return None
-    resumed = newest_good(folder)
-    if resumed is not None and resumed.state.get("kind") != training.kind:
-        raise CheckpointError(f"{resumed.path} is no checkpoint of a {training.title}. Give another --out.")
-    if resumed is not None and resumed.state.get("data") != training.data:
-        raise ConfigError(
-            f"the volumes here are not those that {resumed.path} was trained on: there are others, or they are prepared otherwise. "
-            "Name the same, or start another run elsewhere that builds on its weights."
-        )
-    continue_run(folder, training.config, FREE, resumed.step if resumed is not None else 0)
-    return resumed
 
 
 def _train(training: Training, run: Run, start: _Start, resumed: Checkpoint | None, control: _Control, handlers: Sequence[Any]) -> None:
@@ -223,37 +163,53 @@ def _train(training: Training, run: Run, start: _Start, resumed: Checkpoint | No
             samples = [int(sample) for crops in skip.batches for sample in crops.sample]
             recorder.skip(skip, samples, sorted({training.cases[sample] for sample in samples if sample in training.cases}))
 
-        engine = make_engine(objective, crops, options, state, training.seed, on_skip)
+        objective.sometimes_unreached |= training.staged
+        scales = {NETWORK + name: scale for name, scale in training.scales.items()}
+        engine = make_engine(objective, crops, options, state, training.seed, on_skip, rate=training.rate, scales=scales)
         if resumed is not None:
-            load_optimizer(engine.optimizer, objective, resumed.tensors["optimizer"])
-        for note in training.notes:
+            load_optimizer(engine.optimizer, objective, resumed.tensors.get("optimizer", {}))
+        for note in [*training.notes, *_changes(state)]:
             display.say(note)
         _say_trivial(start.trivial, display)
         clock.attach(engine)
         FolderWatch(control.folder).attach(engine)
+        forms = tensor_forms(objective)
+        engine.add_event_handler(Events.ITERATION_COMPLETED(once=state.step + 1), lambda: check_forms(objective, forms))
         AnswerableWatch(display.say).attach(engine)
+        GradientWatch(objective, display.say).attach(engine)
         if training.attach is not None:
-            training.attach(engine, run, _saver(training, run, "best", 1))
+            training.attach(engine, run, _saver(training, run, forms, "best", 1))
         recorder.attach(engine)
         if options.picture_every:
             _attach_pictures(engine, objective, start.crops.to(engine.settings.device), run.folder, options.picture_every)
         for handler in handlers:
             handler.attach(engine)
         with plugin_handlers(engine, training.plugins, run):
-            save = _saver(training, run, "step", options.keep, recorder, engine.optimizer)
+            save = _saver(training, run, forms, "step", options.keep, recorder, engine.optimizer)
             CheckpointWriter(save, options.checkpoint_every, control.request).attach(engine)
             run_steps(engine)
         if control.request.signal is not None:
             written = ", a checkpoint is written" if state.step else ""
-            stopped = Stopped(control.request.signal, f"stopped at step {state.step}{written}; go on with the same command and --resume")
+            stopped = Stopped(control.request.signal, f"stopped at step {state.step}{written}; go on with the same command and {RESUME}")
             display.say(str(stopped))
             raise stopped
 
 
 def _say_trivial(trivial: Mapping[str, float], display: ProgressDisplay) -> None:
-    found = ", ".join(f"{name} {loss:.4g}" for name, loss in trivial.items())
-    if found:
+    losses = {name: f"{loss:.4g}" for name, loss in trivial.items() if "/" not in name}
+    for name, value in trivial.items():
+        task, _, measure = name.partition("/")
+        if measure:
+            losses[task] += f" ({measure} {value:.4g})"
+    if losses:
+        found = ", ".join(f"{name} {said}" for name, said in losses.items())
         display.say(f"to beat, the loss of the answer that needs no learning: {found}")
+
+
+def _changes(state: RunState) -> list[str]:
+    """What was changed now that the run goes on."""
+    new = [one for one in state.changed if one["step"] == state.step]
+    return [f"from step {state.step} on {one['key']} is {one['now']} instead of {one['before']}" for one in new]
 
 
 def _attach_pictures(engine: StepEngine, objective: Objective, crops: Crops, folder: Path, every: int) -> None:
@@ -276,6 +232,7 @@ def _attach_pictures(engine: StepEngine, objective: Objective, crops: Crops, fol
 def _saver(
     training: Training,
     run: Run,
+    forms: Mapping[str, Form],
     series: str,
     keep: int,
     recorder: Recorder | None = None,
@@ -285,6 +242,7 @@ def _saver(
     objective = training.objective
 
     def save(step: int) -> None:
+        check_forms(objective, forms)
         if recorder is not None:
             recorder.sync()
         tensors: dict[str, Mapping[str, Tensor]] = {"network": objective.network.state_dict()}
@@ -310,22 +268,12 @@ def checkpoint_state(training: Training, run: Run) -> dict[str, Any]:
         "seed": training.seed,
         "lineage": training.lineage,
         "versions": {name: version(name) for name in ("medssl", "torch", "monai")},
+        "compute": computing(training.options.device, training.options.precision),
+        "changed": run.state.changed,
         "skipped": run.state.skipped,
+        "skipping": run.state.skipping,
         "best": {"dice": run.state.best.dice, "step": run.state.best.step},
     }
-
-
-def _restore(training: Training, run: Run, checkpoint: Checkpoint) -> None:
-    run.state.step, run.state.skipped = checkpoint.step, checkpoint.state["skipped"]
-    run.state.best = Best(**checkpoint.state["best"])
-    network = {NETWORK + name: tensor for name, tensor in checkpoint.tensors.get("network", {}).items()}
-    try:
-        training.objective.load_state_dict({**network, **checkpoint.tensors.get("objective", {})})
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{checkpoint.path} does not fit the objective of this configuration: {error}. It was written with "
-            f"{checkpoint.state.get('versions')}: use the same versions, or start a further round with `from:`."
-        ) from error
 
 
 def checkpoint_bytes(objective: Objective) -> int:

@@ -94,6 +94,15 @@ class Evaluation:
         """Mean of the classes' means; None where no class has one."""
         return _mean(list(self.means.values()))
 
+    def notes(self) -> list[str]:
+        """A line for each kind of case that has no part in the numbers."""
+        lines = (
+            ("label(s) without a prediction", self.labels_without_prediction),
+            ("prediction(s) without a label", self.predictions_without_label),
+        )
+        count = len(self.cases)
+        return [f"{len(names)} {what}, left out: {_listed(names)}. The means are over {count} case(s)." for what, names in lines if names]
+
     def document(self) -> dict[str, Any]:
         """Everything as JSON values; an undefined Dice is null."""
         return {
@@ -279,7 +288,11 @@ def _label_maps(folder: str | Path, what: str) -> dict[str, Path]:
 
 
 def _some(names: dict[str, Path]) -> str:
-    first = ", ".join(path.name for path in list(names.values())[:3])
+    return _listed([path.name for path in names.values()])
+
+
+def _listed(names: Sequence[str]) -> str:
+    first = ", ".join(names[:3])
     return first if len(names) <= 3 else f"{first} and {len(names) - 3} more"
 
 

@@ -23,18 +23,20 @@ from medssl.learn.build import assemble
 from medssl.learn.joining import rank, world
 from medssl.learn.objective import Objective
 from medssl.learn.terms import Term, resolve_losses, resolve_tasks
-from medssl.networks import NetworkSpec, as_spec
+from medssl.networks import NetworkSpec, as_spec, parts_by_depth
 from medssl.plugins import Plugins
 from medssl.run import Run
 from medssl.train.checkpoint import newest_good
 from medssl.train.config import read_config
+from medssl.train.definition import Batches, Save, Training
 from medssl.train.device import choose_dtype
 from medssl.train.loop import StepEngine
 from medssl.train.run_folder import LABELLED
 from medssl.train.setup import documents, store_fingerprint
-from medssl.train.training import Batches, Save, Training, run_training
+from medssl.train.training import run_training
 from medssl.transfer.crops import Beside, check_unlabelled
 from medssl.transfer.options import FinetuneConfig
+from medssl.transfer.recipes import Recipe, Stages
 from medssl.transfer.segment import Windows
 from medssl.transfer.segmentation import Segmentation
 from medssl.transfer.start import Plan, first_weights, make_plan
@@ -117,6 +119,8 @@ def _ready(config: FinetuneConfig, plugins: Plugins, out: Path) -> Training:
     plan = replace(plan, config=config)
     unlabelled = _unlabelled_store(plan)
     objective, report = _objective(plan, tasks, losses, plugins)
+    train = config.train
+    recipe = Recipe(train.preset, parts_by_depth(plan.spec, plugins), train, train.decay_by_depth)
     document = {
         **plan.form.document(),
         "label_values": plan.values.document(),
@@ -139,8 +143,11 @@ def _ready(config: FinetuneConfig, plugins: Plugins, out: Path) -> Training:
         plugins=plugins,
         origin=plan.origin,
         report=report,
-        attach=partial(_attach, plan),
-        notes=(describe_patients(plan.training, plan.validation),),
+        attach=partial(_attach, plan, recipe),
+        rate=recipe.rate,
+        scales=recipe.scales(),
+        staged=recipe.is_staged,
+        notes=(*([str(report)] if report is not None else []), describe_patients(plan.training, plan.validation)),
         cases=_names(plan),
     )
 
@@ -194,8 +201,10 @@ def _loader(plan: Plan, unlabelled: Store | None, body: bool, first_step: int) -
     return Beside(labelled, others, config.data.batch * accumulate * world())
 
 
-def _attach(plan: Plan, engine: StepEngine, run: Run, save_best: Save) -> None:
-    """Validation, and what was loaded as a file of the run."""
+def _attach(plan: Plan, recipe: Recipe, engine: StepEngine, run: Run, save_best: Save) -> None:
+    """Stages of the recipe, validation, and what was loaded as a file of the run."""
+    if recipe.is_staged:
+        Stages(engine.objective, recipe, plan.config.train.frozen_norms == "train").attach(engine)
     if run.report is not None:
         with faults_as(TrainingError, f"{run.folder / REPORT} cannot be written", "Then go on with --resume."):
             write_atomically(run.folder / REPORT, (json.dumps(run.report.document(), indent=1) + "\n").encode())

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from medssl.augment import ViewOptions
-from medssl.config import BaseOptions
+from medssl.config import BaseOptions, Seed
 from medssl.networks import NetworkSpec
 from medssl.plugins import Plugins
 from medssl.train.config import Terms, TrainOptions, with_terms
 from medssl.train.device import Precision
+from medssl.transfer.recipes import DEFAULTS, Preset
 from medssl.transfer.segmentation import AugmentOptions
 from medssl.volumes import LabelledOptions, Preparation
 
@@ -19,8 +21,15 @@ from medssl.volumes import LabelledOptions, Preparation
 class FinetuneTrainOptions(TrainOptions):
     """The `train:` key of a fine-tuning: that of a pretraining with other defaults, and validation."""
 
-    preset: Literal["full"] = "full"
-    """full: every layer is trained from the first step."""
+    preset: Preset = "full"
+    """full: every layer is trained from the first step. gradual: from the head to the stem, one part of the network after the other
+    over half the steps, deeper parts slower, in one cycle of the rate. sawtooth: decoder and head alone for a fifth of the steps, then
+    all, each with a warm-up. linear: the head alone. It sets what is not given: `schedule`, `warmup`, `decay_by_depth` and
+    `learning_rate`."""
+    decay_by_depth: float = Field(1.0, ge=1, le=100)
+    """How many times slower each part learns than the one before it, from the head to the stem."""
+    frozen_norms: Literal["freeze", "train"] = "freeze"
+    """Batch norms of frozen parts: freeze keeps weights and statistics, train goes on with both (and has a backward pass through all)."""
     learning_rate: float = Field(3e-3, gt=0, le=10)
     """Peak learning rate, reached after the warm-up."""
     validate_every: int = Field(100, ge=1)
@@ -33,6 +42,11 @@ class FinetuneTrainOptions(TrainOptions):
     """Checkpoints that are kept, the newest ones; the best one is kept beside them."""
     picture_every: int = Field(0, ge=0)
     """Steps between two sheets of pictures; 0: none."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_the_preset_says(cls, values: Any) -> Any:
+        return {**DEFAULTS.get(str(values.get("preset")), {}), **values} if isinstance(values, Mapping) else values
 
 
 class UnlabelledOptions(BaseOptions):
@@ -73,9 +87,13 @@ class FinetuneConfig(BaseOptions):
     """Share by which the windows of the sliding-window prediction overlap."""
     pretrained: str | None = None
     """A checkpoint or run folder to start from; null: from scratch."""
-    min_coverage: float = Field(0.5, ge=0, le=1)
-    """Least share of the network, its head aside, that must come from the pretrained checkpoint."""
-    seed: int = 0
+    allow_missing: tuple[str, ...] = ()
+    """Patterns of tensor names that need not come from the pretrained checkpoint, such as `decoder*`; all others must, the head aside."""
+    min_coverage: float | None = Field(None, ge=0, le=1)
+    """Instead: least share of the network, its head aside, that must come from the pretrained checkpoint."""
+    rename: dict[str, str] = Field(default_factory=dict)
+    """Parts of the checkpoint's tensor names -> the network's, such as `{fc1: linear1}`."""
+    seed: Seed = 0
     """With step and sample it fixes all randomness."""
 
     @model_validator(mode="after")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,12 +16,12 @@ from torch import nn
 
 from medssl.archive import Index, VolumeRecord, build_index, write_nifti
 from medssl.archive.nifti.names import is_nifti_name, nifti_files, stem
-from medssl.config import check
-from medssl.errors import CheckpointError, DataError, MissingInput, UsageError
+from medssl.errors import ArchiveError, CheckpointError, DataError, MedsslError, MissingInput, UsageError
 from medssl.faults import faults_as
 from medssl.files import take_folder
-from medssl.networks import NetworkSpec
+from medssl.networks import NetworkSpec, stored_spec
 from medssl.train.checkpoint import Checkpoint, find_checkpoint
+from medssl.train.checkpoint_state import STATE
 from medssl.train.device import choose_device, choose_dtype, fit_threads
 from medssl.transfer.images import ImageForm, load_image, prepare_image
 from medssl.transfer.segment import Windows
@@ -65,7 +65,9 @@ class _Map:
     affine: NDArray[np.float64]
 
 
-def predict(run_dir: str | Path, inputs: Sequence[str | Path], out: str | Path, *, precision: str = "fp32") -> list[Path]:
+def predict(
+    run_dir: str | Path, inputs: Sequence[str | Path], out: str | Path, *, precision: str = "fp32", trusted: Sequence[str] = ()
+) -> list[Path]:
     """Write a NIfTI label map `NAME.nii.gz` for each volume of `inputs` into `out`, on its own grid; returns the paths.
 
     Maps have the values of the label files that the run was trained on; of several values that were one class the smallest.
@@ -74,43 +76,74 @@ def predict(run_dir: str | Path, inputs: Sequence[str | Path], out: str | Path, 
     folder of NIfTI files (named as they are; by case where all are nnU-Net's `CASE_0000`, `CASE_0001` with as many channels as the
     network was trained on), an index folder (named by its volumes), or a folder, zip or tar of DICOM (named by the volumes of an
     index made for this call). It calculates in fp32; `precision="bf16"`, or "auto" (bf16 on GPUs that have it), is faster there and
-    may move borders by a voxel.
+    may move borders by a voxel. A run's network is MONAI's, of an installed plugin, or of one of the modules `trusted`.
+
+    An input that is damaged, or not what the network was trained on, costs no other: at the end one `DataError` names each of them.
 
     Raises:
         MissingInput: an input, run or checkpoint is not there.
-        DataError: an input that is damaged, or not what the network was trained on.
+        DataError: inputs that could not be predicted; the label maps of all others are written.
         ConfigError: bf16 on a device without units for it.
         UsageError: two inputs of one name, or an output that would overwrite its input.
     """
-    segmenter = load_segmenter(run_dir, precision=precision)
+    segmenter = load_segmenter(run_dir, precision=precision, trusted=trusted)
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file. Give a folder for the label maps.")
     written: list[Path] = []
+    left_out: list[MedsslError] = []
     with ExitStack() as stack:
-        volumes = _named_once([volume for path in inputs for volume in _volumes(Path(path), segmenter.form, stack)], folder)
+        volumes: list[_Input] = []
+        for path in inputs:
+            with _left_out(left_out):
+                volumes += _volumes(Path(path), segmenter.form, stack)
+        if not volumes and not left_out:
+            raise UsageError("there is nothing to predict. Give at least one input.")
+        _refuse_same_names(volumes, folder)
         with faults_as(UsageError, f"the label maps cannot be written to {folder}"):
             if not folder.exists():
                 take_folder(folder)
         for volume in volumes:
-            prepared = volume.prepare()
-            label_map = _Map(segmenter(prepared), prepared.original_affine)
-            file, done = folder / f"{volume.name}.nii.gz", f"{len(written)} of {len(volumes)} are written and good."
-            with faults_as(UsageError, f"the label map {file} cannot be written", done):
-                written.append(write_nifti(label_map, file))
+            with _left_out(left_out):
+                prepared = volume.prepare()
+                label_map = _Map(segmenter(prepared), prepared.original_affine)
+                file, done = folder / f"{volume.name}.nii.gz", f"{len(written)} of {len(volumes)} are written and good."
+                with faults_as(UsageError, f"the label map {file} cannot be written", done):
+                    written.append(write_nifti(label_map, file))
+    _raise_left_out(left_out, written, folder)
     return written
 
 
-def load_segmenter(run_dir: str | Path, device: str = "auto", precision: str = "fp32") -> Segmenter:
+@contextmanager
+def _left_out(errors: list[MedsslError]) -> Iterator[None]:
+    """Notes what is wrong with an input instead of ending with it; what is not there at all, or asked for wrongly, still ends."""
+    try:
+        yield
+    except (DataError, ArchiveError) as error:
+        errors.append(error)
+
+
+def _raise_left_out(errors: Sequence[MedsslError], written: Sequence[Path], out: Path) -> None:
+    if len(errors) == 1 and not written:
+        raise errors[0]
+    if errors:
+        reasons = "\n".join(f"  {error}" for error in errors)
+        count = f"{len(errors)} of {len(errors) + len(written)} inputs could not be predicted"
+        raise DataError(f"{count}; the label maps of the others are in {out}.\n{reasons}")
+
+
+def load_segmenter(run_dir: str | Path, device: str = "auto", precision: str = "fp32", trusted: Sequence[str] = ()) -> Segmenter:
     """The network of a fine-tuning run or checkpoint, every tensor of it loaded, in evaluation mode."""
     checkpoint = find_checkpoint(run_dir, series="best")
     if checkpoint.state.get("kind") != "finetune":
         raise CheckpointError(
             f"{checkpoint.path} is no fine-tuning: its network has no trained head. Run medssl finetune --pretrained {run_dir} first."
         )
+    checkpoint.need("network", "size", "overlap", "preparation", "spacing", "channel_names", "modalities", "arrays")
     fit_threads()
     state, place = checkpoint.state, choose_device(device)
-    spec = check(NetworkSpec, state["network"], f"network in {checkpoint.path}")
+    spec = stored_spec(state["network"], f"the network in {checkpoint.path}", trusted)
+    _check_crop(spec, state["size"], checkpoint)
     network = spec.build(seed=0)
     _load_all(network, checkpoint)
     windows = Windows(tuple(state["size"]), state["overlap"], choose_dtype(precision, place))
@@ -133,8 +166,16 @@ def _load_all(network: nn.Module, checkpoint: Checkpoint) -> None:
         network.load_state_dict(checkpoint.tensors["network"])
     except (RuntimeError, KeyError) as error:
         raise CheckpointError(
-            f"{checkpoint.path} does not fit its own network: {error}. Was MONAI updated since it was written?"
+            f"{checkpoint.path} does not fit its own network: {str(error)[:500]}. Was MONAI updated since it was written?"
         ) from error
+
+
+def _check_crop(spec: NetworkSpec, size: Sequence[int], checkpoint: Checkpoint) -> None:
+    if len(size) != spec.spatial_dims or not spec.out_channels:
+        raise CheckpointError(
+            f"{checkpoint.path / STATE} is damaged: windows of {len(size)} sides and {spec.out_channels} outputs do not fit a network of "
+            f"{spec.spatial_dims} dimensions. Copy the checkpoint again from where it came."
+        )
 
 
 def _volumes(path: Path, form: ImageForm, stack: ExitStack) -> list[_Input]:
@@ -153,8 +194,12 @@ def _volumes(path: Path, form: ImageForm, stack: ExitStack) -> list[_Input]:
 
 
 def _files_a_case(files: Sequence[Path], form: ImageForm) -> int:
-    """As many as the network reads arrays, unless these lie in one file's fourth axis."""
-    shape, _ = header(files[0])
+    """As many as the network reads arrays, unless these lie in one file's fourth axis, as the first one that can be read says."""
+    shape: tuple[int, ...] = ()
+    for file in files:
+        with suppress(DataError):
+            shape, _ = header(file)
+            break
     return 1 + max(channel.array for channel in form.channels) if len(shape) < 4 else 1
 
 
@@ -167,13 +212,12 @@ def _indexed(index: Index, form: ImageForm, path: Path) -> list[_Input]:
     if not records:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(index.rejected().items()))
         raise DataError(f"{path} holds no volume: {reasons}. Give a folder with a whole series.")
-    for record in records:
-        _check_modality(record, form, path)
     return [_from_index(index, record, form, path) for record in records]
 
 
 def _from_index(index: Index, record: VolumeRecord, form: ImageForm, path: Path) -> _Input:
     def prepare() -> Prepared:
+        _check_modality(record, form, path)
         volume = index.read(record.volume)
         return prepare_image(volume.array, volume.affine, form, f"volume {record.volume} of {path}")
 
@@ -191,7 +235,7 @@ def _check_modality(record: VolumeRecord, form: ImageForm, path: Path) -> None:
         )
 
 
-def _named_once(volumes: Sequence[_Input], out: Path) -> Sequence[_Input]:
+def _refuse_same_names(volumes: Sequence[_Input], out: Path) -> None:
     first: dict[str, _Input] = {}
     for volume in volumes:
         other = first.setdefault(volume.name, volume)
@@ -200,7 +244,4 @@ def _named_once(volumes: Sequence[_Input], out: Path) -> Sequence[_Input]:
                 f"{other.source} and {volume.source} would both be written as {volume.name}.nii.gz. Predict them into two folders."
             )
         if volume.source.resolve() == (out / f"{volume.name}.nii.gz").resolve():
-            raise UsageError(f"the label map of {volume.source} would overwrite it. Give another --out.")
-    if not volumes:
-        raise UsageError("there is nothing to predict. Give at least one input.")
-    return volumes
+            raise UsageError(f"the label map of {volume.source} would overwrite it. Give another folder for the maps.")

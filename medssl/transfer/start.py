@@ -6,19 +6,19 @@ since a network must see images as it saw them in pretraining.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from medssl.config import check
 from medssl.errors import ConfigError, TransferError
-from medssl.networks import NetworkSpec, as_spec, check_crop
-from medssl.train.checkpoint import STATE, Checkpoint, find_checkpoint
+from medssl.networks import NetworkSpec, as_spec, check_crop, stored_spec
+from medssl.train.checkpoint import Checkpoint, find_checkpoint
+from medssl.train.checkpoint_state import STATE
 from medssl.train.loop import seeded
 from medssl.train.progress import counting
 from medssl.transfer.images import ImageForm, Spacing
@@ -32,9 +32,7 @@ from medssl.volumes import (
     Store,
     as_spacing,
     channels_of,
-    grid_sides,
     label_values_of,
-    refuse_too_large,
     store_cases,
     stored_cases,
     training_cases,
@@ -78,15 +76,14 @@ def make_plan(config: FinetuneConfig, folder: Path) -> Plan:
     if spec.out_channels is not None and spec.out_channels < 2:
         raise ConfigError("network.out_channels is 1; segmentation needs one for the background and one for each label value.")
     training, validation = training_cases(config.data)
-    channels = _as_pretrained(channels_of(config.data, training), origin)
+    preparation, spacing = _image_form(config, origin.state if origin is not None else {}, config.pretrained)
+    channels = _as_pretrained(channels_of(config.data, training, preparation.modalities), origin)
     if spec.in_channels != len(channels):
         names = ", ".join(channel.name for channel in channels)
         raise ConfigError(
             f"network.in_channels is {spec.in_channels}; the cases have {len(channels)} channel(s) ({names}). Set it to that."
         )
-    preparation, spacing = _image_form(config, channels, origin.state if origin is not None else {}, config.pretrained)
     check_crop(spec, config.data.size, config.data.batch)
-    _check_size(training, spacing, config)
     values = label_values_of(config.data)
     with counting("looking at labelled cases") as report:
         store_cases(
@@ -109,13 +106,6 @@ def make_plan(config: FinetuneConfig, folder: Path) -> Plan:
     return Plan(resolved, spec, tuple(training), tuple(validation), store, values, form, origin)
 
 
-def _check_size(training: Sequence[Case], spacing: Spacing, config: FinetuneConfig) -> None:
-    """A crop larger than every case is refused before any is read."""
-    size = config.data.size
-    shapes = np.asarray([grid_sides(case, spacing) for case in training])
-    refuse_too_large(shapes, size if len(size) == 3 else (*size, 1), config.data, "every training case")
-
-
 def first_weights(plan: Plan) -> tuple[nn.Module, LoadReport | None]:
     """The network before its first step: a function of the seed and of the pretrained checkpoint, if any."""
     config = plan.config
@@ -124,7 +114,14 @@ def first_weights(plan: Plan) -> tuple[nn.Module, LoadReport | None]:
     from medssl.transfer.load import load_pretrained
 
     with seeded(config.seed, 0, 0, torch.device("cpu")):
-        return load_pretrained(plan.spec, config.pretrained, out_channels=plan.spec.out_channels, min_coverage=config.min_coverage)
+        return load_pretrained(
+            plan.spec,
+            config.pretrained,
+            out_channels=plan.spec.out_channels,
+            min_coverage=config.min_coverage,
+            allow_missing=config.allow_missing,
+            rename=config.rename,
+        )
 
 
 def _origin(pretrained: str | None) -> Checkpoint | None:
@@ -142,7 +139,7 @@ def _network(config: FinetuneConfig, origin: Checkpoint | None) -> NetworkSpec:
         return as_spec(config.network)
     if origin is None or "network" not in origin.state:
         raise TransferError(f"{config.pretrained} does not say what network it holds. Name it with `network:`.")
-    spec = check(NetworkSpec, origin.state["network"], f"network in {origin.path}")
+    spec = stored_spec(origin.state["network"], f"the network in {origin.path}")
     return as_spec(spec.model_copy(update={"out_channels": None}))
 
 
@@ -164,9 +161,7 @@ def _as_pretrained(channels: tuple[Channel, ...], origin: Checkpoint | None) -> 
     return channels
 
 
-def _image_form(
-    config: FinetuneConfig, channels: Sequence[Channel], state: Mapping[str, Any], origin: str | None
-) -> tuple[Preparation, Spacing]:
+def _image_form(config: FinetuneConfig, state: Mapping[str, Any], origin: str | None) -> tuple[Preparation, Spacing]:
     preparation, spacing = config.preparation, as_spacing(config.data.spacing)
     if state.get("preparation") is not None:
         theirs = check(Preparation, state["preparation"], f"preparation in {origin}")
@@ -180,8 +175,8 @@ def _image_form(
         spacing = pretrained
     if state.get("preparation") is None:
         return with_windows(preparation or Preparation(), config.data.windows), spacing
-    own = with_windows(Preparation(), config.data.windows).channels
-    unseen = [channel.name for channel in channels if channel.name in own and channel.name not in (preparation or Preparation()).channels]
+    windows = with_windows(Preparation(), config.data.windows).channels
+    unseen = [name for name in windows if name not in (preparation or Preparation()).channels]
     if unseen:
         raise ConfigError(f"data.windows names {', '.join(unseen)}, which {origin} never saw. Leave data.windows out, or pretrain again.")
     return preparation or Preparation(), spacing

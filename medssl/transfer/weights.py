@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
-import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from medssl.config import check
 from medssl.errors import CheckpointError, MissingInput
-from medssl.networks import NetworkSpec, head_tensors
-from medssl.train.checkpoint import STATE, find_checkpoint
+from medssl.faults import fault
+from medssl.networks import NetworkSpec, described_spec
+from medssl.train.checkpoint import find_checkpoint
+from medssl.train.checkpoint_state import STATE
+from medssl.transfer.inert import named_tensors, read_torch_file
 
-WRAPPERS = ("module.", "_orig_mod.", "network.", "model.", "net.", "student.", "backbone.", "encoder.")
-"""What data parallelism, compilation and training frameworks put before a network's own names."""
 _CONTAINERS = ("state_dict", "model_state_dict", "model_state", "network_weights", "network", "model", "net")
 
 
@@ -36,9 +32,9 @@ class Weights:
 
 
 def read_weights(path: str | Path) -> Weights:
-    """The weights at a run folder, a checkpoint folder, or a file (`.safetensors`, or a torch file that holds tensors alone).
+    """The weights at a run folder, a checkpoint folder, or a file (`.safetensors`, or a torch file, of which tensors alone are read).
 
-    Raises `MissingInput` where nothing is there, `CheckpointError` for damaged files and for files that hold more than tensors.
+    Raises `MissingInput` where nothing is there, `CheckpointError` for damaged files and for files without named tensors.
     """
     place = Path(path)
     if place.is_file() and place.name != STATE and not (place.suffix == ".safetensors" and (place.parent / STATE).exists()):
@@ -49,57 +45,23 @@ def read_weights(path: str | Path) -> Weights:
             f"{checkpoint.path} holds no network, only {', '.join(checkpoint.tensors) or 'nothing'}. Give another checkpoint."
         )
     described = checkpoint.state.get("network")
-    spec = None if described is None else check(NetworkSpec, described, f"network in {checkpoint.path / STATE}")
-    head = checkpoint.state.get("head")
-    if head is None:
-        head = head_tensors(spec) if spec is not None and spec.rebuildable else ()
-    return Weights(checkpoint.path, checkpoint.tensors["network"], spec, tuple(head))
+    spec = None if described is None else described_spec(described, f"the network in {checkpoint.path / STATE}")
+    return Weights(checkpoint.path, checkpoint.tensors["network"], spec, tuple(checkpoint.state.get("head") or ()))
 
 
 def _read_file(file: Path) -> dict[str, Tensor]:
     try:
-        content = safetensors.torch.load_file(file) if file.suffix == ".safetensors" else _torch_file(file)
+        content, left = (safetensors.torch.load_file(file), ()) if file.suffix == ".safetensors" else read_torch_file(file)
     except SafetensorError as error:
         raise CheckpointError(f"{file} is no readable safetensors file: {error}. Copy it again from where it came.") from error
     except OSError as error:
-        raise MissingInput(f"{file} cannot be read: {error.strerror or error}.") from error
-    tensors = _state_dict(content)
+        raise MissingInput(fault(error, f"{file} cannot be read")) from error
+    tensors = named_tensors(content, _CONTAINERS)
     if not tensors:
-        raise CheckpointError(f"{file} holds no named tensors. Save the network's state_dict() with torch.save or safetensors.")
-    return tensors
-
-
-def _torch_file(file: Path) -> Any:
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+        shown = f"{', '.join(left[:4])}{' and more' if len(left) > 4 else ''}"
+        out = f", and medssl never executes what a weights file brings ({shown})" if left else ""
         raise CheckpointError(
-            f"{file} is refused: it is no torch file, or holds more than tensors, and medssl never executes what a weights file brings. "
-            "Where you trust it, load it yourself and save its state_dict() alone."
-        ) from error
-    except OSError:
-        raise
-    except Exception as error:
-        what = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{file} is no readable torch file, perhaps cut short: {what}. Copy it again from where it came.") from error
-
-
-def _state_dict(content: Any) -> dict[str, Tensor]:
-    """The named tensors inside `content`, looked for under the keys that training programs use."""
-    if not isinstance(content, Mapping):
-        return {}
-    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-    inner = next((content[key] for key in _CONTAINERS if isinstance(content.get(key), Mapping)), None)
-    return _state_dict(inner) if inner is not None else tensors
-
-
-def seen_through(name: str, targets: Mapping[str, Any]) -> str:
-    """`name` without wrappers' prefixes, where that makes it one of `targets`; else without those of torch's own wrappers."""
-    plain = name.replace("_orig_mod.", "").removeprefix("module.")
-    candidate = plain
-    while candidate not in targets:
-        wrapper = next((prefix for prefix in WRAPPERS if candidate.startswith(prefix)), None)
-        if wrapper is None:
-            return plain
-        candidate = candidate.removeprefix(wrapper)
-    return candidate
+            f"{file} holds no named tensors{out}. Where you trust it, load it yourself and save the network's state_dict() alone, with "
+            "torch.save or safetensors."
+        )
+    return tensors

@@ -8,7 +8,6 @@ from medssl.volumes.cases import (
     channels_of,
     describe_patients,
     find_cases,
-    grid_sides,
     label_values_of,
     load_case,
     load_labels,
@@ -28,7 +27,6 @@ from medssl.volumes.crops import (
     LoadOptions,
     crop_at,
     on_device,
-    refuse_too_large,
 )
 from medssl.volumes.grid import as_spacing
 from medssl.volumes.ingest import ChannelOptions, Incoming, StoreOptions, StoreSummary, make_store, write_store
@@ -61,7 +59,6 @@ __all__ = [
     "crop_at",
     "describe_patients",
     "find_cases",
-    "grid_sides",
     "label_values_of",
     "load_case",
     "load_labels",
@@ -69,7 +66,6 @@ __all__ = [
     "on_device",
     "prepare_volume",
     "proposal",
-    "refuse_too_large",
     "restore_labels",
     "stable_id",
     "statistics",

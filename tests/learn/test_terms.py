@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from medssl_inpainting.inpainting import Inpainting
 
 from medssl.errors import ConfigError
 from medssl.learn import resolved_terms, term_schemas
@@ -30,6 +31,33 @@ def test_a_range_survives() -> None:
 def test_wrong_options_name_their_path() -> None:
     with pytest.raises(ConfigError, match=r"consistency\.1 \(agreement\).*distance"):
         resolved_terms("consistency", ["simsiam", {"name": "agreement", "distance": "l3"}], Plugins.load())
+
+
+@pytest.mark.parametrize("first", ["inpainting", Inpainting])
+def test_a_pair_is_a_term_and_its_options_or_its_weight(first: Any) -> None:
+    plugins = Plugins.load()
+    pair = resolved_terms("tasks", [(first, {"ratio": 0.3, "weight": 2, "as": "holes"})], plugins)
+    assert pair == resolved_terms("tasks", [{"name": "inpainting", "ratio": 0.3, "weight": 2, "as": "holes"}], plugins)
+    assert resolved_terms("tasks", [(first, 0.5)], plugins)[0]["weight"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("term", "message"),
+    [
+        (
+            (Inpainting, "x"),
+            r"tasks\.0: a pair is \(name, class or object, weight\) or \(.*, options\), not \(Inpainting, 'x'\)",
+        ),
+        ((Inpainting, {"ratoi": 1}), "unknown key 'ratoi'. Did you mean 'ratio'"),
+        (("inpainting", -1), "'weight' must be greater than 0"),
+        ((3, {}), "a pair is"),
+        (3, r"a pair \(class, options\) is needed, not 3"),
+    ],
+    ids=str,
+)
+def test_a_term_in_another_form_says_which_there_are(term: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        resolved_terms("tasks", [term], Plugins.load())
 
 
 def test_the_schema_completes_every_installed_term() -> None:

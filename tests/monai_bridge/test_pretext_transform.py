@@ -288,3 +288,56 @@ def test_wrong_use_is_one_message() -> None:
 def test_options_reach_the_task() -> None:
     options: dict[str, Any] = {"share": 1.0}
     assert (PretextTaskd("image", Erase, **options)({"image": image(1, 4, 4)})["weight"] == 1).all()
+
+
+class Hounsfield(Erase):
+    """Asks for true values, which an item of a pipeline does not say."""
+
+    name = "hounsfield"
+
+    def make(self, crops: Crops, draw: Draw) -> PretextBatch:
+        true = crops.images * crops.rescale[..., :1, None] + crops.rescale[..., 1:, None]
+        return PretextBatch(crops.images, true)
+
+
+class Bones(Hounsfield):
+    """The same by a comparison, which is false of everything unknown."""
+
+    name = "bones"
+
+    def make(self, crops: Crops, draw: Draw) -> PretextBatch:
+        return PretextBatch(crops.images, (crops.images > torch.square(crops.rescale)).float())
+
+
+class Inner(Hounsfield):
+    """Asks how much of the crop is body."""
+
+    name = "inner"
+
+    def make(self, crops: Crops, draw: Draw) -> PretextBatch:
+        return PretextBatch(crops.images, crops.images, answerable=crops.inside > 0.5)
+
+
+@pytest.mark.parametrize(("task", "what"), [(Hounsfield, "rescale"), (Bones, "rescale"), (Inner, "inside")])
+def test_what_an_item_does_not_say_is_not_made_up(task: type[PretextTask], what: str) -> None:
+    with pytest.raises(ConfigError, match=rf"reads crops\.{what},.*which the items of a MONAI pipeline do not say.*medssl\.pretrain"):
+        PretextTaskd("image", task)({"image": torch.rand(1, 16, 16)})
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 16, 1), (2, 1, 8, 16), (1, 1, 16, 16), (2, 16, 16), (2, 3, 16, 16)])
+def test_an_answer_of_another_shape_is_no_loss(shape: tuple[int, ...]) -> None:
+    loss, batch = PretextLoss(Erase, spatial_dims=2), {"target": torch.rand(2, 1, 16, 16), "weight": torch.ones(2, 1, 16, 16)}
+    assert torch.isfinite(loss(torch.rand(2, 1, 16, 16), batch))
+    with pytest.raises(DataError, match=r"answers 'erase' with shape .* it is \(2, 1, "):
+        loss(torch.rand(shape), batch)
+
+
+def test_samples_that_meet_in_a_loss_are_noticed() -> None:
+    class Crossed(Halves):
+        name = "crossed"
+
+        def loss(self, prediction: Tensor, batch: PretextBatch) -> Tensor:
+            return (prediction[:, :1] - batch.target).square().mean(1)
+
+    with pytest.raises(PluginError, match="broadcast against each other"):
+        PretextLoss(Crossed)(torch.rand(2, 2), {"target": torch.tensor([0.0, 5.0])})

@@ -58,14 +58,17 @@ def test_pretext_script_trains_with_worker_processes(images: Path, run: Run) -> 
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
 
 
-def test_finetune_script_starts_from_a_checkpoint(images: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("spacing", [None, [2.0, 2.0, 2.0]], ids=["own grid", "resampled"])
+def test_finetune_script_starts_from_a_checkpoint(
+    spacing: list[float] | None, images: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
     spec = NetworkSpec("SegResNet", options={"init_filters": 8}).checked()
     state = {
         "kind": "pretrain",
         "network": spec.model_dump(mode="json", by_alias=True, exclude_none=True),
         "head": list(head_tensors(spec)),
         "preparation": Preparation().model_dump(mode="json"),
-        "spacing": None,
+        "spacing": spacing,
     }
     save_checkpoint(images / "run", 5, {"network": spec.build(seed=0).state_dict()}, state)
     arguments = (images / "images", images / "labels", images / "run", "--out", images / "out.pt", "--epochs", 3, "--size", 8)

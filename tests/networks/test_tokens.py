@@ -68,7 +68,7 @@ def test_the_class_token_sees_the_visible_ones() -> None:
     found = trunk(images, {"tokens", "class_token"}, visible)
     assert found["class_token"].shape == (2, 24)
     assert not torch.equal(found["class_token"], trunk(images, {"class_token"})["class_token"])
-    with pytest.raises(NetworkError, match="has no class_token"):
+    with pytest.raises(NetworkError, match="reads class_token, and ViT has no class token. Read tokens instead"):
         tapped(token_spec("ViT", classification=False))[0](images, {"class_token"}, visible)
 
 

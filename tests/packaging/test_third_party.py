@@ -123,14 +123,19 @@ def test_a_plugin_that_fails_in_a_run_is_blamed_by_package_and_version(
     assert "KeyError: 'table'" in said
 
 
+@pytest.mark.parametrize(
+    ("head", "error"),
+    [
+        ("import no_such_module_anywhere\n", "ModuleNotFoundError: No module named 'no_such_module_anywhere'"),
+        ("import sys; sys.exit('no licence found')\n", "SystemExit: no licence found"),
+    ],
+)
 def test_a_plugin_that_cannot_be_imported_costs_one_warning_and_nothing_else(
-    wheels: dict[str, Path], environment: Any, stranger: Any
+    head: str, error: str, wheels: dict[str, Path], environment: Any, stranger: Any
 ) -> None:
-    environment.install(*wheels.values(), stranger(head="import no_such_module_anywhere\n"))
+    environment.install(*wheels.values(), stranger(head=head))
     listed = json.loads(environment.run("medssl", "plugins", "list", "--json"))
     assert "inpainting" in {row["name"] for row in listed["plugins"]}
-    assert listed["broken"] == [
-        {"plugin": "brighter", "package": "acme-brighter", "error": "ModuleNotFoundError: No module named 'no_such_module_anywhere'"}
-    ]
+    assert listed["broken"] == [{"plugin": "brighter", "package": "acme-brighter", "error": error}]
     quiet = json.loads(environment.run("medssl", "plugins", "list", "--json", MEDSSL_DISABLE="brighter"))
     assert quiet["broken"] == []

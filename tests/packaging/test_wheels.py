@@ -7,6 +7,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from medssl.plugins import KNOWN_PACKAGES
+
 
 def test_wheels_install_into_a_fresh_environment_and_list_their_plugins(wheels: dict[str, Path], environment: Any) -> None:
     environment.install(*wheels.values())
@@ -14,12 +16,7 @@ def test_wheels_install_into_a_fresh_environment_and_list_their_plugins(wheels: 
     assert str(environment.folder) in where
     listed = json.loads(environment.run("medssl", "plugins", "list", "--json"))
     packages = {row["name"]: row["package"] for row in listed["plugins"]}
-    assert packages == {
-        "inpainting": "medssl-inpainting",
-        "relative-position": "medssl-placement",
-        "agreement": "medssl-consistency",
-        "simsiam": "medssl-consistency",
-    }
+    assert packages == KNOWN_PACKAGES
     assert listed["broken"] == []
 
 

@@ -117,6 +117,28 @@ SCENARIOS = {
         labelled=True,
     ),
     "Dice over all ranks": Scenario([Segmentation], network={**UNET, "out_channels": 3}, labelled=True, divides=False),
+    "losses that compare the batch": Scenario(
+        [],
+        [
+            "simclr",
+            "simsiam",
+            {"name": "vicreg", "width": 16},
+            {"name": "barlow", "width": 16, "weight": 0.01},
+            {"name": "voxel-contrast", "points": 16, "near": 2.0},
+            {"name": "dense-agreement", "points": 16, "width": 8},
+        ],
+        divides=False,
+    ),
+    "losses that compare the batch with a teacher": Scenario([], ["byol", {"name": "moco-v3", "momentum": 0.996}], divides=False),
+    "a queue and a bank": Scenario(
+        ["halves"],
+        [{"name": "moco", "queue": 10, "momentum": 0.996}, {"name": "pirl", "bank": 50}],
+    ),
+    "self-distillation of views and of cells": Scenario(
+        [{"name": "ibot", "prototypes": 16}],
+        [{"name": "dino", "prototypes": 16}],
+    ),
+    "regions found again": Scenario([{"name": "region-matching", "radius": [3, 6]}]),
     "negatives of all ranks": Scenario([], ["batch-contrast"], divides=False),
 }
 

@@ -404,7 +404,52 @@ class LastBatch(Counting):
         self.count.copy_(self.last)
 
 
+class OneTarget(Shift):
+    """One target for the whole batch."""
+
+    def make(self, crops: Crops, draw: Draw) -> PretextBatch:
+        batch = super().make(crops, draw)
+        return replace(batch, target=batch.target[:1])
+
+
+class FlatTarget(Shift):
+    """Its target lacks the axis of channels, and is broadcast over the batch."""
+
+    def make(self, crops: Crops, draw: Draw) -> PretextBatch:
+        batch = super().make(crops, draw)
+        return replace(batch, target=batch.target[:, 0])
+
+
+class WideWeight(Shift):
+    """Weighs whole samples where voxels are asked for."""
+
+    def make(self, crops: Crops, draw: Draw) -> PretextBatch:
+        return replace(super().make(crops, draw), weight=torch.ones((len(crops), 1), device=crops.images.device))
+
+
+class Crossed(Shift):
+    """Every sample's loss is that against all targets of the batch."""
+
+    def head(self) -> Head:
+        return PooledHead(1)
+
+    def make(self, crops: Crops, draw: Draw) -> PretextBatch:
+        inputs = roll(crops.images, draw.integers(1, 6))
+        return PretextBatch(inputs, inputs.flatten(1).amax(1))
+
+
+class Odd(Shift):
+    """Its answer is of no kind."""
+
+    answer = "numbers"  # type: ignore[assignment]
+
+
 TASKS = [
+    (OneTarget, "test_make_gives_inputs_and_a_target_that_fit_its_head"),
+    (FlatTarget, "test_make_gives_inputs_and_a_target_that_fit_its_head"),
+    (WideWeight, "test_make_gives_inputs_and_a_target_that_fit_its_head"),
+    (Crossed, "test_a_sample_does_not_depend_on_its_neighbours"),
+    (Odd, "test_it_has_a_name_and_every_option_is_documented"),
     (Flagged, "test_make_gives_inputs_and_a_target_that_fit_its_head"),
     (TokensTwice, "test_make_gives_inputs_and_a_target_that_fit_its_head"),
     (LooseExtra, "test_everything_stays_on_the_device_of_the_crops"),

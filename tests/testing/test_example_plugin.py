@@ -32,7 +32,7 @@ class TestDenoising(PretextTaskContract):
 def test_it_learns_from_a_configuration(dims: int) -> None:
     plugins = Plugins.load({"denoising": load()})
     network = {"name": "UNet", "spatial_dims": dims, "options": {"channels": [4, 8, 8], "strides": [2, 2]}}
-    objective = build_objective(network, [{"name": "denoising", "amount": 2.0}], plugins=plugins)
+    objective = build_objective(network, [{"name": "my-denoising", "amount": 2.0}], plugins=plugins)
     optimizer = torch.optim.Adam(objective.parameters(), lr=0.01)
     losses = []
     for step in range(12):

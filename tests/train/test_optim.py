@@ -27,7 +27,7 @@ def net() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.PReLU(), nn.Conv2d(4, 1, 3))
 
 
-@given(steps=st.integers(1, 5000), warmup=st.floats(0, 0.99), schedule=st.sampled_from(["cosine", "poly", "constant"]))
+@given(steps=st.integers(1, 5000), warmup=st.floats(0, 0.99), schedule=st.sampled_from(["cosine", "poly", "constant", "one-cycle"]))
 def test_the_rate_rises_then_never_rises_again_and_stays_within_the_peak(steps: int, warmup: float, schedule: str) -> None:
     rates = [learning_rate_at(step, steps, 0.1, warmup, schedule) for step in range(0, steps, max(steps // 50, 1))]  # type: ignore[arg-type]
     assert all(0 < rate <= 0.1 for rate in rates)
@@ -43,6 +43,28 @@ def test_cosine_agrees_with_torch() -> None:
         assert learning_rate_at(step, 40, 0.3, 0.0, "cosine") == pytest.approx(oracle.get_last_lr()[0])
         optimizer.step()
         oracle.step()
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(40, 0.25), (100, 0.3), (7, 0.5)])
+def test_one_cycle_agrees_with_torch(steps: int, warmup: float) -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.3)
+    oracle = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.3, total_steps=steps, pct_start=warmup, cycle_momentum=False)
+    for step in range(steps):
+        assert learning_rate_at(step, steps, 0.3, warmup, "one-cycle") == pytest.approx(oracle.get_last_lr()[0])
+        optimizer.step()
+        if step < steps - 1:
+            oracle.step()
+
+
+def test_parts_of_a_network_have_rates_of_their_own() -> None:
+    module = net()
+    groups = parameter_groups(module, 0.1, {"0.weight": 0.5, "0.bias": 0.5})
+    assert [(group["weight_decay"], group["scale"], len(group["params"])) for group in groups] == [  # type: ignore[arg-type]
+        (0.1, 1.0, 1), (0.1, 0.5, 1), (0.0, 1.0, 4), (0.0, 0.5, 1),
+    ]  # fmt: skip
+    optimizer = make_optimizer(groups, "adamw", 1.0)
+    set_learning_rate(optimizer, 2.0)
+    assert [group["lr"] for group in optimizer.param_groups] == [2.0, 1.0, 2.0, 1.0]
 
 
 def test_norms_and_biases_do_not_decay() -> None:

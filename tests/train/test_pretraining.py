@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
+import stat
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ import medssl
 from medssl import hookimpl
 from medssl.config import BaseOptions, with_overrides
 from medssl.contracts import Crops, DenseHead, Draw, PretextBatch, PretextTask
-from medssl.errors import ConfigError, MedsslError, PluginError, TrainingError, TransferError
+from medssl.errors import ConfigError, MedsslError, PluginError, StoreError, TrainingError, TransferError
 from medssl.plugins import Plugins
 from medssl.testing.fixtures import make_info
 from medssl.train import device, find_checkpoint
@@ -154,7 +156,6 @@ def test_slices_of_volumes_train_a_2d_network(config: Config, tmp_path: Path) ->
         ("network.name=SegResNett", "Did you mean 'SegResNet'"),
         ("network.options.init_filterz=8", "Did you mean 'init_filters'"),
         ("data.store=nowhere", "medssl store"),
-        ("data.size=[48, 48, 48]", "larger than every volume"),
         ("data.size=[15, 16, 16]", "16"),
         ("data.size=[4, 4, 4]", "size|sides"),
         ("tasks.0.ratioo=0.5", "Did you mean 'ratio'"),
@@ -337,3 +338,44 @@ def test_a_checkpoint_says_what_to_cite(unbroken: Path) -> None:
     cited = find_checkpoint(unbroken).state["citations"]
     assert set(cited) == {"inpainting", "simsiam"}
     assert "Context encoders" in cited["inpainting"]
+
+
+def test_everything_of_a_run_is_its_owners_alone(config: Config, tmp_path: Path) -> None:
+    config = with_overrides(config, ["train.steps=2", "train.picture_every=1"])
+    before = os.umask(0o000)
+    try:
+        run = medssl.pretrain(config=config, out=tmp_path / "run")
+    finally:
+        os.umask(before)
+    assert {path.name for path in run.folder.iterdir()} >= {"pictures", "checkpoints", "metrics.jsonl", "timings.jsonl", "config.yaml"}
+    for path in (run.folder, *run.folder.rglob("*")):
+        assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
+
+
+def test_a_run_whose_folder_is_renamed_ends_with_an_error_and_goes_on_under_the_new_name(
+    unbroken: Path, config: Config, tmp_path: Path
+) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+
+    class Rename:
+        def attach(self, engine: Any) -> None:
+            engine.add_event_handler(Events.ITERATION_STARTED(once=4), lambda: old.rename(new))
+
+    with pytest.raises(TrainingError, match=rf"{old} was renamed or removed and is now {new} while the run was going on.*--resume"):
+        medssl.pretrain(config=config, out=old, handlers=[Rename()])
+    assert not old.exists()
+    run = medssl.pretrain(config=config, out=new, resume=True)
+    assert (new / "metrics.jsonl").read_bytes() == (unbroken / "metrics.jsonl").read_bytes()
+    assert all(torch.equal(tensor, network_of(run.folder)[name]) for name, tensor in network_of(unbroken).items())
+
+
+def test_a_store_that_was_not_finished_is_trained_on_only_when_told(config: Config, store: Path, tmp_path: Path) -> None:
+    shutil.copytree(store, tmp_path / "store")
+    (tmp_path / "store/unfinished/1.json").write_text('{"v0123": ""}')
+    config = with_overrides(config, [f"data.store={tmp_path / 'store'}", "train.steps=1"])
+    with pytest.raises(StoreError, match=r"1 of its volumes are not there yet.*data\.unfinished=true trains on the 3"):
+        medssl.pretrain(config=config, out=tmp_path / "run")
+    assert medssl.pretrain(config=with_overrides(config, ["data.unfinished=true"]), out=tmp_path / "run").state.step == 1
+    (tmp_path / "store/unfinished/1.json").write_text("[]")
+    with pytest.raises(StoreError, match=r"1\.json is damaged"):
+        medssl.pretrain(config=config, out=tmp_path / "other")

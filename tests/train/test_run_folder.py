@@ -32,10 +32,10 @@ def test_a_second_run_is_refused_and_resuming_needs_the_same_configuration(tmp_p
     assert load_config(tmp_path / "config.yaml") == {"train": {"keep": 1, "steps": 10}, "seed": 0}
     with pytest.raises(TrainingError, match=r"already holds a run.*--resume"):
         begin_run(tmp_path, Config())
-    continue_run(tmp_path, Config(train=Inner(keep=3)), frozenset({"train.keep"}), 0)
+    continue_run(tmp_path, Config(train=Inner(keep=3)), frozenset({"train.keep"}), frozenset(), 0)
     assert load_config(tmp_path / "config.yaml")["train"]["keep"] == 3
     with pytest.raises(ConfigError, match=r"seed: 0 there, 1 here"):
-        continue_run(tmp_path, Config(seed=1), frozenset({"train.keep"}), 0)
+        continue_run(tmp_path, Config(seed=1), frozenset({"train.keep"}), frozenset(), 0)
 
 
 def test_rows_past_the_checkpoint_and_torn_rows_are_cut(tmp_path: Path) -> None:

@@ -147,6 +147,21 @@ def test_missing_folders_and_names(folders: tuple[Path, Path]) -> None:
         evaluate(predictions, labels)
 
 
+def test_cases_that_have_no_part_in_the_numbers_are_said(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    predictions, labels = folders
+    for name in ("a", "b", "c"):
+        write(labels, f"{name}.nii.gz", np.ones((3, 3, 3), np.uint8))
+    for name in ("a", "z"):
+        write(predictions, f"{name}.nii.gz", np.ones((3, 3, 3), np.uint8))
+    assert len(evaluate(predictions, labels).notes()) == 2
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", "--predictions", str(predictions), "--labels", str(labels)])
+    said = capsys.readouterr().err
+    assert not ended.value.code
+    assert "2 label(s) without a prediction, left out: b, c. The means are over 1 case(s)." in said
+    assert "1 prediction(s) without a label, left out: z." in said
+
+
 def test_write(folders: tuple[Path, Path], tmp_path: Path) -> None:
     predictions, labels = folders
     write(predictions, "a.nii.gz", np.array([[[1, 2], [2, 0]]], np.int16))
@@ -166,6 +181,7 @@ def test_the_command_takes_the_run_that_predicted(folders: tuple[Path, Path], tm
     write(labels, "a.nii.gz", truth)
     write(predictions, "a.nii.gz", np.where(truth > 0, 1, 0).astype(np.uint8))
     state = {"kind": "finetune", "label_values": {"0": 0, "1": 1, "2": 1, "255": -1}}
+    (tmp_path / "run").mkdir()
     save_checkpoint(tmp_path / "run", 1, {"network": {"w": torch.zeros(1)}}, state)
     with pytest.raises(SystemExit) as ended:
         main(["evaluate", "--predictions", str(predictions), "--labels", str(labels), "--run", str(tmp_path / "run"), "--json"])

@@ -23,6 +23,7 @@ from medssl.errors import ConfigError, DataError, PluginError, TrainingError, Us
 from medssl.plugins import Plugins
 from medssl.run import Run
 from medssl.train.checkpoint import load_checkpoint, newest_good
+from medssl.train.run_folder import read_rows
 from medssl.train.stopping import Stopped
 from medssl.transfer import evaluate, predict
 from medssl.transfer.finetune import fine_tune
@@ -166,10 +167,28 @@ def test_best_weights_stay_where_later_ones_are_worse(tmp_path: Path, finetune_c
 
 def test_resume_of_another_configuration_is_refused(tmp_path: Path, finetune_config: Config) -> None:
     fine_tune(config=finetune_config(2), out=tmp_path / "run")
-    with pytest.raises(ConfigError, match="learning_rate"):
-        fine_tune(config=finetune_config(2), out=tmp_path / "run", resume=True, overrides=["train.learning_rate=0.5"])
+    with pytest.raises(ConfigError, match=r"weight_decay.*`pretrained: .*run`"):
+        fine_tune(config=finetune_config(2), out=tmp_path / "run", resume=True, overrides=["train.weight_decay=0.5"])
     done = fine_tune(config=finetune_config(2), out=tmp_path / "run", resume=True)
     assert done.state.step == 2
+
+
+def test_what_was_loaded_and_how_many_cases_there_are_is_said_first(
+    tmp_path: Path, tuned: Run, finetune_config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    fine_tune(config=finetune_config(1), out=tmp_path / "run", pretrained=tuned.folder)
+    said = capsys.readouterr().err
+    places = [said.index(words) for words in ("of the values outside the head", "4 cases of 4 patients to train on", "step 1/1")]
+    assert places == sorted(places)
+
+
+def test_a_finished_fine_tuning_can_be_lengthened(tmp_path: Path, finetune_config: Config) -> None:
+    fine_tune(config=finetune_config(2), out=tmp_path / "run")
+    longer = fine_tune(
+        config=finetune_config(2), out=tmp_path / "run", resume=True, overrides=["train.steps=3", "train.learning_rate=1e-3"]
+    )
+    assert longer.state.step == 3 and [row["step"] for row in read_rows(tmp_path / "run/metrics.jsonl")] == [1, 2, 3]
 
 
 def test_skipped_steps_name_their_cases(tmp_path: Path, finetune_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -345,10 +364,9 @@ def test_a_resume_looks_at_no_case_again(tmp_path: Path, finetune_config: Config
     ("override", "message"),
     [
         ("train.step=3", "Did you mean 'steps'"),
-        ("train.preset=gradual", "preset"),
+        ("train.validate_precision=half", "must be 'auto', 'fp32' or 'bf16'"),
         ("augment.flip=[3]", "axes from 0 to 2"),
         ("data.size=[7, 8, 8]", "cannot take crops"),
-        ("data.size=[64, 64, 64]", "larger than every training case"),
         ("data.labelled=40", "data.labelled is 40"),
         ("network.in_channels=2", "1 channel"),
         ("network.name=SegResNett", "Did you mean 'SegResNet'"),
@@ -495,13 +513,13 @@ def test_every_case_is_looked_at_before_the_first_step(
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
-def test_a_crop_larger_than_every_case_is_refused_before_any_is_read(
-    tmp_path: Path, finetune_config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("medssl.transfer.start.store_cases", lambda *_, **__: pytest.fail("cases were read"))
-    for changes, sides in (({}, r"\[18, 14, 12\]"), ({"spacing": 2.0}, r"\[9, 7, 9\]")):
-        with pytest.raises(ConfigError, match=rf"larger than every training case: the longest sides are {sides}"):
-            fine_tune(config=finetune_config(1, **changes, size=[64, 8, 8]), out=tmp_path / "run")
+def test_a_crop_larger_than_the_only_labelled_case_is_padded(tmp_path: Path, finetune_config: Config, case_maker: Any) -> None:
+    image = case_maker(tmp_path, "only", 3)
+    data = {"images": str(image.parent), "labels": str(tmp_path / "labels"), "validation": 0, "size": [24, 16, 8]}
+    with pytest.warns(UserWarning, match=r"larger than every volume.*the longest sides are \[18, 14, 12\]"):
+        run = fine_tune(config=finetune_config(2, **data), out=tmp_path / "run")
+    (path,) = predict(run.folder, [image], tmp_path / "maps")
+    assert nib.load(path).shape == (18, 14, 12)
 
 
 def test_validation_labels_without_a_class_are_refused(tmp_path: Path, finetune_config: Config, case_maker: Any) -> None:

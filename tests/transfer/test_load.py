@@ -273,5 +273,5 @@ def test_wrong_calls(tmp_path: Path, run: Path, spec: NetworkSpec, pretrained: n
 
 def test_many_tensors_are_listed_in_short() -> None:
     names = tuple(f"layer.{i}" for i in range(20))
-    report = LoadReport("run", "Net", (), names, (), {}, dict.fromkeys(names, 1), 0.0)
+    report = LoadReport("run", "Net", (), names, (), {}, (), dict.fromkeys(names, 1), 0.0)
     assert "and 14 more" in str(report)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from medssl.errors import ArchiveError, CheckpointError, ConfigError, DataError,
 from medssl.run import Run
 from medssl.testing.dicom import write_series
 from medssl.train.checkpoint import newest_good, save_checkpoint
+from medssl.transfer.evaluate import evaluate
 from medssl.transfer.finetune import fine_tune
 from medssl.transfer.prediction import load_segmenter, predict
 
@@ -182,6 +186,26 @@ def test_bad_input_is_one_message_with_its_name(tuned: Run, tmp_path: Path, kind
     assert not list((tmp_path / "maps").glob("*")) if (tmp_path / "maps").exists() else True
 
 
+def test_a_bad_input_costs_no_other_and_the_exit_code_tells(
+    tuned: Run, cases: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = nib.load(cases / "images/case2.nii.gz")
+    write_series(tmp_path / "ct", np.asarray(image.dataobj), image.affine, modality="CT")
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    (folder / "a.nii.gz").write_bytes(b"not an image at all")
+    for name in ("b", "c"):
+        nib.save(image, folder / f"{name}.nii.gz")
+    inputs = [bad_inputs("constant", tmp_path / "in"), folder, bad_inputs("text", tmp_path / "text"), tmp_path / "ct"]
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", str(tuned.folder), *map(str, inputs), "--out", str(tmp_path / "maps")])
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert f"4 of 6 inputs could not be predicted; the label maps of the others are in {tmp_path / 'maps'}" in said
+    assert all(words in said for words in ("bad.nii.gz cannot be used", "a.nii.gz: corrupt", "holds no volume", "is CT, the network"))
+    assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == ["b.nii.gz", "c.nii.gz"]
+
+
 def test_wrong_use(tuned: Run, cases: Path, tmp_path: Path) -> None:
     image = cases / "images/case0.nii.gz"
     with pytest.raises(MissingInput, match="no input at"):
@@ -197,3 +221,41 @@ def test_wrong_use(tuned: Run, cases: Path, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "pretrained", 1, {"network": tuned.network.state_dict()}, {"kind": "pretrain"})
     with pytest.raises(CheckpointError, match="no fine-tuning"):
         predict(tmp_path / "pretrained", [image], tmp_path / "maps")
+
+
+def test_what_is_made_of_labelled_cases_is_its_owners_alone(tuned: Run, cases: Path, tmp_path: Path) -> None:
+    before = os.umask(0o000)
+    try:
+        predict(tuned.folder, [cases / "images/case0.nii.gz"], tmp_path / "maps")
+        evaluate(tmp_path / "maps", cases / "labels").write(tmp_path / "maps/dice.csv")
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "maps", *(tmp_path / "maps").iterdir(), tuned.folder, *tuned.folder.rglob("*")):
+        assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
+
+
+def test_a_full_disk_says_which_map_could_not_be_written(tuned: Run, cases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, synced = os.fsync, []
+
+    def fsync(descriptor: int) -> None:
+        synced.append(descriptor)
+        if len(synced) > 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr("os.fsync", fsync)
+    with pytest.raises(UsageError, match=r"case1\.nii\.gz cannot be written: No space left.*1 of 2 are written and good"):
+        predict(tuned.folder, [cases / f"images/case{number}.nii.gz" for number in range(2)], tmp_path / "maps")
+    assert [path.name for path in (tmp_path / "maps").iterdir()] == ["case0.nii.gz"]
+    evaluation = evaluate(tmp_path / "maps", cases / "labels")
+    for name in ("dice.csv", "dice.json"):
+        with pytest.raises(UsageError, match=rf"the evaluation cannot be written to .*{name}: No space left"):
+            evaluation.write(tmp_path / name)
+
+
+def test_a_name_with_control_characters_is_shown_escaped(tuned: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "\x1b[31mred.nii"
+    file.write_bytes(b"cut")
+    with pytest.raises(SystemExit):
+        main(["predict", str(tuned.folder), str(file), "--out", str(tmp_path / "maps")])
+    assert r"\x1b[31mred.nii" in capsys.readouterr().err

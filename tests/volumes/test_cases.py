@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from medssl.config import check
 from medssl.errors import ConfigError, DataError, MedsslError, MissingInput
@@ -54,6 +55,34 @@ def test_two_folders(paired: Paired) -> None:
     cases = find_cases(folders(paired()))
     assert names(cases) == ALL
     assert all(case.label is not None and case.label.name == case.images[0].name and case.patient == case.name for case in cases)
+
+
+@pytest.mark.parametrize("form", ["folders", "mapping", "nnunet"])
+def test_a_fold_of_what_has_none_is_refused(form: str, paired: Paired) -> None:
+    root = paired()
+    if form == "folders":
+        with pytest.raises(ValidationError, match="fold is one of a dataset or of splits"):
+            folders(root, fold=1)
+    elif form == "mapping":
+        (root / "splits.json").write_text(json.dumps({"train": ALL[:3], "val": ALL[3:]}))
+        with pytest.raises(ConfigError, match=r"data\.fold 1: .*splits.json is no list of folds"):
+            find_cases(folders(root, fold=1, splits=str(root / "splits.json")))
+    else:
+        (root / "images").rename(root / "imagesTr")
+        (root / "labels").rename(root / "labelsTr")
+        (root / "dataset.json").write_text(json.dumps({"channel_names": {"0": "CT"}, "labels": {"background": 0}}))
+        with pytest.raises(ConfigError, match=r"data\.fold 1: .*lists no folds.*data\.splits"):
+            find_cases(dataset(root, fold=1))
+
+
+def test_a_modality_that_nobody_knows_is_refused(paired: Paired) -> None:
+    root = paired()
+    for given, found in (("mri", "MR"), ("t1w", "MR"), ("xa", "XA")):
+        assert modality_of(folders(root, modality=given)) == found
+    with pytest.raises(ConfigError, match=r"data\.modality 'CTT' is no modality of DICOM's. Did you mean 'CT'"):
+        modality_of(folders(root, modality="CTT"))
+    options = folders(root, modality="own")
+    assert channels_of(options, find_cases(options), {"OWN"})[0].modality == "OWN"
 
 
 def test_decathlon_folder_and_datalist_file(paired: Paired) -> None:
@@ -319,6 +348,30 @@ def test_an_image_without_label(paired: Paired) -> None:
     file = root / "splits.json"
     file.write_text(json.dumps({"train": ["case_00", "case_03"]}))
     assert len(find_cases(folders(root, splits=str(file)))) == 2
+    for number in (0, 1, 3):
+        (root / "labels" / f"case_0{number}.nii.gz").unlink()
+    (root / "labels" / "case_00.nii").touch()
+    (root / "labels" / "case_00.nii").unlink()
+    with pytest.raises(DataError, match="4 of 4 images in"):
+        training_cases(folders(root))
+
+
+def test_a_split_without_a_case_says_where_the_cases_are(paired: Paired) -> None:
+    root = paired()
+    file = root / "splits.json"
+    file.write_text(json.dumps({"train": [], "test": ["case_00", "case_03"]}))
+    for find in (find_cases, training_cases):
+        with pytest.raises(DataError, match=r"split 'train' of .*splits\.json has no case; of the others 'test' has 2"):
+            find(folders(root, splits=str(file)))
+
+
+def test_channels_are_the_same_in_training_and_validation(paired: Paired, write_image: Write) -> None:
+    root = paired()
+    write_image(root / "images" / "case_03.nii.gz", np.random.default_rng(0).normal(size=(24, 20, 18, 2)).astype(np.float32))
+    file = root / "splits.json"
+    file.write_text(json.dumps({"train": ["case_00"], "val": ["case_03"]}))
+    with pytest.raises(DataError, match="case 'case_03' has 2 channel"):
+        training_cases(folders(root, splits=str(file)))
 
 
 def test_grids_that_differ(paired: Paired, write_image: Write) -> None:

@@ -112,10 +112,22 @@ def test_small_volumes_are_padded_or_left_out(store_folder: Path) -> None:
     assert any(place.corner[0] == -5 for place in corners if store.volume(place.number).volume == "v0")
 
 
-@pytest.mark.parametrize("small", ["pad", "leave out"])
-def test_a_crop_larger_than_every_volume_names_the_fix(store_folder: Path, small: str) -> None:
-    with pytest.raises(ConfigError, match=r"larger than every volume.*longest sides are \[52, 36, 30\].*Use data.size=\[46, 32, 30\]"):
-        CropPlan(Store(store_folder), CropOptions(size=(512, 32, 512), small=small))
+def test_a_crop_larger_than_every_volume_is_padded_with_a_warning(store_folder: Path) -> None:
+    store, options = Store(store_folder), CropOptions(size=(64, 8, 64))
+    with pytest.warns(UserWarning, match=r"larger than every volume.*longest sides are \[52, 36, 30\].*padded"):
+        plan = CropPlan(store, options)
+    assert plan.numbers.tolist() == list(range(len(store)))
+    crop = crop_at(store, options, 0, 0)
+    sides = zip(crop.place.corner, crop.volume.shape, (64, 8, 64), strict=True)
+    inside = tuple(slice(max(0, -corner), min(size, side - corner)) for corner, side, size in sides)
+    outside = crop.image.copy()
+    outside[(0, *inside)] = crop.image.min()
+    assert (outside == crop.image.min()).all() and crop.image[(0, *inside)].std() > 0
+
+
+def test_a_crop_larger_than_every_volume_leaves_none(store_folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"larger than every volume.*longest sides are \[52, 36, 30\].*data.small=pad"):
+        CropPlan(Store(store_folder), CropOptions(size=(512, 32, 512), small="leave out"))
 
 
 def test_options_that_cannot_be(store_folder: Path) -> None:

@@ -192,14 +192,24 @@ def unusable() -> dict[str, tuple[Incoming, str]]:
     good = np.random.default_rng(0).normal(size=(6, 6, 6)).astype(np.float32)
     nan, infinite = good.copy(), good.copy()
     nan[1, 2, 3], infinite[1, 2, 3] = np.nan, -np.inf
+    nearly = np.full((5, 5, 5), 100, np.float32)
+    nearly[2, 2, 2] = np.nextafter(np.float32(100), np.float32(200))
 
     def broken() -> tuple[np.ndarray, np.ndarray]:
         raise DataError("/home/x/JOHN_DOE.nii.gz: truncated")
+
+    def spaced() -> tuple[np.ndarray, np.ndarray]:
+        raise DataError("/home/x/JOHN DOE/JOHN DOE.nii.gz: NIfTI with NaN and/or worse")
+
+    def quoted() -> tuple[np.ndarray, np.ndarray]:
+        raise FileNotFoundError(2, "No such file", "/home/x/JOHN DOE/JOHN DOE.nii.gz")
 
     return {
         "nan": (one(nan), "NaN"),
         "infinite": (one(infinite), "infinite"),
         "constant": (one(np.full((5, 5, 5), 7, np.int16)), "constant"),
+        "nearly constant": (one(nearly), "without contrast: every voxel is between 100 and 100.000008"),
+        "constant as float32": (one(1e9 + good.astype(np.float64)), "without contrast"),
         "one slice": (one(good[:, :, :1]), "one slice"),
         "one channel constant": (one(np.stack([good, good * 0])), "constant: every voxel is 0 (channel MR 1)"),
         "5D": (one(good[..., None, None]), "5 dimensions"),
@@ -209,7 +219,9 @@ def unusable() -> dict[str, tuple[Incoming, str]]:
         "huge spacing": (one(good, np.diag([1e6, 1, 1, 1.0])), "spacing"),
         "complex": (one(good.astype(np.complex64)), "complex64"),
         "too large": (one(good.astype(np.float64) * 1e39), "float32"),
-        "unreadable": (Incoming("v", "p", "s", "MR", broken), "FILE truncated"),
+        "unreadable": (Incoming("v", "p", "s", "MR", broken), "cannot be read: FILE: truncated"),
+        "unreadable, with spaces": (Incoming("v", "p", "s", "MR", spaced), "cannot be read: FILE: NIfTI with NaN"),
+        "unreadable, in quotes": (Incoming("v", "p", "s", "MR", quoted), "No such file: FILE"),
     }
 
 

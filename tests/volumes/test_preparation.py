@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import astuple
 
 import numpy as np
 import pytest
@@ -82,3 +83,13 @@ def test_a_preparation_of_version_1_is_refused_with_the_reason() -> None:
 def test_a_window_upside_down_is_refused() -> None:
     with pytest.raises(ConfigError, match="less than its high"):
         check(IntensityRule, {"kind": "window", "low": 5, "high": 1})
+
+
+def test_an_image_that_is_flat_but_for_few_voxels_has_statistics() -> None:
+    """99.5 % of its values are so near to each other that no histogram lies between them."""
+    array = np.full((10, 10, 10), 100, np.float32)
+    array[::2] = np.nextafter(np.float32(100), np.float32(200))
+    array[5, 5, 5:8] = 500
+    found = statistics(array)
+    assert all(np.isfinite(number) for number in astuple(found))
+    assert (found.minimum, found.high) == (100, pytest.approx(100))

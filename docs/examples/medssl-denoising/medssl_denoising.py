@@ -15,7 +15,7 @@ from medssl.learn.ops import masked_mean
 class Denoising(PretextTask):
     """Give back the crop that was there before noise was added (Vincent et al., ICML 2008)."""
 
-    name: ClassVar[str] = "denoising"
+    name: ClassVar[str] = "my-denoising"
     answer: ClassVar[Literal["values", "logits"]] = "values"
     same_for_views: ClassVar[bool] = True
 

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 SHARD = 256
 """Files a task reads: enough to make the task's own cost small, few enough to spread over the workers."""
 
+_PACKED = (b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00")
+"""How zip files and compressed files begin."""
+
 Progress = Callable[[int, int | None], None]
 
 
@@ -145,9 +148,9 @@ def scan_shard(shard: Shard, source: ArchiveSource, folder: Path) -> int:
     with quiet_pydicom():
         found = scan_headers(source, shard.source, shard.keys) if isinstance(source, HeaderSource) else {}
         side_files: dict[str, Any] = {}
-        instances = [found.get(key) or _opened(source, shard.source, key, side_files) for key in shard.keys]
+        instances = [one for key in shard.keys for one in found.get(key) or _opened(source, shard.source, key, side_files)]
     write_table(to_table(instances), folder / _name(shard))
-    return len(instances)
+    return len(shard.keys)
 
 
 @contextmanager
@@ -164,11 +167,11 @@ def quiet_pydicom() -> Iterator[None]:
         logger.disabled = disabled
 
 
-def _opened(source: ArchiveSource, number: int, key: str, side_files: dict[str, Any]) -> Instance:
-    instance = scan_file(source, number, key)
-    if instance.kind != "nifti" or instance.reason:
-        return instance
-    return replace(instance, modality=modality_of(source, key, side_files))
+def _opened(source: ArchiveSource, number: int, key: str, side_files: dict[str, Any]) -> list[Instance]:
+    found = scan_file(source, number, key)
+    if found[0].kind != "nifti" or found[0].reason:
+        return found
+    return [replace(found[0], modality=modality_of(source, key, side_files))]
 
 
 def _unread(source: ArchiveSource, number: int, key: str) -> Instance:
@@ -184,10 +187,10 @@ def _unread(source: ArchiveSource, number: int, key: str) -> Instance:
     return replace(instance, size=size, version=version)
 
 
-def scan_headers(source: HeaderSource, number: int, keys: Sequence[str]) -> dict[str, Instance]:
+def scan_headers(source: HeaderSource, number: int, keys: Sequence[str]) -> dict[str, list[Instance]]:
     """Key -> what the header says, for those of `keys` that the source has a header of; all others where it cannot be asked."""
     assert isinstance(source, ArchiveSource)
-    asked, found = set(keys), dict[str, Instance]()
+    asked, found = set(keys), dict[str, list[Instance]]()
     with blame(type(source), "headers"):
         try:
             for key, header in source.headers(keys):
@@ -195,43 +198,43 @@ def scan_headers(source: HeaderSource, number: int, keys: Sequence[str]) -> dict
                     found[key] = _scan_header(header, _unread(source, number, key))
         except OSError:
             left = (_unread(source, number, key) for key in keys if key not in found)
-            found |= {os.fsdecode(one.key): replace(one, reason=Reason.UNREADABLE.value) for one in left}
+            found |= {os.fsdecode(one.key): [replace(one, reason=Reason.UNREADABLE.value)] for one in left}
     return found
 
 
-def _scan_header(header: Dataset, instance: Instance) -> Instance:
+def _scan_header(header: Dataset, instance: Instance) -> list[Instance]:
     from medssl.archive.headers.dicom import PARSE_ERRORS, from_header
 
     try:
         return from_header(header, instance)
     except (*PARSE_ERRORS, OSError, struct.error, zlib.error):
-        return replace(instance, kind="dicom", reason=Reason.CORRUPT.value)
+        return [replace(instance, kind="dicom", reason=Reason.CORRUPT.value)]
 
 
-def scan_file(source: ArchiveSource, number: int, key: str) -> Instance:
-    """What one file is; never raises for what the file holds."""
+def scan_file(source: ArchiveSource, number: int, key: str) -> list[Instance]:
+    """What one file is, or each of its slices; never raises for what the file holds."""
     instance = _unread(source, number, key)
     try:
         with source.open(key) as file:
             instance = replace(instance, size=file.seek(0, os.SEEK_END))
             return _scan_open(watched(file), instance, os.path.join(Path(source.location).name, key))  # noqa: PTH118 - any encoding
     except Refused as refused:
-        return replace(instance, reason=refused.reason.value)
+        return [replace(instance, reason=refused.reason.value)]
     except MemoryError:
-        return replace(instance, reason=Reason.TOO_LARGE.value)
+        return [replace(instance, reason=Reason.TOO_LARGE.value)]
     except OSError:
-        return replace(instance, reason=Reason.UNREADABLE.value)
+        return [replace(instance, reason=Reason.UNREADABLE.value)]
 
 
-def _scan_open(file: BinaryIO, instance: Instance, name: str) -> Instance:
+def _scan_open(file: BinaryIO, instance: Instance, name: str) -> list[Instance]:
     if instance.size == 0:
-        return replace(instance, reason=Reason.EMPTY_FILE.value)
+        return [replace(instance, reason=Reason.EMPTY_FILE.value)]
     file.seek(0)
     start = file.read(348)
     if names.is_nifti_name(name) or is_nifti(start) or (start[:2] == b"\x1f\x8b" and is_nifti(_unpacked_start(file))):
-        return _scan_nifti(file, instance, name)
-    if start[:4] == b"PK\x03\x04" or start[:2] == b"\x1f\x8b":
-        return replace(instance, reason=Reason.COMPRESSED_ARCHIVE.value)
+        return [_scan_nifti(file, instance, name)]
+    if start.startswith(_PACKED) or start[257:262] == b"ustar":
+        return [replace(instance, reason=Reason.COMPRESSED_ARCHIVE.value)]
     return _scan_dicom(file, instance)
 
 
@@ -270,17 +273,17 @@ def _scan_nifti(file: BinaryIO, instance: Instance, name: str) -> Instance:
     )
 
 
-def _scan_dicom(file: BinaryIO, instance: Instance) -> Instance:
-    from medssl.archive.headers.dicom import PARSE_ERRORS, looks_like_dicom, read_instance
+def _scan_dicom(file: BinaryIO, instance: Instance) -> list[Instance]:
+    from medssl.archive.headers.dicom import PARSE_ERRORS, looks_like_dicom, read_instances
 
     if not looks_like_dicom(file):
-        return replace(instance, reason=Reason.NOT_MEDICAL.value)
+        return [replace(instance, reason=Reason.NOT_MEDICAL.value)]
     try:
-        return read_instance(file, instance)
+        return read_instances(file, instance)
     except (Refused, MemoryError):
         raise
     except (*PARSE_ERRORS, struct.error, zlib.error):
-        return replace(instance, reason=Reason.CORRUPT.value)
+        return [replace(instance, reason=Reason.CORRUPT.value)]
     except OSError as error:
         # pydicom raises its own, without a number, for what it cannot parse; the system's have one.
-        return replace(instance, reason=(Reason.CORRUPT if error.errno is None else Reason.UNREADABLE).value)
+        return [replace(instance, reason=(Reason.CORRUPT if error.errno is None else Reason.UNREADABLE).value)]

@@ -23,8 +23,8 @@ from medssl.faults import fault, faults_as, is_fault
 from medssl.files import LOCK, Busy, holds_file, lock_folder, make_folder, others_in, read_json, take_folder, write_atomically
 
 FORMAT = "medssl index"
-VERSION = 2
-"""2: instances have a frame number and the version that their source gave."""
+VERSION = 3
+"""2: instances have a frame number and the version that their source gave. 3: how they were taken, and how their position is written."""
 _MARK = "index.json"
 _TABLES = re.compile(r"tables-\d{1,9}")
 _BUILT = re.compile(r"tables-\d{1,9}|\.new-[0-9a-f]{8}")
@@ -91,7 +91,7 @@ class IndexFolder:
         version = folder._read_mark()["version"]
         if version != VERSION:
             raise ArchiveError(
-                f"the index in {root} is of format {version}, from before instances had frame numbers; this medssl reads format {VERSION}. "
+                f"the index in {root} is of format {version}, which holds less than this medssl needs; it reads format {VERSION}. "
                 f"Make it again, with the same names: medssl index PATH --index {root}"
             )
         if folder.tables() is None:

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from medssl.archive.index.folder import IndexFolder
 from medssl.archive.index.query import select_volumes
 from medssl.archive.index.records import IndexSummary, Volume, VolumeRecord
-from medssl.archive.index.summary import INSTANCES, PLACE, PRIVATE, VOLUMES, count_reasons, records_from, summarize
+from medssl.archive.index.summary import INSTANCES, PLACE, PRIVATE, UNKNOWN, VOLUMES, count_reasons, records_from, summarize
 from medssl.archive.instance import SCHEMA, Instance, from_table
 from medssl.archive.narrowing import narrow
 from medssl.archive.nifti.files import NiftiProblem, read_stream, read_stream_channels
-from medssl.archive.pixels.values import PixelProblem, rescaled, slice_values, whole_range
+from medssl.archive.pixels.values import PixelProblem, rescaled, series_values, whole_range
 from medssl.archive.sources.locations import find_source
 from medssl.archive.tables import damaged, read_table
 from medssl.errors import ArchiveError, UsageError
@@ -45,7 +45,7 @@ class Index:
         self._folder = IndexFolder.opened(Path(folder))
         self._tables = str(self._folder.tables())
         with self._same():
-            self._table = read_table(self._folder.root / self._tables / "volumes.parquet", VOLUMES, ("split_by",))
+            self._table = read_table(self._folder.root / self._tables / "volumes.parquet", VOLUMES, UNKNOWN)
         self._records = {record.volume: record for record in records_from(self._table)}
         self._plugins = plugins
         self._opened: dict[int, ArchiveSource] = {}
@@ -169,9 +169,10 @@ class Index:
             stacked = np.empty(record.shape[::-1], _target(slices))
         except MemoryError:
             raise ArchiveError(f"volume {record.volume} does not fit into memory: {record.shape}.") from None
+        values = series_values(self._source, slices)
         for number, one in enumerate(slices):
             try:
-                stored = slice_values(self._source(one.source), one)
+                stored = next(values)
             except OSError as error:
                 raise _gone(record, number, error) from None
             except PixelProblem as problem:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return list(value) if isinstance(value, tuple) else value
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,23 +36,35 @@ class VolumeRecord:
     split_by: str | None
     """What told this volume apart from the others of its series."""
     warnings: tuple[str, ...]
+    deviation: float = 0.0
+    """Millimetres by which the slice that fits worst lies off its place on the affine."""
+
+    study_number: int | None = None
+    """Which of the patient's studies, by date; this and all below is None where the headers do not say."""
+    series_number: int | None = None
+    body_part: str | None = None
+    sequence: str | None = None
+    """ScanningSequence: SE, IR, GR, EP, RM, several with slashes."""
+    variant: str | None = None
+    """SequenceVariant, likewise."""
+    echo_time: float | None = None
+    """Milliseconds, as the other times."""
+    repetition_time: float | None = None
+    inversion_time: float | None = None
+    flip_angle: float | None = None
+    b_value: float | None = None
+    contrast: str | None = None
+    """"yes" or "no"."""
+    kernel: str | None = None
+    manufacturer: str | None = None
+    model: str | None = None
+    field_strength: float | None = None
+    """Tesla."""
+    kvp: float | None = None
 
     def document(self) -> dict[str, Any]:
         """The volume as `medssl index --json` prints it."""
-        return {
-            "volume": self.volume,
-            "patient": self.patient,
-            "study": self.study,
-            "series": self.series,
-            "modality": self.modality,
-            "kind": self.kind,
-            "shape": list(self.shape),
-            "spacing": list(self.spacing),
-            "affine": self.affine.tolist(),
-            "instances": self.instances,
-            "split_by": self.split_by,
-            "warnings": list(self.warnings),
-        }
+        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, VolumeRecord) and self.document() == other.document()
@@ -72,7 +90,7 @@ class Volume:
 
 @dataclass(frozen=True)
 class IndexSummary:
-    """What an archive holds: every file is in `volumes` or counted once in `rejected`."""
+    """What an archive holds: every slice of every file is in one of `volumes`, or its file is counted in `rejected`."""
 
     files: int
     """Files seen."""

@@ -15,6 +15,15 @@ from medssl.archive.index.records import IndexSummary, VolumeRecord
 from medssl.archive.instance import SCHEMA
 from medssl.archive.tables import TABLE_ERRORS, damaged
 
+_WHOLE, _WORD, _NUMBER = pa.int64(), pa.string(), pa.float64()
+_TAKEN = {
+    **dict.fromkeys(("study_number", "series_number"), _WHOLE),
+    **dict.fromkeys(("body_part", "sequence", "variant"), _WORD),
+    **dict.fromkeys(("echo_time", "repetition_time", "inversion_time", "flip_angle", "b_value"), _NUMBER),
+    **dict.fromkeys(("contrast", "kernel", "manufacturer", "model"), _WORD),
+    **dict.fromkeys(("field_strength", "kvp"), _NUMBER),
+}
+"""How a volume was taken."""
 VOLUMES = pa.schema(
     {
         "volume": pa.string(),
@@ -29,16 +38,21 @@ VOLUMES = pa.schema(
         "instances": pa.int64(),
         "split_by": pa.string(),
         "warnings": pa.list_(pa.string()),
+        "deviation": pa.float64(),
+        **_TAKEN,
     }
 )
 """The volume table that `--where` sees. `affine` is the 4x4 matrix row by row."""
 
 COLUMNS = tuple(VOLUMES.names)
+UNKNOWN = ("split_by", *_TAKEN)
+"""Columns that are empty where nothing is known."""
 
 _PLACE = {"volume": pa.string(), "slice": pa.int64()}
 INSTANCES = pa.schema(
     {
         "instance": pa.string(),
+        "file": pa.string(),
         "frame": pa.int64(),
         "kind": pa.string(),
         "modality": pa.string(),
@@ -84,23 +98,27 @@ def _sound(one: VolumeRecord) -> bool:
     sizes = len(one.shape) in sides and all(0 < side <= 2**31 for side in one.shape) and one.instances > 0
     place = len(one.spacing) == 3 and usable_spacing(one.spacing)
     place = place and bool(np.isfinite(one.affine).all()) and usable_position(one.affine[:3, 3].tolist())
-    texts = all(text.isprintable() for text in (one.modality, one.split_by or "", *one.warnings))
+    taken = [getattr(one, name) for name in _TAKEN]
+    words = [value for value in taken if isinstance(value, str)]
+    place = place and bool(np.isfinite([one.deviation, *(value for value in taken if isinstance(value, float))]).all())
+    texts = all(text.isprintable() for text in (one.modality, one.split_by or "", *one.warnings, *words))
     return names and sizes and place and texts and one.kind in ("dicom", "nifti")
 
 
 def summarize(instances: pa.Table, records: Sequence[VolumeRecord]) -> IndexSummary:
     """Counts over the public instance table."""
-    # A file with frames has a row for each; that of frame 0 stands for the file.
-    kinds = [kind for kind, frame in zip(instances["kind"].to_pylist(), instances["frame"].to_pylist(), strict=True) if frame < 1]
+    # A file with many slices has a row for each.
+    kinds = dict(zip(instances["file"].to_pylist(), instances["kind"].to_pylist(), strict=True))
     return IndexSummary(
         files=len(kinds),
-        instances=sum(1 for kind in kinds if kind),
+        instances=sum(1 for kind in kinds.values() if kind),
         volumes=list(records),
         rejected=count_reasons(instances),
     )
 
 
 def count_reasons(instances: pa.Table) -> dict[str, int]:
-    """Reason -> files, commonest first."""
-    counts = Counter(reason for reason in instances["reason"].to_pylist() if reason)
+    """Reason -> files, commonest first; a file of which slices end for different reasons counts for each."""
+    pairs = set(zip(instances["file"].to_pylist(), instances["reason"].to_pylist(), strict=True))
+    counts = Counter(reason for _, reason in pairs if reason)
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

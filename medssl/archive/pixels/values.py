@@ -1,20 +1,24 @@
-"""The stored values of one slice: straight from the file where they are not compressed, through pydicom's decoders where they are."""
+"""The stored values of one slice: straight from the file where they are not compressed, through `decoders` where they are."""
 
 from __future__ import annotations
 
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from io import BytesIO
 from typing import Any, BinaryIO
 
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
 
-from medssl.archive.headers.dicom import PARSE_ERRORS, UNCOMPRESSED, pixel_element, read_dataset, transfer_syntax
-from medssl.archive.instance import Instance
+from medssl.archive.decoders import decoded
+from medssl.archive.headers.dicom import PARSE_ERRORS, read_dataset, transfer_syntax
+from medssl.archive.headers.pixel_element import UNCOMPRESSED, pixel_element, plane_length
+from medssl.archive.instance import WHOLE, Instance
 from medssl.errors import ArchiveError
 from medssl.source import ArchiveSource, FrameSource
 
@@ -30,26 +34,53 @@ class PixelProblem(ArchiveError):
 
 def stored_values(file: BinaryIO, instance: Instance) -> NDArray[Any]:
     """(rows, columns) integers before rescaling, sign and unused bits resolved; raises `PixelProblem`."""
+    return _tile(_plane(file, _in_whole(instance), {}), instance)
+
+
+def _in_whole(one: Instance) -> Instance:
+    """The plane in which a tile lies."""
+    return replace(one, rows=one.tile[0], columns=one.tile[1], tile=(), frame=WHOLE) if one.tile else one
+
+
+def _tile(plane: NDArray[Any], one: Instance) -> NDArray[Any]:
+    if not one.tile:
+        return plane
+    _, _, top, left = one.tile
+    return plane[top : top + one.rows, left : left + one.columns]
+
+
+def _plane(file: BinaryIO, instance: Instance, parsed: dict[str, pydicom.Dataset]) -> NDArray[Any]:
+    """`parsed` keeps the object of the file, which may hold many planes."""
     with _problems():
         if instance.pixels_at >= 0:
             return _significant(_at_offset(file, instance), instance)
-        dataset = read_dataset(file, _WANTED.split(), pixels=True)
+        if "dataset" not in parsed:
+            parsed["dataset"] = read_dataset(file, _WANTED.split(), pixels=True)
+        dataset = parsed["dataset"]
         # What the file itself states counts: a header that came without it may have known less.
         syntax = transfer_syntax(dataset)
         if syntax in UNCOMPRESSED:
-            element = dataset["PixelData"]
-            content = bytes(element.value)[: _length(instance)]
+            element, start = dataset["PixelData"], max(instance.frame, 0) * plane_length(instance)
+            content = bytes(memoryview(element.value)[start : start + plane_length(instance)])
             return _significant(_shaped(content, instance, big=syntax == _BIG_ENDIAN, words=element.VR == "OW"), instance)
+        if instance.frame != WHOLE:
+            count = int(dataset.get("NumberOfFrames") or 1)
+            content = pydicom.encaps.get_frame(dataset.PixelData, instance.frame, number_of_frames=count)
+            return _decoded(_single_frame(content, replace(instance, syntax=syntax)), instance)
         return _decoded(dataset, instance)
 
 
 def frame_values(content: bytes, instance: Instance) -> NDArray[Any]:
     """As `stored_values`, from the bytes of one frame in the instance's transfer syntax."""
+    return _tile(_frame_plane(content, _in_whole(instance)), instance)
+
+
+def _frame_plane(content: bytes, instance: Instance) -> NDArray[Any]:
     with _problems():
         if instance.syntax in UNCOMPRESSED:
-            if len(content) - _length(instance) not in (0, 1):
+            if len(content) - plane_length(instance) not in (0, 1):
                 raise PixelProblem("the frame has not the size that the header says")
-            raw = _shaped(content[: _length(instance)], instance, big=instance.syntax == _BIG_ENDIAN, words=False)
+            raw = _shaped(content[: plane_length(instance)], instance, big=instance.syntax == _BIG_ENDIAN, words=False)
             return _significant(raw, instance)
         return _decoded(_single_frame(content, instance), instance)
 
@@ -65,22 +96,42 @@ def _problems() -> Iterator[None]:
 
 
 def _decoded(dataset: pydicom.Dataset, instance: Instance) -> NDArray[Any]:
-    decoded = dataset.pixel_array
-    if decoded.shape != (instance.rows, instance.columns):
+    image = decoded(dataset)
+    if image.shape != (instance.rows, instance.columns):
         raise PixelProblem("the decoded image has not the size that the header says")
-    return _significant(np.asarray(decoded), instance) if decoded.dtype.itemsize * 8 == instance.bits_allocated else np.asarray(decoded)
+    return _significant(image, instance) if image.dtype.itemsize * 8 == instance.bits_allocated else image
 
 
 def slice_values(source: ArchiveSource, instance: Instance) -> NDArray[Any]:
     """The stored values of an instance, as one frame where the source has frames; raises `PixelProblem`, or `OSError` from the source."""
+    return next(series_values(lambda _: source, [instance]))
+
+
+def series_values(source_of: Callable[[int], ArchiveSource], slices: Iterable[Instance]) -> Iterator[NDArray[Any]]:
+    """The stored values of each, in order. Of an object with many slices what serves them all is read once, where they follow each other.
+
+    Raises as `slice_values`.
+    """
+    last: tuple[int, bytes] | None = None
+    parsed: dict[str, pydicom.Dataset] = {}
+    plane: NDArray[Any] | None = None
+    for one in slices:
+        if (one.source, one.key) != last:
+            last, parsed, plane = (one.source, one.key), {}, None
+        if plane is None or not one.tile:
+            plane = _read_plane(source_of(one.source), _in_whole(one), parsed)
+        yield _tile(plane, one)
+
+
+def _read_plane(source: ArchiveSource, instance: Instance, parsed: dict[str, pydicom.Dataset]) -> NDArray[Any]:
     key = os.fsdecode(instance.key)
     if not isinstance(source, FrameSource):
-        with source.open(key) as file:
-            return stored_values(file, instance)
+        with BytesIO() if parsed else source.open(key) as file:
+            return _plane(file, instance, parsed)
     contents = list(source.frames(key, (max(instance.frame, 0),)))
     if len(contents) != 1:
         raise PixelProblem(f"the source '{source.name}' gave {len(contents)} frames where one was asked for")
-    return frame_values(contents[0], instance)
+    return _frame_plane(contents[0], instance)
 
 
 def rescaled(stored: NDArray[Any], instance: Instance) -> NDArray[np.float64]:
@@ -102,7 +153,12 @@ def _at_offset(file: BinaryIO, instance: Instance) -> NDArray[Any]:
     element = pixel_element(file, instance.pixels_at, instance.syntax)
     if element is None:
         raise PixelProblem("the pixels are not where they were when the archive was indexed; index it again")
-    return _shaped(file.read(_length(instance)), instance, big=instance.syntax == _BIG_ENDIAN, words=element[0] == b"OW")
+    big, words = instance.syntax == _BIG_ENDIAN, element[0] == b"OW"
+    start = max(instance.frame, 0) * plane_length(instance)
+    if start % 2 and big and words:
+        raise PixelProblem("a frame that begins within a swapped word is not read")
+    file.seek(start, os.SEEK_CUR)
+    return _shaped(file.read(plane_length(instance)), instance, big=big, words=words)
 
 
 def _single_frame(content: bytes, instance: Instance) -> pydicom.Dataset:
@@ -117,12 +173,8 @@ def _single_frame(content: bytes, instance: Instance) -> pydicom.Dataset:
     return dataset
 
 
-def _length(instance: Instance) -> int:
-    return instance.rows * instance.columns * instance.bits_allocated // 8
-
-
 def _shaped(content: bytes, instance: Instance, big: bool, words: bool) -> NDArray[Any]:
-    if len(content) != _length(instance):
+    if len(content) != plane_length(instance):
         raise PixelProblem("the pixels end before they should")
     if instance.bits_allocated == 8 and big and words:
         # Big endian writes 8-bit pixels as swapped 16-bit words.

@@ -8,15 +8,17 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from hashlib import blake2b
 
+from medssl.archive.headers.acquisition import Acquisition
 from medssl.archive.instance import Instance
 from medssl.archive.outcomes import Reason
 from medssl.archive.pixels.values import PixelProblem, rescaled, slice_values
 from medssl.source import ArchiveSource
 
 _NAMING = frozenset({"source", "key", "size", "version", "reason", "warnings"})
+_WRITING = frozenset({"decimals", "location", "number", *(field.name for field in fields(Acquisition))})
 _ENCODING = frozenset({"syntax", "pixels_at", "bits_allocated", "bits_stored", "high_bit", "padding"})
-"""Fields that may differ between two files, and between two encodings, of one image."""
-_CONTENT = [field.name for field in fields(Instance) if field.name not in _NAMING | _ENCODING]
+"""Fields that may differ between two files, between two ways of writing, and between two encodings of one image."""
+_CONTENT = [field.name for field in fields(Instance) if field.name not in _NAMING | _WRITING | _ENCODING]
 
 
 def mark_duplicates(instances: Sequence[Instance], sources: Sequence[ArchiveSource]) -> list[Instance]:
@@ -29,9 +31,10 @@ def mark_duplicates(instances: Sequence[Instance], sources: Sequence[ArchiveSour
         if not one.reason:
             by_uid[one.kind, one.uid, one.frame].append(index)
     result = list(instances)
+    digests: dict[tuple[int, bytes], bytes] = {}
     for indices in by_uid.values():
         if len(indices) > 1:
-            same = _all_equal([instances[index] for index in indices], sources)
+            same = _all_equal([instances[index] for index in indices], sources, digests)
             for place, index in enumerate(indices):
                 if not same or place:
                     reason = Reason.DUPLICATE if same else Reason.CONFLICT
@@ -39,15 +42,20 @@ def mark_duplicates(instances: Sequence[Instance], sources: Sequence[ArchiveSour
     return result
 
 
-def _all_equal(group: Sequence[Instance], sources: Sequence[ArchiveSource]) -> bool:
+def _all_equal(group: Sequence[Instance], sources: Sequence[ArchiveSource], digests: dict[tuple[int, bytes], bytes]) -> bool:
+    """`digests` keeps those of files: one may hold many slices."""
     if group[0].kind == "nifti":
         return True
-    if len({one.size for one in group}) == 1 and len({_file_digest(one, sources) for one in group}) == 1:
-        return True
+    if len({one.size for one in group}) == 1:
+        for one in group:
+            if (one.source, one.key) not in digests:
+                digests[one.source, one.key] = _file_digest(one, sources)
+        if len({digests[one.source, one.key] for one in group}) == 1:
+            return True
     if len({tuple(getattr(one, name) for name in _CONTENT) for one in group}) > 1:
         return False
-    digests = {_value_digest(one, sources) for one in group}
-    return len(digests) == 1 and None not in digests
+    found = {_value_digest(one, sources) for one in group}
+    return len(found) == 1 and None not in found
 
 
 def _file_digest(one: Instance, sources: Sequence[ArchiveSource]) -> bytes:

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from medssl.archive import geometry
 from medssl.archive.instance import Instance
 from medssl.archive.outcomes import Reason
+from medssl.archive.series.repetitions import told_apart
+from medssl.archive.series.runs import Run, regular_runs
 
 _ALWAYS: tuple[tuple[str, Callable[[Instance], Hashable]], ...] = (
     ("matrix", lambda one: (one.rows, one.columns)),
@@ -24,19 +26,6 @@ _ALWAYS: tuple[tuple[str, Callable[[Instance], Hashable]], ...] = (
 )
 """Slices that differ in one of these are never of one volume."""
 
-_WHERE_REPEATED: tuple[tuple[str, Callable[[Instance], Hashable]], ...] = (
-    ("image type", lambda one: one.image_type),
-    ("temporal position", lambda one: one.temporal),
-    ("acquisition number", lambda one: one.acquisition),
-    ("trigger time", lambda one: one.trigger),
-    ("b-value", lambda one: one.diffusion),
-    ("inversion time", lambda one: one.inversion),
-    ("flip angle", lambda one: one.flip),
-    ("kernel", lambda one: one.kernel),
-    ("acquisition time", lambda one: one.acquired),
-)
-"""What may tell slices at one position apart, tried in this order."""
-
 
 @dataclass(frozen=True)
 class Stack:
@@ -47,6 +36,8 @@ class Stack:
     """(4, 4) voxel -> RAS+ mm."""
     split_by: tuple[str, ...]
     warnings: tuple[str, ...]
+    deviation: float
+    """Millimetres by which the slice that fits worst lies off its place on the affine."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -105,55 +96,42 @@ def _stacks(group: list[Instance], split_by: tuple[str, ...]) -> Outcome:
     group = [group[index] for index in order]
     places = geometry.place_labels(positions[order] @ normal).tolist()
     if len(set(places)) == len(group):
-        return _runs(group, split_by)
-    if len(set(places)) == 1 and len(group) > 1:
+        stacks, left = _runs(group, split_by)
+        if len(stacks) == 1 and not left:
+            return stacks, left
+    elif len(set(places)) == 1:
         return [], [Left(one, Reason.REPEATED_POSITION) for one in group]
-    for name, value in _WHERE_REPEATED:
-        parts = _complete_parts(group, places, value)
-        if parts:
-            return _joined(_runs(part, (*split_by, name)) for part in parts)
-    return [], [Left(one, Reason.REPEATED_POSITION) for one in group]
+    parting = told_apart(group, places, _placed)
+    outcomes = [_runs(list(part), (*split_by, *parting.by), parting.warnings) for part in parting.parts]
+    outcomes.append(([], [Left(one, Reason.REPEATED_POSITION) for one in parting.beyond]))
+    return [stack for stacks, _ in outcomes for stack in stacks], [one for _, left in outcomes for one in left]
 
 
-def _complete_parts(group: list[Instance], places: list[int], value: Callable[[Instance], Hashable]) -> list[list[Instance]]:
-    """The group parted by a value, if each part then has every place exactly once; else nothing."""
-    parts: dict[Hashable, list[int]] = defaultdict(list)
-    for index, one in enumerate(group):
-        parts[value(one)].append(index)
-    every = sorted(set(places))
-    complete = len(parts) > 1 and all([places[index] for index in part] == every for part in parts.values())
-    return [[group[index] for index in part] for _, part in sorted(parts.items(), key=lambda item: repr(item[0]))] if complete else []
+def _placed(part: list[Instance]) -> tuple[int, int]:
+    stacks, _ = _runs(part, ())
+    return sum(len(stack.slices) for stack in stacks), -len(stacks)
 
 
-def _joined(outcomes: Iterable[Outcome]) -> Outcome:
-    stacks: list[Stack] = []
-    left: list[Left] = []
-    for found, rest in outcomes:
-        stacks += found
-        left += rest
-    return stacks, left
-
-
-def _runs(group: list[Instance], split_by: tuple[str, ...]) -> Outcome:
-    """Volumes from slices that are sorted and at different positions."""
+def _runs(group: list[Instance], split_by: tuple[str, ...], told: tuple[str, ...] = ()) -> Outcome:
+    """Volumes from slices that are sorted and at different positions; `told` are warnings of each."""
     if len(group) == 1:
         return [], [Left(group[0], Reason.SINGLE_SLICE)]
     if len(group) == 2 and _far_apart(group):
         return [], [Left(one, Reason.FAR_APART) for one in group]
-    runs = geometry.regular_runs(np.array([one.position for one in group]))
+    runs = regular_runs(np.array([one.position for one in group]), _decimals(group))
     used = {index for run in runs for index in run.slices}
     left = [Left(one, Reason.IRREGULAR) for index, one in enumerate(group) if index not in used]
     left += [Left(group[index], Reason.BAD_GEOMETRY) for run in runs if not _usable(run) for index in run.slices]
     cut = () if len(runs) == 1 and not left else ("gap",)
     runs = [run for run in runs if _usable(run)]
-    stacks = [_stack(group, run, (*split_by, *cut)) for run in runs]
+    stacks = [_stack(group, run, (*split_by, *cut), told) for run in runs]
     if cut:
         text = f"the slices have gaps or uneven distances: cut into {len(runs)} regular runs, {len(left)} slices left over"
         stacks = [replace(stack, warnings=(text, *stack.warnings)) for stack in stacks]
     return stacks, left
 
 
-def _usable(run: geometry.Run) -> bool:
+def _usable(run: Run) -> bool:
     return geometry.usable_spacing([float(np.linalg.norm(run.step))])
 
 
@@ -163,13 +141,22 @@ def _far_apart(pair: Sequence[Instance]) -> bool:
     return bool(stated) and float(np.linalg.norm(np.subtract(pair[0].position, pair[1].position))) > 3 * max(stated)
 
 
-def _stack(group: list[Instance], run: geometry.Run, split_by: tuple[str, ...]) -> Stack:
+def _decimals(group: Sequence[Instance]) -> int:
+    """Trailing zeros may have been left out, so what any position shows counts for all."""
+    written = [one.decimals for one in group]
+    return max(written) if min(written) >= 0 else -1
+
+
+def _stack(group: list[Instance], run: Run, split_by: tuple[str, ...], told: tuple[str, ...]) -> Stack:
     slices = tuple(group[index] for index in run.slices)
     affine = geometry.affine_from_dicom(slices[0].orientation, slices[0].pixel_spacing, run.origin, run.step)
-    return Stack(slices, affine, split_by, tuple(_warnings(slices, affine)))
+    return Stack(slices, affine, split_by, (*told, *_warnings(slices, run, affine)), run.deviation)
 
 
-def _warnings(slices: Sequence[Instance], affine: NDArray[np.float64]) -> Iterable[str]:
+def _warnings(slices: Sequence[Instance], run: Run, affine: NDArray[np.float64]) -> Iterable[str]:
+    yield from sorted({text for one in slices for text in one.warnings})
+    if run.nearly:
+        yield f"the slices lie up to {run.deviation:.3f} mm off even distances; the affine is the line of least squares"
     turned = float(np.ptp([one.orientation for one in slices], axis=0).max())
     if turned > 1e-4:
         yield f"the orientation varies by {turned:.4f} between slices; that of the first counts"

@@ -40,6 +40,10 @@ def find_source(location: str | Path, plugins: Plugins | None = None) -> Archive
     return cls(place)
 
 
+class NotAnArchive(ArchiveError):
+    """A file that holds no files."""
+
+
 def source_class(location: str | Path, plugins: Plugins | None = None) -> tuple[type[ArchiveSource], str]:
     """The class for `location` and the location as that class takes it (absolute, for what lies on disk)."""
     text = os.fspath(location)
@@ -75,7 +79,7 @@ def _on_disk(path: Path) -> type[ArchiveSource]:
         return ZipSource
     if path.is_file() and _is_tar(path):
         return TarSource
-    raise ArchiveError(f"{path.name} is neither a folder nor a zip or tar file. Give the folder that holds the images.")
+    raise NotAnArchive(f"{path.name} is neither a folder nor a zip or tar file. Give the folder that holds the images.")
 
 
 def _is_zip(path: Path) -> bool:

@@ -43,6 +43,8 @@ _UNPACKING_ERRORS = (
     *(RuntimeError, TypeError, MemoryError),
 )
 """What the standard library is known to raise on damaged, encrypted or foreign compressed data."""
+_DOCUMENTS = frozenset({"[Content_Types].xml", "mimetype", "META-INF/MANIFEST.MF"})
+"""Members that office documents, e-books and Java programs have."""
 _LOST = "\0lost part "
 """How the key of a damage begins: no member's name holds a zero."""
 
@@ -59,10 +61,16 @@ class ZipSource(ArchiveSource):
 
     def __init__(self, location: str) -> None:
         super().__init__(location)
+        _check_permitted(location, "zip")
         try:
             self._zip = zipfile.ZipFile(location)
         except _UNPACKING_ERRORS as error:
-            raise DamagedArchive("a zip file given as source cannot be opened: it is damaged, truncated or may not be read.") from error
+            raise DamagedArchive("a zip file given as source cannot be opened: it is damaged, truncated or of another form.") from error
+
+    @property
+    def is_document(self) -> bool:
+        """Is it one only in form: a text, a table, a program?"""
+        return not _DOCUMENTS.isdisjoint(self._zip.namelist())
 
     def keys(self) -> Iterator[str]:
         """Member names as they lie in the file; of members with one name the last counts, as for any unzip."""
@@ -103,6 +111,7 @@ class TarSource(ArchiveSource):
 
     def __init__(self, location: str, unpacked: str | None = None) -> None:
         super().__init__(location)
+        _check_permitted(location, "tar")
         self._plain = unpacked if unpacked and Path(unpacked).is_file() else location
         try:
             opener = None if self._plain == unpacked else _opener(location)
@@ -194,9 +203,19 @@ def _unpacked(stream: Any, copy: _Copy, most: int) -> bool:
             raise DamagedArchive(f"a compressed tar file unpacks to more than {most} bytes. Unpack it and index the folder.")
 
 
+def _check_permitted(location: str, kind: str) -> None:
+    """What may not be read is not damaged. Its path is not shown: it may tell who is in it."""
+    try:
+        open_regular(location).close()
+    except PermissionError as error:
+        raise DamagedArchive(f"a {kind} file given as source may not be read: {error.strerror}. Have its owner permit it.") from None
+    except OSError:
+        return
+
+
 def _broken() -> DamagedArchive:
     return DamagedArchive(
-        "a tar file given as source cannot be opened: it is damaged, truncated or may not be read. Copy it again, or unpack what can "
+        "a tar file given as source cannot be opened: it is damaged, truncated or of another form. Copy it again, or unpack what can "
         "be saved and index the folder."
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medssl.archive.nifti.names import case_of, channel_numbers, nifti_files, numbered, stem
-from medssl.errors import DataError, MissingInput
+from medssl.errors import ConfigError, DataError, MissingInput
 from medssl.faults import faults_as
 
 _SPLIT = {"training": "train", "train": "train", "validation": "validation", "val": "validation", "test": "test", "testing": "test"}
@@ -46,6 +46,10 @@ def from_dataset(path: Path, fold: int | None = None) -> dict[str, list[Listed]]
     file = path / "dataset.json" if path.is_dir() else path
     content = read_json(file)
     if isinstance(content, Mapping) and not any(isinstance(content.get(key), list) for key in _SPLIT):
+        if fold is not None:
+            raise ConfigError(
+                f"data.fold {fold}: {file} lists no folds. Name nnU-Net's splits_final.json by data.splits, or leave fold out."
+            )
         return _nnunet(file.parent)
     lists = {"training": content} if isinstance(content, list) else content
     if not isinstance(lists, Mapping):

@@ -7,7 +7,7 @@ names. Each case is checked before anything is trained.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import pairwise
@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from medssl.archive.geometry import to_ras, voxel_spacing
+from medssl.archive.geometry import voxel_spacing
 from medssl.archive.nifti.modality import named_modality
-from medssl.config import did_you_mean
+from medssl.config import Seed, did_you_mean
 from medssl.errors import ConfigError, DataError
 from medssl.faults import faults_as
 from medssl.files import open_regular
@@ -28,7 +28,6 @@ from medssl.volumes.cases.datalists import Listed, folders, from_dataset, read_j
 from medssl.volumes.cases.label_values import LabelValues, check_given, label_values
 from medssl.volumes.cases.patients import OWN, Whose, check_pattern, patients_of, refuse_divided
 from medssl.volumes.crops import LoadOptions
-from medssl.volumes.grid import new_size
 from medssl.volumes.preparation import Channel, check_windows, windowed
 
 
@@ -77,7 +76,7 @@ class LabelledOptions(LoadOptions):
     """Fold of a datalist or of nnU-Net's splits that is kept for validation."""
     labelled: int | None = Field(default=None, ge=1)
     """Train on the first N cases of a seeded order, so that 8 labelled cases are among the 16 of a larger run."""
-    labelled_seed: int = 0
+    labelled_seed: Seed = 0
     """Seed of that order."""
     validation: float = Field(default=0.2, ge=0, lt=1)
     """Share of the patients kept for validation where neither splits nor fold say which."""
@@ -101,6 +100,8 @@ class LabelledOptions(LoadOptions):
     def _one_form(self) -> LabelledOptions:
         if (self.dataset is None) == (self.images is None):
             raise ValueError("give either dataset, or images with labels")
+        if self.fold is not None and self.dataset is None and self.splits is None:
+            raise ValueError("fold is one of a dataset or of splits, and images with labels have none: give splits, or leave fold out")
         return self
 
     @model_validator(mode="after")
@@ -129,12 +130,17 @@ def find_cases(options: LabelledOptions) -> list[Case]:
     Raises `DataError` for a label without image, an image without label, grids that differ, or no cases; `MissingInput` for files
     that are not there; `ConfigError` for an unknown split.
     """
-    return _checked(_first(_split(_splits(options), options), options), options)
+    found, _ = _checked(options, _first(_split(_splits(options), options), options))
+    return found
 
 
 def _split(splits: Mapping[str, list[Case]], options: LabelledOptions) -> list[Case]:
     if splits and options.split not in splits:
         raise ConfigError(f"data.split '{options.split}' is none of the splits{did_you_mean(options.split, splits)}")
+    if splits and not splits[options.split]:
+        others = ", ".join(f"'{name}' has {len(cases)}" for name, cases in splits.items() if name != options.split)
+        beside = f"; of the others {others}" if others else ""
+        raise DataError(f"split '{options.split}' of {options.splits or options.dataset or options.images} has no case{beside}.")
     return splits.get(options.split, [])
 
 
@@ -145,19 +151,35 @@ def training_cases(options: LabelledOptions) -> tuple[list[Case], list[Case]]:
     """
     splits = _splits(options)
     if "validation" in splits or options.split != "train" or options.validation == 0:
-        training, held_out = find_cases(options), splits.get("validation", [])
+        training, held_out = _checked(options, _first(_split(splits, options), options), splits.get("validation", []))
         refuse_divided(training, held_out)
-        return training, _checked(held_out, options) if held_out else []
+        return training, held_out
     cases = _split(splits, options)
     order = _seeded({case.patient for case in cases}, options.labelled_seed)
     held = set(order[: math.ceil(options.validation * len(order))]) if len(order) > 1 else set()
     training = [case for case in cases if case.patient not in held]
     validation = [case for case in cases if case.patient in held]
-    return _checked(_first(training, options), options), _checked(validation, options) if validation else []
+    return _checked(options, _first(training, options), validation)
 
 
-def channels_of(options: LabelledOptions, cases: Sequence[Case]) -> tuple[Channel, ...]:
+MODALITIES = ("CR", "CT", "DX", "ES", "GM", "IO", "IVUS", "MG", "MR", "NM", "OP", "OPT", "OT", "PT", "PX", "RF", "SM", "US", "XA", "XC")
+"""What DICOM calls the modalities of images."""
+
+
+def _modality(name: str, known: Collection[str]) -> str:
+    upper = name.upper()
+    if upper in {*MODALITIES, *known}:
+        return upper
+    found = named_modality(name)
+    if found is None:
+        raise ConfigError(f"data.modality '{name[:40]}' is no modality of DICOM's{did_you_mean(upper[:40], [*MODALITIES, *known])}")
+    return found
+
+
+def channels_of(options: LabelledOptions, cases: Sequence[Case], known: Collection[str] = ()) -> tuple[Channel, ...]:
     """The channels of these cases, with names and modalities: the option's, else those of `dataset.json`, else MR.
+
+    `known`: modalities for which the preparation has a rule, beside DICOM's.
 
     One array is named by its modality, as in a store; several as `dataset.json` names them, else by their number.
     """
@@ -165,7 +187,7 @@ def channels_of(options: LabelledOptions, cases: Sequence[Case]) -> tuple[Channe
     names = _channel_names(options)
     names = names if len(names) == count else [f"channel {number}" for number in range(count)]
     given = [options.modality] * count if isinstance(options.modality, str) else options.modality
-    modalities = [named_modality(name) or "MR" for name in names] if given is None else [modality.upper() for modality in given]
+    modalities = [named_modality(name) or "MR" for name in names] if given is None else [_modality(name, known) for name in given]
     if len(modalities) != count:
         raise ConfigError(f"data.modality names {len(modalities)} modalities, and the cases have {count} channel(s). Give one, or {count}.")
     return windowed(map(Channel, names if count > 1 else modalities, modalities, range(count)), options.windows)
@@ -194,7 +216,7 @@ def _dataset(options: LabelledOptions) -> Any:
 
 def _splits(options: LabelledOptions) -> dict[str, list[Case]]:
     if options.dataset is not None:
-        listed = from_dataset(Path(options.dataset), options.fold)
+        listed = from_dataset(Path(options.dataset), options.fold if options.splits is None else None)
     else:
         listed = {"train": folders(Path(options.images or ""), Path(options.labels) if options.labels else None)}
     every = [item for items in listed.values() for item in items]
@@ -212,6 +234,10 @@ def _split_file(options: LabelledOptions) -> dict[str, list[str]]:
         if fold >= len(content):
             raise ConfigError(f"data.fold {fold}: {options.splits} has {len(content)} folds, from 0.")
         content = content[fold]
+    elif options.fold is not None:
+        raise ConfigError(
+            f"data.fold {options.fold}: {options.splits} is no list of folds. Name its split by data.split, or leave fold out."
+        )
     if not isinstance(content, dict):
         raise DataError(f"{options.splits} is no mapping from split to case names.")
     return {"validation" if key == "val" else key: value for key, value in content.items() if _is_names(value)}
@@ -251,10 +277,11 @@ def _seeded(names: Iterable[str], seed: int) -> list[str]:
     return sorted(names, key=lambda name: blake2b(f"{seed}/{name}".encode()).digest())
 
 
-def _checked(cases: Sequence[Case], options: LabelledOptions) -> list[Case]:
-    where = options.dataset or options.images
+def _checked(options: LabelledOptions, training: Sequence[Case], validation: Sequence[Case] = ()) -> tuple[list[Case], list[Case]]:
+    """Both parts as lists, every case with a label on its image's grid and with the same channels."""
+    where, cases = options.dataset or options.images, [*training, *validation]
     if not cases:
-        raise DataError(f"no cases in {where}{f' for split {options.split!r}' if options.splits else ''}. Give images with labels.")
+        raise DataError(f"no cases in {where}. Give images with labels.")
     bare = [case for case in cases if case.label is None]
     if bare:
         raise DataError(
@@ -268,7 +295,7 @@ def _checked(cases: Sequence[Case], options: LabelledOptions) -> list[Case]:
                 f"case '{case.name}' has {channel_count(case)} channel(s) and case '{cases[0].name}' has {channel_count(cases[0])}. "
                 "All cases must have the same channels."
             )
-    return list(cases)
+    return list(training), list(validation)
 
 
 def channel_count(case: Case) -> int:
@@ -289,16 +316,6 @@ def check_grid(case: Case) -> None:
                 f"case '{case.name}': the {what}'s grid differs from the image's: image {case.images[0]} {_grid(shape[:3], affine)}; "
                 f"{what} {path} {_grid(other_shape, other_affine)}. Resample the {what} onto the image's grid."
             )
-
-
-def grid_sides(case: Case, spacing: tuple[float, float, float] | None) -> tuple[int, ...]:
-    """Sides in voxels of a case on RAS+ axes at `spacing`, or at its own: what a store of it will hold."""
-    shape, affine = header(case.images[0])
-    flips = to_ras(affine)
-    sides = [shape[axis] for axis in flips.order]
-    if spacing is None:
-        return tuple(sides)
-    return tuple(new_size(*one) for one in zip(sides, voxel_spacing(flips.affine(affine, shape[:3])), spacing, strict=True))
 
 
 def _grid(shape: tuple[int, ...], affine: NDArray[np.float64]) -> str:

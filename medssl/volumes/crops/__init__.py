@@ -1,7 +1,7 @@
 """Which box is cut out of which volume, and batches of such boxes."""
 
 from medssl.volumes.crops.loader import CropLoader, on_device
-from medssl.volumes.crops.places import UNKNOWN, Crop, CropOptions, CropPlan, DataOptions, LoadOptions, crop_at, refuse_too_large
+from medssl.volumes.crops.places import UNKNOWN, Crop, CropOptions, CropPlan, DataOptions, LoadOptions, crop_at
 
 __all__ = [
     "UNKNOWN",
@@ -13,5 +13,4 @@ __all__ = [
     "LoadOptions",
     "crop_at",
     "on_device",
-    "refuse_too_large",
 ]

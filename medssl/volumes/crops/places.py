@@ -7,6 +7,7 @@ ranks, micro batches or restarts gives the same crops, and every volume comes on
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -202,23 +203,23 @@ def _full_size(store: Store, size: Sequence[int]) -> tuple[int, ...]:
 
 def _usable(store: Store, size: tuple[int, ...], options: CropOptions) -> NDArray[np.int64]:
     shapes = store.shapes()
-    refuse_too_large(shapes, size, options, f"every volume of {store.folder}")
-    return np.flatnonzero((shapes >= np.asarray(size)).all(axis=1)) if options.small == "leave out" else np.arange(len(store))
-
-
-def refuse_too_large(shapes: NDArray[np.int64], size: tuple[int, ...], options: CropOptions, than: str) -> None:
-    """`ConfigError`, with a size that fits, where crops of `size` are larger than every volume of (N, D) `shapes`."""
-    largest = shapes.max(axis=0)
     fits = (shapes >= np.asarray(size)).all(axis=1)
-    leave_out = options.small == "leave out"
-    if (largest < np.asarray(size)).any() or (leave_out and not fits.any()):
-        shown = [int(side) for side in largest[: len(options.size)]]
-        usual = [int(side) for side in np.median(shapes, axis=0)[: len(options.size)]]
-        pad = " or small: pad" if leave_out and not (largest < np.asarray(size)).any() else ""
-        raise ConfigError(
-            f"data.size {list(options.size)} is larger than {than}: the longest sides are {shown} voxels, "
-            f"the median ones {usual}. Use data.size={[min(a, b) for a, b in zip(options.size, usual, strict=True)]} or less{pad}."
+    shown, usual = ([int(side) for side in sides[: len(options.size)]] for sides in (shapes.max(axis=0), np.median(shapes, axis=0)))
+    sides = f"the longest sides are {shown} voxels, the median ones {usual}"
+    if options.small == "leave out":
+        if not fits.any():
+            raise ConfigError(
+                f"data.size {list(options.size)} is larger than every volume of {store.folder}, and data.small leaves such out: {sides}. "
+                "Take smaller crops, or data.small=pad."
+            )
+        return np.flatnonzero(fits)
+    if any(side < want for side, want in zip(shown, options.size, strict=True)):
+        warnings.warn(
+            f"data.size {list(options.size)} is larger than every volume of {store.folder}: {sides}. What is beyond them is padded with "
+            "the darkest value, and costs as much as voxels that teach something.",
+            stacklevel=3,
         )
+    return np.arange(len(store))
 
 
 def extent(volume: StoredVolume) -> tuple[float, float, float]:

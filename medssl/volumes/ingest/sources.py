@@ -64,8 +64,10 @@ def make_store(
     indexes, unread = _indexes(sources, Path(out), workers)
     incoming = list({item.volume: item for index in indexes for item in from_index(index, where, modality, options)}.values())
     if not incoming:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(unread.items()))
         raise ArchiveError(
-            f"no volumes in {', '.join(str(source) for source in sources)}{f' where {where}' if where else ''}. "
+            f"no volumes in {', '.join(str(source) for source in sources)}{f' where {where}' if where else ''}"
+            f"{f'; its files: {reasons}' if reasons else ''}. "
             "`medssl index` and `medssl volumes` show what is there and why files were left out."
         )
     done = write_store(

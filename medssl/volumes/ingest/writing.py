@@ -46,6 +46,9 @@ POINTS = 128
 CLASS_POINTS = 512
 """Labelled voxels kept a class and volume, to place crops around."""
 
+_PATH = re.compile(r"(?<!\S)(?:[A-Za-z]:)?[/\\][^:\n]*(?=: )|(['\"])(?:[A-Za-z]:)?[/\\].*?\1")
+"""A whole path, spaces and all, before the colon that ends it or in quotes."""
+_WORD_OF_A_PATH = re.compile(r"\S*[/\\]\S*?(?=[:;,.]?(?:\s|$))")
 Progress = Callable[[int, int | None], None]
 
 
@@ -176,14 +179,14 @@ def _check_folder(folder: Path, wanted: Manifest) -> bool:
             raise UsageError(
                 f"the store {folder} was made with spacing {_shown(found)} and is asked for {_shown(wanted)}"
                 f"{'' if found.spacing != wanted.spacing else ', or with another preparation or other channels'}. "
-                "Use the same, or another --out."
+                "Use the same, or another folder."
             )
         return True
     # Another process may just be making the same store: what it has made so far is nobody else's.
     foreign = others_in(folder, lambda name: name in (*FOLDERS, LOCK, MANIFEST))
     if foreign or (folder.exists() and not folder.is_dir()):
         holds = f" ({', '.join(foreign[:3])})" if foreign else ""
-        raise UsageError(f"{folder} exists and is no store{holds}. Give an empty or new folder to --out.")
+        raise UsageError(f"{folder} exists and is no store{holds}. Give an empty or new folder.")
     return False
 
 
@@ -253,10 +256,12 @@ def _load(item: Incoming, manifest: Manifest) -> tuple[tuple[Channel, ...], NDAr
 
 def _reason(error: Exception) -> str:
     """A path can hold a patient's name: no reason in a store shows one."""
+    if isinstance(error.__cause__, MedsslError) and not isinstance(error, Unusable):
+        error = error.__cause__  # what is wrong with a file, before its path was put in front
     said = str(error) if isinstance(error, MedsslError) else f"{type(error).__name__}: {error}"
     if not isinstance(error, Unusable):
         said = f"cannot be read: {said.partition('cannot be read: ')[2] or said}"
-    return re.sub(r"\S*[/\\]\S*", "FILE", said)[:300]
+    return _WORD_OF_A_PATH.sub("FILE", _PATH.sub("FILE", said))[:300]
 
 
 def _plain_channels(modality: str, values: NDArray[Any]) -> tuple[Channel, ...]:

@@ -24,7 +24,10 @@ class Agreement(ConsistencyLoss):
 
     name: ClassVar[str] = "agreement"
     needs: ClassVar[frozenset[Needs]] = frozenset({"answers"})
-    citation: ClassVar[str] = "Xie et al., Unsupervised data augmentation for consistency training, NeurIPS 2020"
+    citation: ClassVar[str] = (
+        "Sajjadi, Javanmardi and Tasdizen, Regularization with stochastic transformations and perturbations for deep semi-supervised "
+        "learning, NeurIPS 2016; Laine and Aila, Temporal ensembling for semi-supervised learning, ICLR 2017"
+    )
 
     class Options(BaseOptions):
         """How two answers are compared."""

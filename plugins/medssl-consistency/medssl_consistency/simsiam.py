@@ -7,12 +7,12 @@ from typing import ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from medssl.config import BaseOptions
 from medssl.contracts import Compares, ConsistencyLoss, Needs, NetworkInfo, Views
-from medssl.errors import DataError
+from medssl_consistency.projectors import mlp, need_two
 
 
 class SimSiam(ConsistencyLoss):
@@ -41,22 +41,14 @@ class SimSiam(ConsistencyLoss):
     def __init__(self, options: BaseOptions, network: NetworkInfo) -> None:
         super().__init__(options, network)
         width, bottleneck = self.options.width, self.options.bottleneck
-        self.projector = nn.Sequential(
-            nn.Linear(network.embedding_width, width), _norm(width), nn.ReLU(), nn.Linear(width, width), _norm(width, affine=False)
-        )
-        self.predictor = nn.Sequential(nn.Linear(width, bottleneck), _norm(bottleneck), nn.ReLU(), nn.Linear(bottleneck, width))
+        self.projector = mlp(network.embedding_width, width, width, last_norm=True)
+        self.predictor = mlp(width, bottleneck, width)
 
     def forward(self, views: Views) -> Tensor:
         """(B,) mean over ordered pairs of views of -cos(predictor(projection), held projection of the other)."""
-        if len(views.crops) < 2:
-            raise DataError("simsiam normalises over the batch and needs at least 2 crops on each device. Set data.batch to 2 or more.")
+        need_two(views, self.name, "normalises over the batch")
         projections = [self.projector(embedding) for embedding in views.embeddings]
         predictions = [self.predictor(projection) for projection in projections]
         pairs = list(permutations(range(len(projections)), 2))
         cosines = [F.cosine_similarity(predictions[one], projections[other].detach(), dim=1) for one, other in pairs]
         return -torch.stack(cosines).mean(dim=0)
-
-
-def _norm(width: int, affine: bool = True) -> nn.BatchNorm1d:
-    """Over the batch, without running averages: forward stays free of side effects, and nothing here runs at test time."""
-    return nn.BatchNorm1d(width, affine=affine, track_running_stats=False)

@@ -270,13 +270,13 @@ def test_an_empty_folder_says_what_to_name(archive: Path, indexed: Indexed) -> N
         indexed(archive)
 
 
-def test_enhanced_objects_say_that_they_are_not_read_yet(archive: Path, indexed: Indexed) -> None:
+def test_frames_that_nothing_places_are_a_reason(archive: Path, indexed: Indexed) -> None:
     def change(dataset: Dataset, _: int) -> None:
         dataset.SOPClassUID = EnhancedMRImageStorage
         dataset.NumberOfFrames = 2
 
     write_series(archive, made_volume((4, 4, 1)), made_affine(), adjust=change)
-    assert indexed(archive).rejected() == {Reason.ENHANCED: 1}
+    assert indexed(archive).rejected() == {Reason.MULTIFRAME: 1}
 
 
 def test_where_chooses_and_can_do_nothing_else(tmp_path: Path, archive: Path, indexed: Indexed) -> None:

@@ -11,9 +11,12 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
+from archive.streams import LOSSLESS, pack, smooth_volume
+from pydicom import uid
+from pydicom.dataset import Dataset
 
 from medssl.archive import Index, write_volumes
-from medssl.testing.dicom import made_volume, write_series
+from medssl.testing.dicom import made_affine, made_volume, write_series
 
 Indexed = Callable[..., Index]
 Grid = tuple[np.ndarray, np.ndarray]
@@ -76,6 +79,18 @@ def compare(source: Path, index: Index, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", UNCOMPRESSED_UNTILTED)
 def test_real_series_agree(name: str, shared_data: Path, tmp_path: Path, indexed: Indexed) -> None:
     compare(shared_data / name, indexed(shared_data / name), tmp_path)
+
+
+@pytest.mark.parametrize("syntax", [*LOSSLESS, uid.JPEGLSNearLossless, uid.JPEG2000])
+def test_compressed_series_agree(syntax: str, archive: Path, tmp_path: Path, indexed: Indexed) -> None:
+    def compress(dataset: Dataset, _: int) -> None:
+        pack(dataset, syntax)
+
+    write_series(archive, smooth_volume(), made_affine(), signed=False, bits_stored=12, syntax=syntax, adjust=compress)
+    index = indexed(archive)
+    (theirs,) = dcm2niix(archive, tmp_path / "oracle")
+    (ours,) = [load(file) for file in write_volumes(index, tmp_path / "written")]
+    assert ours is not None and np.abs(ours[0].astype(int) - theirs[0]).max() <= (syntax == uid.JPEG2000)
 
 
 @pytest.mark.parametrize("name", ["mr-brain-study/5001_anat-T1w_acq-tfl", "mr-brain-study/6001_anat-T1w_acq-tfl"])

@@ -41,7 +41,7 @@ from medssl.archive import (
     write_nifti,
 )
 from medssl.archive.headers.dicom import transfer_syntax
-from medssl.archive.index import build
+from medssl.archive.index import scanning
 from medssl.archive.instance import Instance
 from medssl.archive.series.duplicates import mark_duplicates
 from medssl.archive.sources import packed
@@ -441,12 +441,12 @@ def test_frames_of_one_file_are_instances_of_their_own(tmp_path: Path, archive: 
     """What a scan that reads multi-frame objects would hand over goes through duplicates, series, tables and reading."""
     files = write_series(archive, made_volume(), made_affine())
     positions = [tuple(map(float, pydicom.dcmread(file).ImagePositionPatient)) for file in sorted(files)]
-    scan = build.scan
+    scan = scanning.scan
 
     def framed(*given: Any) -> list[Instance]:
         return [replace(one, frame=number, position=place) for one in scan(*given) for number, place in enumerate(positions)]
 
-    monkeypatch.setattr(build, "scan", framed)
+    monkeypatch.setattr(scanning, "scan", framed)
     plugins = known(OneObject)
     summary = build_index([f"one-object:{archive}"], tmp_path / "index", workers=1, plugins=plugins)
     (record,) = summary.volumes
@@ -460,14 +460,14 @@ def test_an_index_of_an_older_format_says_how_to_make_it_again(tmp_path: Path, a
     write_series(archive, made_volume(), made_affine())
     first = build_index([archive], tmp_path / "index", workers=1)
     mark = tmp_path / "index" / "index.json"
-    mark.write_text(mark.read_text().replace('"version": 2', '"version": 1'))
-    with pytest.raises(ArchiveError, match="format 1, .*frame numbers.*medssl index PATH --index"):
+    mark.write_text(mark.read_text().replace('"version": 3', '"version": 1'))
+    with pytest.raises(ArchiveError, match="format 1, .*holds less.*medssl index PATH --index"):
         Index(tmp_path / "index")
     assert build_index([archive], tmp_path / "index", workers=1) == first
     assert Index(tmp_path / "index").summary() == first
-    mark.write_text(mark.read_text().replace('"version": 2', '"version": 3'))
+    mark.write_text(mark.read_text().replace('"version": 3', '"version": 4'))
     for use in (Index, lambda folder: build_index([archive], folder, workers=1)):
-        with pytest.raises(ArchiveError, match="format 3, .*Update medssl"):
+        with pytest.raises(ArchiveError, match="format 4, .*Update medssl"):
             use(tmp_path / "index")
 
 

@@ -1,0 +1,110 @@
+"""imagecodecs as pydicom's decoder of JPEG, JPEG-LS and JPEG 2000: a plugin as `pydicom.pixels` documents them.
+
+It is asked for by name, so that the pixels of an archive do not depend on which other decoders happen to be installed. It reads
+grey images only. A stream says its size before anything is decoded: a damaged one must not have gigabytes set aside for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom import uid
+from pydicom.encaps import encapsulate, get_frame
+from pydicom.pixels import get_decoder, pixel_array
+
+NAME = "medssl"
+"""Under which pydicom knows the plugin."""
+
+Decode = Callable[[bytes], NDArray[Any]]
+
+_JPEG = (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLossless, uid.JPEGLosslessSV1)
+_JPEG_LS = (uid.JPEGLSLossless, uid.JPEGLSNearLossless)
+_JPEG_2000 = (uid.JPEG2000Lossless, uid.JPEG2000, uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K)
+_CODECS: dict[str, Decode] = {
+    **dict.fromkeys(_JPEG, imagecodecs.jpeg8_decode),
+    **dict.fromkeys(_JPEG_LS, imagecodecs.jpegls_decode),
+    # One thread each: an index is read by as many processes as there are cores.
+    **dict.fromkeys(_JPEG_2000, partial(imagecodecs.jpeg2k_decode, numthreads=1)),
+}
+DECODER_DEPENDENCIES = dict.fromkeys(_CODECS, ("imagecodecs",))
+"""For pydicom: what it names where a decoder is missing."""
+
+_START_OF_SCAN, _END = b"\xff\xda", b"\xff\xd9"
+_START_OF_FRAME = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
+_START_OF_CODESTREAM = b"\xff\x4f\xff\x51"
+
+
+def is_available(syntax: str) -> bool:
+    """For pydicom: whether imagecodecs was built with what this transfer syntax needs."""
+    if syntax in _JPEG_2000:
+        return bool(imagecodecs.JPEG2K.available)
+    if syntax in _JPEG_LS:
+        return bool(imagecodecs.JPEGLS.available)
+    # Built on an old libjpeg it would read 8 bits only.
+    return bool(syntax in _CODECS and imagecodecs.JPEG8.available and imagecodecs.JPEG8.all_precisions)
+
+
+def can_decode(syntax: str) -> bool:
+    """Whether compressed pixels of this transfer syntax can be read here."""
+    return syntax == uid.RLELossless or is_available(syntax)
+
+
+def decoded(dataset: pydicom.Dataset) -> NDArray[Any]:
+    """The decoded image of a dataset with compressed pixels, signed as its header says."""
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax in _JPEG_2000:
+        # pydicom searches the boxes of a JP2 file, for ever where one has length 0; a bare codestream has none.
+        stream = get_frame(dataset.PixelData, 0, number_of_frames=1)
+        start = stream.find(_START_OF_CODESTREAM)
+        if start < 0:
+            raise ValueError("the stream has no image size")
+        dataset.PixelData = encapsulate([stream[start:]])
+    image: NDArray[Any] = pixel_array(dataset, decoding_plugin="pydicom" if syntax == uid.RLELossless else NAME)
+    return image
+
+
+def decode_frame(stream: bytes, runner: Any) -> bytes:
+    """For pydicom: the decoded bytes of one frame; `runner` is its `DecodeRunner`."""
+    syntax, wanted = runner.transfer_syntax, (runner.rows, runner.columns, runner.samples_per_pixel)
+    found = _size_of_codestream(stream) if syntax in _JPEG_2000 else _size_of_jpeg(stream)
+    if found != wanted or runner.samples_per_pixel != 1:
+        raise ValueError(f"the stream holds rows, columns and samples {found}, not {wanted}")
+    array = np.ascontiguousarray(_CODECS[syntax](stream))
+    bits = array.itemsize * 8
+    if bits > runner.bits_allocated or (syntax in _JPEG and bits < runner.bits_stored):
+        raise ValueError(f"the stream holds {bits} bits, not {runner.bits_stored}")
+    # As few bytes as the stream's own precision needs, which may be fewer than the header says.
+    runner.set_option("bits_allocated", bits)
+    return array.tobytes()
+
+
+def _size_of_jpeg(stream: bytes) -> tuple[int, int, int]:
+    """Rows, columns and samples of a JPEG or JPEG-LS stream that is whole."""
+    # Neither marker can occur within the compressed data. Decoders fill what is missing with grey and say nothing.
+    if stream.rfind(_END) < stream.rfind(_START_OF_SCAN):
+        raise ValueError("the stream is cut off")
+    at = 2
+    while at + 10 <= len(stream) and stream[at] == 0xFF:
+        if stream[at + 1] in _START_OF_FRAME:
+            return int.from_bytes(stream[at + 5 : at + 7]), int.from_bytes(stream[at + 7 : at + 9]), stream[at + 9]
+        # A marker may be preceded by fill bytes; every other marker here is followed by the length of its segment.
+        at += 1 if stream[at + 1] == 0xFF else 2 + int.from_bytes(stream[at + 2 : at + 4])
+    raise ValueError("the stream has no frame header")
+
+
+def _size_of_codestream(stream: bytes) -> tuple[int, int, int]:
+    """Rows, columns and samples of a JPEG 2000 codestream."""
+    if len(stream) < 42:
+        raise ValueError("the stream is cut off")
+    right, bottom, left, top = (int.from_bytes(stream[at : at + 4]) for at in range(8, 24, 4))
+    return bottom - top, right - left, int.from_bytes(stream[40:42])
+
+
+for _syntax in _CODECS:
+    get_decoder(_syntax).add_plugin(NAME, (__name__, decode_frame.__name__))

@@ -1,0 +1,184 @@
+"""The values of a header's elements, read from the bytes as they lie in the file: tolerant of what scanners and exports get wrong.
+
+pydicom converts and checks each element on access, which costs more than reading the file, and refuses what can be read, such as a
+decimal comma. A header that a source has made itself holds converted values; both give the same here.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Any
+
+from pydicom import Dataset
+from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.dataelem import DataElement, RawDataElement
+from pydicom.tag import BaseTag, Tag
+
+_BINARY = {"US": "H", "SS": "h", "UL": "I", "SL": "i", "FL": "f", "FD": "d", "UV": "Q", "SV": "q", "AT": "H"}
+"""Numbers that are kept as such, by how `struct` calls them."""
+_BYTES = frozenset({"OB", "OW", "OF", "OD", "OL", "OV", "UN"})
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf|infinity)", re.IGNORECASE)
+LONGEST_NUMBER = 16
+"""Characters of a decimal string that the standard allows."""
+
+
+@lru_cache(maxsize=512)
+def tag_of(name: str | int) -> BaseTag:
+    """The tag of a keyword, or of a number."""
+    return Tag(tag_for_keyword(name) or 0) if isinstance(name, str) else Tag(name)
+
+
+@lru_cache(maxsize=512)
+def _usual(tag: int) -> str:
+    try:
+        # "US or SS": the sign does not matter for what is read here.
+        return str(dictionary_VR(tag))[:2]
+    except KeyError:
+        # Files without representations do not say that the name of a private block is text.
+        return "LO" if BaseTag(tag).is_private_creator else "UN"
+
+
+def has(dataset: Dataset, name: str | int) -> bool:
+    """Is the element there, be it empty?"""
+    return tag_of(name) in dataset
+
+
+def values(dataset: Dataset, name: str | int) -> list[Any]:
+    """Texts, numbers or one `bytes`, as the value representation has it; nothing where the element is missing or empty."""
+    element = dataset.get_item(tag_of(name))
+    if element is None:
+        return []
+    if isinstance(element, RawDataElement):
+        return _decoded(element, dataset)
+    return _converted(element)
+
+
+def _decoded(element: RawDataElement, dataset: Dataset) -> list[Any]:
+    content = element.value
+    if not content:
+        return []
+    vr = element.VR or _usual(element.tag)
+    if vr == "UN":
+        # Written by a program that does not know the element; that of the standard is known here.
+        vr = _usual(element.tag)
+    if vr in _BINARY:
+        return _unpacked(content, _BINARY[vr], element.is_little_endian)
+    if vr in _BYTES:
+        return [bytes(content)]
+    if vr == "SQ":
+        return list(dataset[element.tag].value)
+    try:
+        text = content.decode("ascii")
+    except UnicodeDecodeError:
+        # In the character set that the file states.
+        return _converted(dataset[element.tag])
+    stripped = text.strip(" \0")
+    return stripped.split("\\") if stripped else []
+
+
+def _converted(element: DataElement) -> list[Any]:
+    value = element.value
+    if value is None or value == "" or value == b"":
+        return []
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else [value]
+
+
+def _unpacked(content: bytes, code: str, little: bool) -> list[Any]:
+    size = struct.calcsize(code)
+    if len(content) % size:
+        raise ValueError(f"{len(content)} bytes are no numbers of {size}")
+    return list(struct.unpack(f"{'<' if little else '>'}{len(content) // size}{code}", content))
+
+
+def texts(dataset: Dataset, name: str | int) -> list[str]:
+    """Each value as text, without padding."""
+    return [_text_of(value).strip(" \0").encode("utf-8", "replace").decode() for value in values(dataset, name)]
+
+
+def _text_of(value: Any) -> str:
+    return value.hex() if isinstance(value, bytes) else str(value)
+
+
+def text(dataset: Dataset, name: str | int) -> str:
+    """All values as one text, between backslashes."""
+    return "\\".join(texts(dataset, name))
+
+
+def numbers(dataset: Dataset, name: str | int) -> tuple[float, ...]:
+    """Each value as a number; raises `ValueError` where one is none."""
+    return tuple(_number_of(value) for value in values(dataset, name))
+
+
+def _number_of(value: Any) -> float:
+    if not isinstance(value, str):
+        return float(value)
+    plain = value.strip(" \0").replace(",", ".")
+    if not _NUMBER.fullmatch(plain):
+        raise ValueError("no number")
+    return float(plain)
+
+
+def number(dataset: Dataset, name: str | int, missing: float) -> float:
+    """The one value, or what stands for it; raises `ValueError` for several."""
+    found = numbers(dataset, name)
+    if len(found) > 1:
+        raise ValueError(f"{name} has {len(found)} values")
+    return found[0] if found else missing
+
+
+def count(dataset: Dataset, name: str | int, missing: int) -> int:
+    """What the standard keeps in 16 bits: a file can state it as any number, of any length."""
+    value = number(dataset, name, missing)
+    if not 0 <= value <= 0xFFFF:
+        raise ValueError(f"{name} is no number of 16 bits")
+    return int(value)
+
+
+def tolerant(dataset: Dataset, name: str | int) -> tuple[float, ...]:
+    """Numbers that nothing depends on: unreadable ones are as good as absent."""
+    try:
+        return numbers(dataset, name)
+    except (ValueError, TypeError, OverflowError):
+        return ()
+
+
+def whole(dataset: Dataset, name: str | int, missing: int) -> int:
+    """A whole number that nothing depends on, such as InstanceNumber."""
+    found = tolerant(dataset, name)
+    fits = len(found) == 1 and found[0].is_integer() and abs(found[0]) < 2**53
+    return int(found[0]) if fits else missing
+
+
+def decimals(dataset: Dataset, name: str | int) -> int:
+    """How many digits after the point the numbers of an element are written with, at most; -1 where they are not written as text."""
+    written = values(dataset, name)
+    if not written or not all(isinstance(value, str) for value in written):
+        # What pydicom has converted keeps its text.
+        written = [getattr(value, "original_string", None) for value in written]
+    return max((_decimals(value) for value in written), default=-1)
+
+
+def _decimals(written: str | None) -> int:
+    if written is None:
+        return -1
+    mantissa, _, exponent = written.strip(" \0").replace(",", ".").lower().partition("e")
+    return max(len(mantissa.partition(".")[2]) - int(exponent or 0), 0)
+
+
+def number_warnings(dataset: Dataset, names: Iterable[str]) -> tuple[str, ...]:
+    """What is not as the standard has it, of numbers that could be read all the same."""
+    found: set[str] = set()
+    for name in names:
+        element = dataset.get_item(tag_of(name))
+        if not isinstance(element, RawDataElement) or not element.value or (element.VR or _usual(element.tag)) != "DS":
+            continue
+        if b"," in element.value:
+            found.add(f"{name} is written with a decimal comma")
+        if b"\0" in element.value:
+            found.add(f"{name} ends with a zero byte")
+        if any(len(part.strip(b" \0")) > LONGEST_NUMBER for part in element.value.split(b"\\")):
+            found.add(f"{name} is written with more than {LONGEST_NUMBER} characters")
+    return tuple(sorted(found))

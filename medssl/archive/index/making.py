@@ -1,0 +1,123 @@
+"""The volumes of an index: from the instances of each series, with the row that says of each what it is and names nobody."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from medssl.archive import geometry
+from medssl.archive.index.pseudonyms import Pseudonyms
+from medssl.archive.index.records import VolumeRecord
+from medssl.archive.instance import Instance
+from medssl.archive.series.splitting import Left, Stack, split_volumes
+
+_WORDS = ("body_part", "sequence", "variant", "contrast", "kernel", "manufacturer", "model")
+_NUMBERS = ("echo_time", "repetition_time", "inversion_time", "flip_angle", "b_value", "field_strength", "kvp")
+
+
+@dataclass(frozen=True)
+class Made:
+    """One volume with the instances it is made of, in order."""
+
+    record: VolumeRecord
+    slices: tuple[Instance, ...]
+
+
+def make_volumes(instances: Sequence[Instance], names: Pseudonyms) -> tuple[list[Made], list[Left]]:
+    """The volumes of all instances without a reason, and the instances that end in none."""
+    series: dict[tuple[str, str, str], list[Instance]] = defaultdict(list)
+    made: list[Made] = []
+    left: list[Left] = []
+    for one in instances:
+        if one.reason:
+            continue
+        if one.kind == "nifti":
+            made.append(_from_nifti(one, names))
+        else:
+            series[one.patient, one.study, one.series].append(one)
+    for members in series.values():
+        stacks, rest = split_volumes(members)
+        made += [_from_stack(stack, names) for stack in stacks]
+        left += rest
+    numbers = _study_numbers(made)
+    made = [replace(one, record=replace(one.record, study_number=numbers.get(one.record.study))) for one in made]
+    # Pseudonyms give an order that does not depend on where files lie.
+    return sorted(made, key=lambda one: (one.record.patient, one.record.study, one.record.series, one.record.volume)), left
+
+
+def _from_stack(stack: Stack, names: Pseudonyms) -> Made:
+    first = stack.slices[0]
+    identity = "\n".join([first.series, *(one.named(one.uid) for one in stack.slices)])
+    record = _record(first, "dicom", names, identity, stack.shape, stack.affine)
+    split_by = ", ".join(stack.split_by) or None
+    return Made(
+        replace(
+            record,
+            instances=len({(one.source, one.key) for one in stack.slices}),
+            split_by=split_by,
+            warnings=stack.warnings,
+            deviation=stack.deviation,
+            **taken(stack.slices),
+        ),
+        stack.slices,
+    )
+
+
+def _from_nifti(one: Instance, names: Pseudonyms) -> Made:
+    affine = np.array(one.affine, float).reshape(4, 4)
+    return Made(replace(_record(one, "nifti", names, one.uid, one.shape, affine), warnings=one.warnings), (one,))
+
+
+def _record(
+    first: Instance, kind: Literal["dicom", "nifti"], names: Pseudonyms, identity: str, shape: tuple[int, ...], affine: geometry.Float
+) -> VolumeRecord:
+    return VolumeRecord(
+        volume=names.name("volume", f"{kind}\n{identity}"),
+        patient=_patient(first, names),
+        study=names.name("study", first.study or first.series),
+        series=names.name("series", first.series),
+        modality=first.modality,
+        kind=kind,
+        shape=tuple(shape),
+        spacing=geometry.voxel_spacing(affine),
+        affine=affine,
+        instances=1,
+        split_by=None,
+        warnings=(),
+    )
+
+
+def _patient(one: Instance, names: Pseudonyms) -> str:
+    """An empty PatientID says nothing: then a study is taken for a person of its own."""
+    return names.name("patient", f"{one.kind}\n{one.patient}" if one.patient else f"study\n{one.study or one.series}")
+
+
+def taken(slices: Sequence[Instance]) -> dict[str, Any]:
+    """How a volume was taken: what all its slices agree in."""
+    found: dict[str, Any] = {name: _common([getattr(one, name) for one in slices]) or None for name in _WORDS}
+    for name in _NUMBERS:
+        values = _common([getattr(one, name) for one in slices])
+        found[name] = values[0] if values else None
+    number = _common([one.series_number for one in slices])
+    return {**found, "series_number": number if number is not None and number >= 0 else None}
+
+
+def _common(values: Sequence[Any]) -> Any:
+    return values[0] if all(value == values[0] for value in values) else None
+
+
+def _study_numbers(made: Sequence[Made]) -> Mapping[str, int]:
+    """Study -> its number among those of its patient that are dated, by date: an order without dates."""
+    dated: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    for one in made:
+        if one.slices[0].study_date:
+            dated[one.record.patient].add((min(part.study_date for part in one.slices), one.record.study))
+    numbers: dict[str, int] = {}
+    for studies in dated.values():
+        for _, study in sorted(studies):
+            numbers.setdefault(study, 1 + sum(1 for _, other in studies if other in numbers))
+    return numbers

@@ -1,0 +1,110 @@
+"""Context encoder, restoration and masked autoencoder keep the public contract, and hide and damage what they say."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import pytest
+import torch
+from medssl_inpainting import ContextEncoder, MaskedAutoencoder, Restoration
+from medssl_inpainting.masked_autoencoder import patches
+from medssl_inpainting.restoration import bent, shuffled
+
+from medssl.contracts import Draw
+from medssl.errors import NetworkError
+from medssl.testing import PretextTaskContract, make_crops, make_info
+
+
+class TestContextEncoder(PretextTaskContract):
+    task = ContextEncoder
+
+
+class TestJudgedHoles(PretextTaskContract):
+    task = ContextEncoder
+    channels = 2
+    options: ClassVar = {"holes": 3, "side": 0.3, "adversarial": 0.01}
+
+
+class TestRestoration(PretextTaskContract):
+    task = Restoration
+
+
+class TestMaskedAutoencoder(PretextTaskContract):
+    task = MaskedAutoencoder
+    tokens = True
+    options: ClassVar = {"width": 16, "depth": 1}
+
+
+DRAW = [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("size", [(32, 24), (12, 16, 20)])
+def test_a_hole_is_a_box_of_its_size_with_a_band_inside(size):
+    crops = make_crops(4, size)
+    batch = ContextEncoder(ContextEncoder.Options(overlap=2), make_info(len(size))).make(crops, Draw(0, 0, DRAW, "x"))
+    for row in range(4):
+        where = batch.extra["hidden"][row, 0].nonzero()
+        sides = where.amax(dim=0) - where.amin(dim=0) + 1
+        assert sides.tolist() == [side // 2 for side in size] and len(where) == sides.prod()
+        heavy = (batch.weight[row, 0] == 10).sum()
+        assert heavy == sides.prod() - (sides - 4).clamp_min(0).prod()
+    changed = crops.with_images(torch.where(batch.extra["hidden"], crops.images + 5, crops.images))
+    again = ContextEncoder(ContextEncoder.Options(overlap=2), make_info(len(size))).make(changed, Draw(0, 0, DRAW, "x"))
+    torch.testing.assert_close(again.inputs, batch.inputs)
+
+
+def test_the_network_gets_the_judges_gradient_turned_round():
+    task = ContextEncoder(ContextEncoder.Options(adversarial=0.5), make_info(2))
+    crops = make_crops(2, (16, 16))
+    batch = task.make(crops, Draw(0, 0, [0, 1], "x"))
+    answer = batch.target.clone().requires_grad_()  # the squared error is 0 here, so the gradient is the judge's alone
+    (turned,) = torch.autograd.grad(task.loss(answer, batch).sum(), answer)
+    plain = torch.where(batch.extra["hidden"], answer, batch.target)
+    (straight,) = torch.autograd.grad(torch.nn.functional.softplus(task.judge(plain)).flatten(1).mean(dim=1).sum(), answer)
+    torch.testing.assert_close(turned, -0.5 * straight)
+    assert straight.abs().sum() > 0
+
+
+@pytest.mark.parametrize("falling", [0.0, 1.0])
+def test_curves_are_monotone_from_corner_to_corner(falling):
+    unit = torch.linspace(0, 1, 200).view(1, 1, 200, 1).expand(4, 1, 200, 1).contiguous()
+    curve = bent(unit, falling, Draw(0, 0, DRAW, "x"))[:, 0, :, 0]
+    steps = curve.diff(dim=1)
+    assert (steps <= 1e-6).all() if falling else (steps >= -1e-6).all()
+    ends = torch.tensor([1.0, 0.0]) if falling else torch.tensor([0.0, 1.0])
+    torch.testing.assert_close(curve[:, [0, -1]], ends.expand(4, 2), atol=1e-4, rtol=0)
+    assert (curve[0] - curve[1]).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("size", [(30, 22), (10, 12, 14)])
+def test_shuffling_stays_within_blocks(size):
+    axes = torch.stack(torch.meshgrid(*[torch.arange(float(side)) for side in size], indexing="ij"))
+    images = axes.expand(4, *axes.shape).contiguous()
+    moved = shuffled(images, 5, Draw(0, 0, DRAW, "x"))
+    away = (moved - images).abs()
+    assert away.max() < 5 and 0.15 < (away > 0).any(dim=1).float().mean() < 0.9
+
+
+def test_nothing_is_done_where_no_chance_is_given():
+    crops = make_crops(4, (16, 16))
+    batch = Restoration(Restoration.Options(curve=0, shuffle=0, paint=0), make_info(2)).make(crops, Draw(0, 0, DRAW, "x"))
+    torch.testing.assert_close(batch.inputs, crops.images, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("inner", [0.0, 1.0])
+def test_painting_is_inside_or_outside_of_boxes(inner):
+    crops = make_crops(4, (60, 60))
+    task = Restoration(Restoration.Options(curve=0, shuffle=0, paint=1, inner=inner), make_info(2))
+    share = ((task.make(crops, Draw(0, 0, DRAW, "x")).inputs - crops.images).abs() > 1e-4).float().mean()
+    assert share < 0.35 if inner else 0.2 < share < 0.9
+
+
+def test_patches_are_those_of_the_tokens():
+    images = torch.arange(2 * 8 * 12.0).view(1, 2, 8, 12)
+    found = patches(images, (4, 4))
+    assert torch.equal(found[0, 4].view(2, 4, 4), images[0, :, 4:8, 4:8])
+
+
+def test_encoders_without_tokens_are_refused():
+    with pytest.raises(NetworkError, match="ViT or UNETR"):
+        MaskedAutoencoder(MaskedAutoencoder.Options(), make_info(2))

@@ -1,0 +1,381 @@
+"""Objects of many frames and planes of many tiles: the slices in them end as slices of their own would."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.pixels import get_encoder
+from pydicom.sequence import Sequence as Items
+from pydicom.uid import (
+    EnhancedCTImageStorage,
+    EnhancedMRImageStorage,
+    EnhancedPETImageStorage,
+    ExplicitVRLittleEndian,
+    MRImageStorage,
+    MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
+    RLELossless,
+    XRay3DAngiographicImageStorage,
+)
+
+from medssl.archive import Index, Reason
+from medssl.testing.dicom import made_affine, made_volume, uid, write_series
+
+Indexed = Callable[..., Index]
+LPS = np.diag([-1.0, -1, 1, 1])
+
+
+def item(**values: object) -> Dataset:
+    made = Dataset()
+    for keyword, value in values.items():
+        setattr(made, keyword, value)
+    return made
+
+
+def base(sop_class: str, rows: int, columns: int, name: str = "object") -> Dataset:
+    made = item(
+        SOPClassUID=sop_class,
+        SOPInstanceUID=uid(name),
+        StudyInstanceUID=uid("study"),
+        SeriesInstanceUID=uid("series"),
+        FrameOfReferenceUID=uid("frame"),
+        PatientID="MADE-1",
+        Modality="MR",
+        ImageType=["ORIGINAL", "PRIMARY", "M", "NONE"],
+        InstanceNumber=1,
+        Rows=rows,
+        Columns=columns,
+        SamplesPerPixel=1,
+        PhotometricInterpretation="MONOCHROME2",
+        BitsAllocated=16,
+        BitsStored=16,
+        HighBit=15,
+        PixelRepresentation=1,
+    )
+    made.file_meta = FileMetaDataset()
+    made.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    made.file_meta.MediaStorageSOPClassUID, made.file_meta.MediaStorageSOPInstanceUID = sop_class, made.SOPInstanceUID
+    return made
+
+
+def plane(affine: np.ndarray) -> tuple[list[float], list[float]]:
+    """Orientation and pixel spacing of an affine to RAS+ mm."""
+    lps = LPS @ affine
+    lengths = np.linalg.norm(lps[:3, :3], axis=0)
+    return [*(lps[:3, 0] / lengths[0]).tolist(), *(lps[:3, 1] / lengths[1]).tolist()], [float(lengths[1]), float(lengths[0])]
+
+
+def place(affine: np.ndarray, z: float) -> list[float]:
+    return [round(float(value), 6) for value in (LPS @ affine @ [0, 0, z, 1])[:3]]
+
+
+Frame = tuple[np.ndarray, Dataset]
+
+
+def frame(voxels: np.ndarray, affine: np.ndarray, z: int, **more: object) -> Frame:
+    """The (x, y) plane at place z and its functional groups; `more` are further groups."""
+    groups = item(PlanePositionSequence=Items([item(ImagePositionPatient=place(affine, z))]), **more)
+    if "FrameContentSequence" not in more:
+        groups.FrameContentSequence = Items([item(StackID="1", InStackPositionNumber=z + 1)])
+    return voxels[:, :, z], groups
+
+
+def write_enhanced(
+    file: Path,
+    frames: Sequence[Frame],
+    affine: np.ndarray | None,
+    sop_class: str = EnhancedMRImageStorage,
+    syntax: str = "",
+    **more: object,
+) -> Dataset:
+    """`affine` gives orientation and spacing for all frames; without it each says its own."""
+    made = base(sop_class, frames[0][0].shape[1], frames[0][0].shape[0], file.name)
+    made.NumberOfFrames = len(frames)
+    shared = Dataset()
+    if affine is not None:
+        orientation, spacing = plane(affine)
+        shared.PlaneOrientationSequence = Items([item(ImageOrientationPatient=orientation)])
+        shared.PixelMeasuresSequence = Items([item(PixelSpacing=spacing, SliceThickness=2.0)])
+    made.SharedFunctionalGroupsSequence = Items([shared])
+    made.PerFrameFunctionalGroupsSequence = Items([groups for _, groups in frames])
+    for keyword, value in more.items():
+        setattr(made, keyword, value)
+    planes = [np.ascontiguousarray(voxels.T.astype("<i2")) for voxels, _ in frames]
+    if syntax:
+        made.file_meta.TransferSyntaxUID = syntax
+        encoder = get_encoder(syntax)
+        given = {key: made[name].value for key, name in ENCODING.items()}
+        made.PixelData = encapsulate([encoder.encode(one, **given, number_of_frames=1) for one in planes])
+        made["PixelData"].is_undefined_length = True
+    else:
+        made.PixelData = b"".join(one.tobytes() for one in planes)
+    made["PixelData"].VR = "OB" if syntax else "OW"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    made.save_as(file, enforce_file_format=True)
+    return made
+
+
+ENCODING = {
+    "rows": "Rows",
+    "columns": "Columns",
+    "samples_per_pixel": "SamplesPerPixel",
+    "photometric_interpretation": "PhotometricInterpretation",
+    "bits_allocated": "BitsAllocated",
+    "bits_stored": "BitsStored",
+    "pixel_representation": "PixelRepresentation",
+}
+
+
+def contents(index: Index) -> list[tuple[bytes, list[float]]]:
+    volumes = [index.read(record.volume) for record in index.volumes()]
+    return sorted((volume.array.astype(np.float32).tobytes(), np.round(volume.affine, 4).ravel().tolist()) for volume in volumes)
+
+
+def wanted(*volumes: tuple[np.ndarray, np.ndarray]) -> list[tuple[bytes, list[float]]]:
+    return sorted((voxels.astype(np.float32).tobytes(), np.round(affine, 4).ravel().tolist()) for voxels, affine in volumes)
+
+
+@pytest.mark.parametrize("syntax", ["", RLELossless], ids=["uncompressed", "RLE"])
+@pytest.mark.parametrize(
+    "sop_class", [EnhancedMRImageStorage, EnhancedCTImageStorage, EnhancedPETImageStorage, XRay3DAngiographicImageStorage]
+)
+def test_an_enhanced_object_is_the_volume_of_its_frames_in_any_order(sop_class: str, syntax: str, archive: Path, indexed: Indexed) -> None:
+    voxels, affine = made_volume((6, 5, 7)), made_affine()
+    order = np.random.default_rng(0).permutation(7)
+    write_enhanced(archive / "a", [frame(voxels, affine, int(z)) for z in order], affine, sop_class, syntax)
+    index = indexed(archive)
+    assert contents(index) == wanted((voxels, affine)) and index.rejected() == {}
+    assert (index.summary().files, index.volumes()[0].instances) == (1, 1)
+
+
+def test_scaling_is_that_of_each_frame(archive: Path, indexed: Indexed) -> None:
+    voxels, affine = made_volume((6, 5, 4)), made_affine()
+
+    def scaled(z: int) -> Frame:
+        transform = item(RescaleSlope=0.5 + z, RescaleIntercept=10.0 * z, RescaleType="US")
+        return frame(voxels, affine, z, PixelValueTransformationSequence=Items([transform]))
+
+    write_enhanced(archive / "a", [scaled(z) for z in range(4)], affine)
+    assert contents(indexed(archive)) == wanted((voxels * (0.5 + np.arange(4)) + 10 * np.arange(4), affine))
+
+
+def test_time_points_and_echoes_are_volumes_of_their_own(archive: Path, indexed: Indexed) -> None:
+    parts, affine = [made_volume((6, 5, 4), seed) for seed in range(4)], made_affine()
+
+    def of(part: int, z: int) -> Frame:
+        content = item(StackID="1", InStackPositionNumber=z + 1, TemporalPositionIndex=part % 2 + 1)
+        echo = item(EffectiveEchoTime=[10.0, 20.0][part // 2])
+        return frame(parts[part], affine, z, FrameContentSequence=Items([content]), MREchoSequence=Items([echo]))
+
+    write_enhanced(archive / "a", [of(part, z) for z in range(4) for part in range(4)], affine)
+    index = indexed(archive)
+    assert contents(index) == wanted(*((voxels, affine) for voxels in parts))
+    assert {record.split_by for record in index.volumes()} == {"echo, temporal position"}
+    assert {record.echo_time for record in index.volumes()} == {10.0, 20.0}
+
+
+def test_diffusion_frames_are_told_apart_and_named(archive: Path, indexed: Indexed) -> None:
+    parts, affine = [made_volume((6, 5, 4), seed) for seed in range(3)], made_affine()
+
+    def of(part: int, z: int) -> Frame:
+        diffusion = item(DiffusionBValue=[0.0, 1000.0, 1000.0][part])
+        if part:
+            direction = item(DiffusionGradientOrientation=[[1.0, 0, 0], [0, 1.0, 0]][part - 1])
+            diffusion.DiffusionGradientDirectionSequence = Items([direction])
+        return frame(parts[part], affine, z, MRDiffusionSequence=Items([diffusion]))
+
+    write_enhanced(archive / "a", [of(part, z) for part in range(3) for z in range(4)], affine)
+    index = indexed(archive)
+    assert contents(index) == wanted(*((voxels, affine) for voxels in parts))
+    assert sorted(record.b_value for record in index.volumes() if record.b_value is not None) == [0.0, 1000.0, 1000.0]
+
+
+def test_a_dimension_that_only_its_index_names_tells_frames_apart(archive: Path, indexed: Indexed) -> None:
+    parts, affine = [made_volume((6, 5, 4), seed) for seed in range(2)], made_affine()
+
+    def of(part: int, z: int) -> Frame:
+        content = item(StackID="1", InStackPositionNumber=z + 1, DimensionIndexValues=[1, z + 1, part + 1])
+        return frame(parts[part], affine, z, FrameContentSequence=Items([content]))
+
+    pointers = [item(DimensionIndexPointer=tag) for tag in (0x00209056, 0x00209057, 0x00181086)]
+    write_enhanced(archive / "a", [of(part, z) for part in range(2) for z in range(4)], affine, DimensionIndexSequence=Items(pointers))
+    index = indexed(archive)
+    assert contents(index) == wanted(*((voxels, affine) for voxels in parts))
+    assert {record.split_by for record in index.volumes()} == {"dimension index"}
+
+
+def test_stacks_of_several_orientations_are_several_volumes(archive: Path, indexed: Indexed) -> None:
+    coronal = np.array([[-0.8, 0, 0, 40], [0, 0, 2, 35], [0, -0.9, 0, -20], [0, 0, 0, 1.0]])
+    parts = [(made_volume((6, 6, 4), 0), made_affine()), (made_volume((6, 6, 4), 1), coronal)]
+
+    def of(part: int, z: int) -> Frame:
+        voxels, affine = parts[part]
+        orientation, spacing = plane(affine)
+        groups = {
+            "FrameContentSequence": Items([item(StackID=str(part + 1), InStackPositionNumber=z + 1)]),
+            "PlaneOrientationSequence": Items([item(ImageOrientationPatient=orientation)]),
+            "PixelMeasuresSequence": Items([item(PixelSpacing=spacing, SliceThickness=2.0)]),
+        }
+        return frame(voxels, affine, z, **groups)
+
+    write_enhanced(archive / "a", [of(part, z) for part in range(2) for z in range(4)], None)
+    index = indexed(archive)
+    found = {tuple(np.round(index.read(record.volume).affine[:3, 0], 3)): index.read(record.volume) for record in index.volumes()}
+    assert len(index.volumes()) == 2 and index.rejected() == {} and found
+    for volume in (index.read(record.volume) for record in index.volumes()):
+        voxels, affine = parts[0] if np.allclose(volume.affine[:3, :2], made_affine()[:3, :2]) else parts[1]
+        for z in range(4):
+            (at,) = [n for n in range(4) if np.allclose(volume.affine @ [0, 0, n, 1], affine @ [0, 0, z, 1], atol=1e-4)]
+            assert np.array_equal(volume.array[:, :, at], voxels[:, :, z])
+
+
+def test_a_classic_and_an_enhanced_copy_in_one_series_are_not_mixed(archive: Path, indexed: Indexed) -> None:
+    voxels, affine = made_volume((6, 5, 4)), made_affine()
+    files = write_series(archive / "classic", voxels, affine, modality="MR")
+    header = pydicom.dcmread(files[0])
+    shared = {"SeriesInstanceUID": header.SeriesInstanceUID, "StudyInstanceUID": header.StudyInstanceUID, "ImageType": header.ImageType}
+    frames = [frame(voxels, affine, z) for z in range(4)]
+    write_enhanced(archive / "a", frames, affine, **shared, FrameOfReferenceUID=header.FrameOfReferenceUID)
+    index = indexed(archive)
+    assert contents(index) == wanted((voxels, affine), (voxels, affine)) and index.rejected() == {}
+
+
+def test_one_object_a_time_point_is_told_apart_by_its_object(archive: Path, indexed: Indexed) -> None:
+    parts, affine = [made_volume((6, 5, 4), seed) for seed in range(3)], made_affine()
+    for number, voxels in enumerate(parts):
+        write_enhanced(archive / str(number), [frame(voxels, affine, z) for z in range(4)], affine)
+    index = indexed(archive)
+    assert contents(index) == wanted(*((voxels, affine) for voxels in parts))
+    assert {record.split_by for record in index.volumes()} == {"object"}
+
+
+def test_the_same_object_in_two_folders_is_one(archive: Path, indexed: Indexed) -> None:
+    voxels, affine = made_volume((6, 5, 4)), made_affine()
+    for folder in ("a", "b"):
+        write_enhanced(archive / folder / "same", [frame(voxels, affine, z) for z in range(4)], affine)
+    index = indexed(archive)
+    assert contents(index) == wanted((voxels, affine)) and index.rejected() == {Reason.DUPLICATE: 1}
+
+
+def test_frames_without_a_position_stay_a_reason(archive: Path, indexed: Indexed) -> None:
+    voxels, affine = made_volume((6, 5, 7)), made_affine()
+    frames = [frame(voxels, affine, z) for z in range(7)]
+    del frames[2][1].PlanePositionSequence
+    write_enhanced(archive / "a", frames, affine)
+    cine = base(MultiFrameGrayscaleWordSecondaryCaptureImageStorage.replace(".7.3", ".6.1"), 5, 6, "cine")
+    cine.NumberOfFrames, cine.PixelData = 7, voxels.tobytes()
+    cine["PixelData"].VR = "OW"
+    cine.save_as(archive / "cine", enforce_file_format=True)
+    index = indexed(archive)
+    # What lies around the frame without a place is cut there.
+    assert index.rejected()[Reason.MULTIFRAME] == 1 and index.rejected()[Reason.NO_POSITION] == 1
+    assert sorted(record.shape for record in index.volumes()) == [(6, 5, 2), (6, 5, 4)]
+
+
+@pytest.mark.parametrize("change", ["cut", "fewer groups"])
+def test_an_object_that_contradicts_itself_is_a_reason(change: str, archive: Path, indexed: Indexed) -> None:
+    voxels, affine = made_volume((6, 5, 4)), made_affine()
+    made = write_enhanced(archive / "a", [frame(voxels, affine, z) for z in range(4)], affine)
+    if change == "cut":
+        (archive / "a").write_bytes((archive / "a").read_bytes()[:-10])
+    else:
+        made.NumberOfFrames = 5
+        made.save_as(archive / "a", enforce_file_format=True)
+    assert indexed(archive).rejected() == {Reason.TRUNCATED if change == "cut" else Reason.CORRUPT: 1}
+
+
+def csa(**tags: list[object]) -> bytes:
+    """Siemens' header in its second form."""
+    content = b"SV10\4\3\2\1" + struct.pack("<2I", len(tags), 77)
+    for name, values in tags.items():
+        content += struct.pack("<64si4s3i", name.encode(), len(values), b"FD\0\0", 4, max(len(values), 6), 77)
+        for index in range(max(len(values), 6)):
+            text = f"{values[index]}\0".encode() if index < len(values) else b""
+            content += struct.pack("<4i", len(text), len(text), 77, len(text)) + text + b"\0" * (-len(text) % 4)
+    return content
+
+
+def tiled(voxels: np.ndarray, across: int, down: int) -> np.ndarray:
+    """(rows, columns) of all slices side by side."""
+    x, y, z = voxels.shape
+    whole = np.zeros((down * y, across * x), "<i2")
+    for index in range(z):
+        top, left = index // across * y, index % across * x
+        whole[top : top + y, left : left + x] = voxels[:, :, index].T
+    return whole
+
+
+def write_mosaic(file: Path, voxels: np.ndarray, affine: np.ndarray, normal: float = 1.0, **tags: object) -> None:
+    side = math.isqrt(voxels.shape[2] - 1) + 1
+    whole = tiled(voxels, side, side)
+    made = base(MRImageStorage, *whole.shape, file.name)
+    made.ImageType, made.Manufacturer = ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"], "SIEMENS"
+    orientation, spacing = plane(affine)
+    made.ImageOrientationPatient, made.PixelSpacing = orientation, spacing
+    made.SpacingBetweenSlices = float(np.linalg.norm(affine[:3, 2]))
+    # Siemens gives the corner of a plane of the mosaic's size around the centre of the first slice.
+    columns, rows = voxels.shape[:2]
+    made.ImagePositionPatient = (LPS @ affine @ [-(side - 1) * columns / 2, -(side - 1) * rows / 2, 0, 1])[:3].round(6).tolist()
+    direction = (LPS @ affine)[:3, 2] / made.SpacingBetweenSlices * normal
+    made.add_new(0x00290010, "LO", "SIEMENS CSA HEADER")
+    made.add_new(0x00291010, "OB", csa(NumberOfImagesInMosaic=[voxels.shape[2]], SliceNormalVector=direction.tolist()))
+    for keyword, value in tags.items():
+        setattr(made, keyword, value)
+    made.PixelData = whole.tobytes()
+    made["PixelData"].VR = "OW"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    made.save_as(file, enforce_file_format=True)
+
+
+@pytest.mark.parametrize("depth", [4, 7, 9])
+@pytest.mark.parametrize("downwards", [False, True])
+def test_a_mosaic_is_the_volume_of_its_tiles(depth: int, downwards: bool, archive: Path, indexed: Indexed) -> None:
+    voxels, affine = made_volume((6, 5, depth)), made_affine()
+    if downwards:
+        affine[:3, 2] *= -1
+    write_mosaic(archive / "a", voxels, affine)
+    index = indexed(archive)
+    upwards = affine @ np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, -1, depth - 1], [0, 0, 0, 1.0]])
+    assert contents(index) == (wanted((voxels[:, :, ::-1], upwards)) if downwards else wanted((voxels, affine)))
+    assert index.volumes()[0].instances == 1
+
+
+def test_mosaics_of_one_series_are_told_apart(archive: Path, indexed: Indexed) -> None:
+    parts = [made_volume((6, 5, 4), seed) for seed in range(3)]
+    for number, voxels in enumerate(parts):
+        write_mosaic(archive / str(number), voxels, made_affine(), AcquisitionNumber=number + 1, InstanceNumber=number + 1)
+    index = indexed(archive)
+    assert contents(index) == wanted(*((voxels, made_affine()) for voxels in parts))
+    assert {record.split_by for record in index.volumes()} == {"acquisition number"}
+
+
+def test_a_mosaic_that_does_not_say_which_way_its_slices_run_is_a_reason(archive: Path, indexed: Indexed) -> None:
+    write_mosaic(archive / "a", made_volume((6, 5, 4)), made_affine())
+    made = pydicom.dcmread(archive / "a")
+    del made[0x00291010]
+    made.save_as(archive / "a")
+    assert indexed(archive).rejected() == {Reason.MOSAIC: 1}
+
+
+@pytest.mark.parametrize(("depth", "across", "down"), [(20, 5, 4), (4, 2, 2), (7, 3, 3)])
+def test_a_grid_says_where_each_of_its_tiles_lies(depth: int, across: int, down: int, archive: Path, indexed: Indexed) -> None:
+    voxels, affine = made_volume((6, 5, depth)), made_affine()
+    whole = tiled(voxels, across, down)
+    made = base(MRImageStorage, *whole.shape)
+    made.ImageType, made.Manufacturer = ["ORIGINAL", "PRIMARY", "M", "VFRAME"], "UIH"
+    made.ImageOrientationPatient, made.PixelSpacing = plane(affine)
+    made.add_new(0x00650010, "LO", "Image Private Header")
+    made.add_new(0x00651050, "DS", str(depth))
+    tiles = [item(ImagePositionPatient=place(affine, z), AcquisitionTime=f"1010{z:02d}") for z in range(depth)]
+    made.add_new(0x00651051, "SQ", Items(tiles))
+    made.PixelData = whole.tobytes()
+    made["PixelData"].VR = "OW"
+    made.save_as(archive / "a", enforce_file_format=True)
+    assert contents(indexed(archive)) == wanted((voxels, affine))

@@ -31,15 +31,15 @@ class NetworkError(ConfigError):
     """A network that cannot be built, has no known encoder end, or cannot take the crop."""
 
 
-class PluginError(MedsslError):
+class PluginError(MedsslError, RuntimeError):
     """A plugin that is missing, broken, doubled or misbehaves; the message names its package."""
 
 
-class ArchiveError(MedsslError):
+class ArchiveError(MedsslError, RuntimeError):
     """An archive or index that cannot be read."""
 
 
-class StoreError(MedsslError):
+class StoreError(MedsslError, RuntimeError):
     """A store that is damaged, of a newer version, or cannot be written."""
 
 
@@ -47,11 +47,11 @@ class DataError(MedsslError, ValueError):
     """Images or labels whose content cannot be used: mismatched grids, unknown label values, NaN."""
 
 
-class CheckpointError(MedsslError):
+class CheckpointError(MedsslError, RuntimeError):
     """A checkpoint that is truncated, damaged or does not belong to this run."""
 
 
-class TransferError(MedsslError):
+class TransferError(MedsslError, ValueError):
     """Weights that do not fit the network they were to be loaded into."""
 
 

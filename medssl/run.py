@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medssl.files import html_table
+
 if TYPE_CHECKING:
     from pydantic import BaseModel
     from torch import nn
@@ -52,6 +54,10 @@ class Run:
     state: RunState
     report: Any = field(default=None, repr=False)
     """What was loaded from a pretrained checkpoint (`medssl.transfer.LoadReport`); None from scratch or after a resume."""
+
+    def _repr_html_(self) -> str:
+        rows = [(name, f"{value:.4g}") for name, value in self.state.metrics.items()]
+        return html_table(f"{self.folder}: step {self.state.step} of {self.state.steps}", ("last step", "value"), rows)
 
     @property
     def network(self) -> nn.Module:

@@ -35,6 +35,7 @@ import yaml
 from medssl.archive import Nifti, build_index, read_nifti, write_nifti
 from medssl.config import load_config
 from medssl.errors import MedsslError
+from medssl.faults import is_fault
 from medssl.networks import NetworkSpec
 from medssl.plugins import Plugins
 from medssl.testing.dicom import made_affine, made_volume, write_series
@@ -230,6 +231,10 @@ def _try(use: Callable[[], Any]) -> str:
         use()
     except MedsslError as error:
         return str(error)
+    except OSError as error:
+        if not is_fault(error):
+            raise
+        return str(error)  # the command line says what the system refused
     return ""
 
 

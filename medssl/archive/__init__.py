@@ -2,6 +2,7 @@
 
 from medssl.archive.index.build import build_index
 from medssl.archive.index.export import write_volumes
+from medssl.archive.index.left_out import LeftOut
 from medssl.archive.index.reading import Index
 from medssl.archive.index.records import IndexSummary, Volume, VolumeRecord
 from medssl.archive.narrowing import narrow
@@ -19,6 +20,7 @@ __all__ = [
     "HeaderSource",
     "Index",
     "IndexSummary",
+    "LeftOut",
     "Nifti",
     "Reason",
     "Stat",

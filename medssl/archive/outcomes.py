@@ -91,3 +91,36 @@ def ending(reason: Reason | None) -> Ending:
     if reason is Reason.DUPLICATE:
         return "duplicate"
     return "not an image" if reason in _NOT_IMAGES else "rejected"
+
+
+_REMEDIES: dict[Reason, str] = {
+    Reason.UNREADABLE: "give the user of this command the right to read the files",
+    Reason.CORRUPT: "send the series again from the PACS, or from the scanner",
+    Reason.KILLED: "send the file again; it breaks the program that reads it",
+    Reason.TOO_LONG: "send the file again; it is not what it says",
+    Reason.TOO_LARGE: "unpack the file, or send it again",
+    Reason.DAMAGED_ARCHIVE: "copy the zip or tar file again",
+    Reason.TRUNCATED: "copy or send the series again: the transfer was cut",
+    Reason.NO_UID: "export with the UIDs kept, or replaced instead of emptied",
+    Reason.CONFLICT: "find out which of the two is right and take the other out of the archive",
+    Reason.MULTIFRAME: "export as enhanced objects with plane positions, or as single slices",
+    Reason.MOSAIC: "export with the private elements kept, or as single slices",
+    Reason.MODALITY_TABLE: "export with RescaleSlope and RescaleIntercept instead of a table",
+    Reason.NO_DECODER: "install the decoder, or export without compression",
+    Reason.BAD_PIXELS: "export again as 8 or 16 bit grey values",
+    Reason.BAD_GEOMETRY: "export again with position, orientation and spacing as the scanner wrote them",
+    Reason.NO_POSITION: "export with positions, or index with --slice-location where a mirrored volume does no harm",
+    Reason.SINGLE_SLICE: "nothing: one slice is no volume; look whether the rest of the series is missing",
+    Reason.FAR_APART: "nothing: these are separate images; look whether slices between them are missing",
+    Reason.IRREGULAR: "look whether slices are missing, or export without merging reconstructions",
+    Reason.REPEATED_POSITION: "export with the elements that tell repetitions apart (time, b-value, instance number)",
+    Reason.NIFTI_ORIENTATION: "convert again with a program that writes the affine",
+    Reason.NIFTI_DIMENSIONS: "split the file into its volumes",
+    Reason.NIFTI_VALUES: "convert to real grey values",
+    Reason.NIFTI_NOT_FINITE: "replace NaN and infinite values",
+}
+
+
+def remedy(reason: Reason) -> str:
+    """What would make volumes of files that were rejected for this reason; empty for what nobody misses."""
+    return _REMEDIES.get(reason, "")

@@ -10,12 +10,13 @@ import typer
 
 from medssl.cli.output import print_json, print_table, say, shape_text
 from medssl.cli.sharing import Group, share
+from medssl.errors import UsageError
 from medssl.train.progress import counting
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
-    from medssl.archive import VolumeRecord
+    from medssl.archive import LeftOut, VolumeRecord
 
 
 def index(
@@ -52,6 +53,9 @@ def volumes(
     index: Annotated[Path, typer.Argument(metavar="INDEX_DIR", help="An index folder.")],
     where: Annotated[str | None, typer.Option(metavar="SQL", help="Condition over the volume table, as in \"modality = 'CT'\".")] = None,
     nifti: Annotated[Path | None, typer.Option(metavar="DIR", help="Write each volume here as VOLUME.nii.gz with a JSON sidecar.")] = None,
+    left_out: Annotated[
+        bool, typer.Option("--left-out", help="List the series that are in no volume instead, with the reason and what would mend it.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     group: Group = False,
 ) -> None:
@@ -59,6 +63,11 @@ def volumes(
     from medssl.archive import Index, write_volumes
 
     opened = Index(index)
+    if left_out:
+        if where is not None or nifti is not None:
+            raise UsageError("--left-out lists what is in no volume; leave out --where and --nifti.")
+        _print_left_out(opened.left_out(), as_json)
+        return
     records = opened.volumes(where)
     if nifti is not None:
         share(nifti, group)
@@ -69,6 +78,19 @@ def volumes(
     _print_volumes(f"Volumes in {index}", records)
     if written:
         say(f"{len(written)} volumes written to {nifti}")
+
+
+def _print_left_out(found: Sequence[LeftOut], as_json: bool) -> None:
+    if as_json:
+        print_json({"left_out": [one.document() for one in found]})
+        return
+    columns = ("series", "modality", "matrix", "manufacturer", "files", "reason", "what would mend it")
+    rows = [(one.series, one.modality, _matrix(one), one.manufacturer, one.files, one.reason, one.remedy) for one in found]
+    print_table("In no volume", columns, rows)
+
+
+def _matrix(one: LeftOut) -> str:
+    return shape_text((one.columns, one.rows)) if one.rows and one.columns else ""
 
 
 def _print_volumes(title: str, records: Iterable[VolumeRecord]) -> None:

@@ -29,6 +29,9 @@ def store(
     spacing: Annotated[
         float | None, typer.Option(metavar="MM", min=0.01, help="Resample to this isotropic spacing; default: as it is.")
     ] = None,
+    max_deviation: Annotated[
+        float | None, typer.Option(metavar="MM", min=0.0, help="Leave out volumes whose slices lie further off even distances.")
+    ] = None,
     modality: Annotated[str | None, typer.Option(help="Modality of NIfTI files that do not say theirs, such as CT.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     group: Group = False,
@@ -44,7 +47,7 @@ def store(
         summary = make_store(
             sources,
             out,
-            where=options.where,
+            where=_condition(options.where, max_deviation),
             spacing=options.spacing,
             modality=options.modality,
             channels=options.channels,
@@ -63,6 +66,13 @@ def store(
         print_table("Files that are no volume", ("reason", "files"), sorted(summary.unread.items()))
     _refuse_nothing(summary)
     say(f"{summary.volumes} volumes in {out} ({summary.added} new). Next: medssl pretrain CONFIG --out RUN data.store={out}")
+
+
+def _condition(where: str | None, max_deviation: float | None) -> str | None:
+    if max_deviation is None:
+        return where
+    within = f"deviation <= {max_deviation!r}"
+    return within if where is None else f"(\n{where}\n) AND {within}"
 
 
 def _refuse_nothing(summary: StoreSummary) -> None:

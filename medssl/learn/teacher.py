@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medssl.contracts import ConsistencyLoss, PretextTask, Taught
+from medssl.contracts import TEACHER_MOMENTUM, ConsistencyLoss, PretextTask, Taught
 from medssl.errors import ConfigError, PluginError
 from medssl.learn.heads import BuiltHead
 from medssl.learn.promises import calling, cleaned
@@ -58,10 +58,39 @@ class Teacher(nn.Module):
         pairs = [(self.network, network), *((self.heads[name], heads[name]) for name in self.heads)]
         pairs += [(copy, followed[term][name]) for term in self.followed for name, copy in self.modules_of(term).items()]
         for mine, theirs in pairs:
-            for kept, new in zip(mine.parameters(), theirs.parameters(), strict=True):
-                kept.lerp_(new, 1 - momentum)
-            for held, given in zip(mine.buffers(), theirs.buffers(), strict=True):
-                held.copy_(given)
+            move(mine, theirs, momentum)
+
+
+class EMATeacher(nn.Module):
+    """A copy of any module that follows it: `teacher(images)` answers without a gradient, `teacher.update(student)` follows a step.
+
+    What medssl's own training keeps of network, heads and projectors, for a training loop of yours.
+    """
+
+    def __init__(self, student: nn.Module, momentum: float = TEACHER_MOMENTUM) -> None:
+        super().__init__()
+        if not 0 <= momentum <= 1:
+            raise ConfigError(f"a teacher's momentum of {momentum} cannot be; it lies between 0 and 1.")
+        self.momentum = momentum
+        self.module = deepcopy(student).requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, *inputs: Any) -> Any:
+        """What the copy makes of the inputs, cut from the graph."""
+        return self.module(*inputs)
+
+    def update(self, student: nn.Module, momentum: float | None = None) -> None:
+        """Call it after each step that was taken."""
+        move(self.module, student, self.momentum if momentum is None else momentum)
+
+
+@torch.no_grad()
+def move(mine: nn.Module, theirs: nn.Module, momentum: float) -> None:
+    """Every parameter of `mine` a little towards that of `theirs`; buffers are taken over."""
+    for kept, new in zip(mine.parameters(), theirs.parameters(), strict=True):
+        kept.lerp_(new, 1 - momentum)
+    for held, given in zip(mine.buffers(), theirs.buffers(), strict=True):
+        held.copy_(given)
 
 
 def make_teacher(

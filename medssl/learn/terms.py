@@ -139,7 +139,6 @@ def _resolve(item: Any, where: str, kind: Kind, base: type[Any], plugins: Plugin
         check_built(item, item.name)
         return Term(kind, item.name, type(item), item.options, 1.0, item)
     if isinstance(item, type) and issubclass(item, base):
-        check_class(item, base)
         return _configured({}, where, kind, base, plugins, item)
     if isinstance(item, str):
         item = {"name": item}
@@ -167,6 +166,8 @@ def _resolve_pair(item: tuple[Any, Any], where: str, kind: Kind, base: type[Any]
 
 def _configured(item: Mapping[str, Any], where: str, kind: Kind, base: type[Any], plugins: Plugins, cls: Any = None) -> Term[Any]:
     """The term of a mapping; `cls` where it is known, and need not be installed."""
+    if cls is not None:
+        check_class(cls, base)
     entry = check(TermOptions, item if cls is None else {"name": cls.name, **item}, where)
     named: Any = cls or _named(entry.name, kind, plugins)
     check_class(named, base)

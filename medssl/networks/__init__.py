@@ -21,13 +21,14 @@ if TYPE_CHECKING:
         swap_head,
         unique_tensors,
     )
+    from medssl.networks.encoding import Encoder, decoder_parameters, encoder, encoder_parameters
     from medssl.networks.layout import encoder_end, encoder_layout
     from medssl.networks.probe import dense_output, main_output
     from medssl.networks.sizes import check_crop, crop_problem, network_info
     from medssl.networks.spec import NetworkSpec, as_spec
     from medssl.networks.stored import described_spec, stored_spec
     from medssl.networks.transferable import Matched, load_matching
-    from medssl.networks.trunk import Encoder, Trunk
+    from medssl.networks.trunk import Trunk
 
 _WHERE = {
     "NetworkSpec": "spec",
@@ -42,8 +43,11 @@ _WHERE = {
     "unique_tensors": "difference",
     "dense_output": "probe",
     "main_output": "probe",
+    "Encoder": "encoding",
+    "decoder_parameters": "encoding",
+    "encoder": "encoding",
+    "encoder_parameters": "encoding",
     "parts_by_depth": "depth",
-    "Encoder": "trunk",
     "Trunk": "trunk",
     "encoder_end": "layout",
     "encoder_layout": "layout",
@@ -64,11 +68,14 @@ __all__ = [
     "as_spec",
     "check_crop",
     "crop_problem",
+    "decoder_parameters",
     "dense_head",
     "dense_output",
     "described_spec",
+    "encoder",
     "encoder_end",
     "encoder_layout",
+    "encoder_parameters",
     "head_module",
     "head_modules",
     "head_tensors",

@@ -21,17 +21,20 @@ def encoder_layout(network: nn.Module, plugins: Plugins | None = None, spec: Net
         outer = [key for key, _ in network.named_modules() if key and key.count(".") < 2]
         raise NetworkError(
             f"medssl does not know where the encoder of {type(network).__name__} ends. Name the submodule whose output is the encoder's "
-            f"end in the configuration (network.encoder_end: NAME), or implement the hook medssl_encoder_end in a plugin. "
+            f"end (encoder_end=NAME, in a configuration network.encoder_end: NAME), or implement the hook medssl_encoder_end in a plugin. "
             f"Its modules begin with: {', '.join(outer[:30])}"
         )
     return found
 
 
-def known_layout(network: nn.Module, plugins: Plugins | None = None, spec: NetworkSpec | None = None) -> EncoderLayout | None:
-    """As `encoder_layout`, with None where nobody knows; a wrong name is an error still."""
+def known_layout(
+    network: nn.Module, plugins: Plugins | None = None, spec: NetworkSpec | None = None, end: str | None = None
+) -> EncoderLayout | None:
+    """As `encoder_layout`, with None where nobody knows; `end` goes before the specification's, and a wrong name is an error still."""
     found = _asked(network, plugins if plugins is not None else Plugins.load())
-    if spec is not None and spec.encoder_end is not None:
-        found = replace(found, end=spec.encoder_end) if found is not None else EncoderLayout(spec.encoder_end)
+    end = end or (spec.encoder_end if spec is not None else None)
+    if end is not None:
+        found = replace(found, end=end) if found is not None else EncoderLayout(end)
     if found is not None:
         modules = [name for name, _ in network.named_modules() if name]
         for name in (found.end, *found.levels, *([found.tokens] if found.tokens is not None else [])):

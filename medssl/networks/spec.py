@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from enum import Enum
 from functools import partial
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_validator
@@ -24,6 +24,21 @@ from medssl.networks.defaults import with_defaults
 from medssl.networks.factories import Factory, default_of, factory_by_name, factory_by_path, factory_of, import_path
 
 NetworkLike = "NetworkSpec | str | Mapping[str, Any] | Callable[..., nn.Module]"
+
+
+class SpecFields(TypedDict, total=False):
+    """What `NetworkSpec` may be made with, for type checkers and editors."""
+
+    name: str | None
+    _target_: str | None
+    target: str | None
+    spatial_dims: int
+    in_channels: int
+    out_channels: int | None
+    options: Mapping[str, Any]
+    encoder_end: str | None
+    head: str | None
+    factory: str | None
 
 
 class NetworkSpec(BaseOptions):
@@ -52,10 +67,11 @@ class NetworkSpec(BaseOptions):
 
     _callable: Callable[..., nn.Module] | None = PrivateAttr(None)
 
-    def __init__(self, name: str | None = None, /, **fields: Any) -> None:
+    def __init__(self, name: str | None = None, /, **fields: Unpack[SpecFields]) -> None:
+        given: dict[str, Any] = dict(fields)
         if name is not None:
-            fields["name"] = name
-        super().__init__(**fields)
+            given["name"] = name
+        super().__init__(**given)
 
     @model_validator(mode="before")
     @classmethod
@@ -103,10 +119,12 @@ class NetworkSpec(BaseOptions):
         return factory_of(self._callable, str(self.factory))
 
     def checked(self) -> NetworkSpec:
-        """The same specification with every needed option filled in; raises `NetworkError` for options that do not exist."""
-        by_path = self.target.rpartition(".")[2] if self.target is not None and self.target.startswith("monai.networks.nets.") else None
+        """The same specification, a bare name with every needed option filled in; `NetworkError` for options that do not exist.
+
+        What was given as a class, a callable or an import path is built as it was given.
+        """
         try:
-            filled = with_defaults(self.name or by_path, self.options)
+            filled = with_defaults(self.name, self.options)
         except (TypeError, KeyError) as error:
             raise NetworkError(f"the options of {self} cannot be read: {error}. Where one is a list, give a list.") from error
         self.source().check_options(filled)
@@ -211,8 +229,9 @@ def _from_callable(network: Callable[..., Any]) -> NetworkSpec:
         spec = NetworkSpec(factory=f"the Python callable {label} ({reason})", **fields)
         spec._callable = partial(call, **keywords) if keywords else call
         return _measured(spec, fields)
-    if "name" in origin:
-        source.check_options(with_defaults(origin["name"], options))
+    if "name" in origin and with_defaults(origin["name"], options) != options:
+        origin = {"_target_": f"monai.networks.nets.{origin['name']}"}  # the name alone would stand for another network
+    source.check_options(options)
     return _measured(NetworkSpec(**origin, options=options, **fields).checked(), fields)
 
 
@@ -231,7 +250,7 @@ def _flatten(network: Callable[..., Any]) -> tuple[Callable[..., Any], dict[str,
     return network, keywords
 
 
-def _origin(call: Callable[..., Any]) -> dict[str, str]:
+def _origin(call: Callable[..., Any]) -> dict[str, Any]:
     """How to name `call` in a file; `NetworkError` with the reason where that is not possible."""
     module, qualname = getattr(call, "__module__", None), getattr(call, "__qualname__", None)
     if module is None or qualname is None or "<" in qualname or module == "__main__":

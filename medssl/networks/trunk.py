@@ -104,16 +104,20 @@ def _last_tensor(output: Any, feature: str) -> Tensor:
 
 
 class Trunk:
-    """`network`, built from `spec`, tapped at its encoder and before its head. Not a module: it owns no parameters.
+    """`network`, built from `spec` where that is known, tapped at its encoder and before its head. Not a module: it owns no parameters.
 
     `trunk(images)` gives a dict of features. Gradients flow as in a plain forward pass; a deep copy, also as part of a larger
     object, taps the copied network. A network whose encoder nobody knows gives "feature_map" and "output" alone.
     """
 
-    def __init__(self, network: nn.Module, spec: NetworkSpec, plugins: Plugins | None = None) -> None:
+    def __init__(
+        self, network: nn.Module, spec: NetworkSpec | None, plugins: Plugins | None = None, encoder_end: str | None = None
+    ) -> None:
+        """Without a `spec` (a network that somebody else has built) there is no feature map; `encoder_end` goes before what is known."""
         self.network, self.spec, self._plugins = network, spec, plugins
-        self.layout = known_layout(network, plugins, spec)
-        self.head = head_module(spec)
+        self._name = str(spec) if spec is not None else type(network).__name__
+        self.layout = known_layout(network, plugins, spec, encoder_end)
+        self.head = head_module(spec) if spec is not None else None
         self._taps = _Taps()
         self._handles: list[Any] = []
         if self.layout is not None:
@@ -149,9 +153,9 @@ class Trunk:
             why = "no tokens, since its encoder does not work on tokens. Take ViT or UNETR."
             if "tokens" in self.features:
                 why = "no class token. Read tokens instead, or take a ViT with classification: true."
-            raise NetworkError(f"{asker} reads {', '.join(missing)}, and {self.spec} has {why}")
+            raise NetworkError(f"{asker} reads {', '.join(missing)}, and {self._name} has {why}")
         known = tuple(feature for feature in self.features if feature != missing[0])
-        raise NetworkError(f"{asker} reads {', '.join(missing)}, and {self.spec} has none{did_you_mean(missing[0], known)}")
+        raise NetworkError(f"{asker} reads {', '.join(missing)}, and {self._name} has none{did_you_mean(missing[0], known)}")
 
     def __call__(self, images: Tensor, needs: Collection[str] | None = None, visible: Tensor | None = None) -> dict[str, Tensor]:
         """What `needs` names (default: encoder's end, feature map, output, where they exist); the pass stops once all has been seen.
@@ -175,14 +179,14 @@ class Trunk:
 
     def _check_visible(self, wanted: frozenset[str]) -> None:
         if self.layout is None or self.layout.tokens is None:
-            raise NetworkError(f"{self.spec} cannot leave tokens out: its encoder does not work on tokens. Take ViT or UNETR.")
+            raise NetworkError(f"{self._name} cannot leave tokens out: its encoder does not work on tokens. Take ViT or UNETR.")
         if not wanted <= TOKENS:
             raise NetworkError(f"with tokens left out there is no {', '.join(sorted(wanted - TOKENS))}: read tokens or class_token.")
 
     def _given(self, seen: dict[str, Tensor], wanted: frozenset[str], plain: frozenset[str], images: Tensor) -> dict[str, Tensor]:
         missing = sorted(plain - seen.keys())
         if missing:
-            raise NetworkError(f"{self.spec}: nothing was run in the forward pass that gives {', '.join(missing)}.")
+            raise NetworkError(f"{self._name}: nothing was run in the forward pass that gives {', '.join(missing)}.")
         given = {feature: self._on_grid(seen[feature], images) for feature in wanted - TOKENS}
         if wanted & TOKENS:
             end, extra = seen["encoder_end"], int(self.has_class_token)
@@ -191,7 +195,10 @@ class Trunk:
         return given
 
     def _on_grid(self, value: Tensor, images: Tensor) -> Tensor:
-        return tokens_to_grid(value, images.shape[2:], self.spec.options.get("patch_size")) if value.dim() == 3 else value
+        return tokens_to_grid(value, images.shape[2:], self._patch_size()) if value.dim() == 3 else value
+
+    def _patch_size(self) -> Any:
+        return self.spec.options.get("patch_size") if self.spec is not None else None
 
     @property
     def has_class_token(self) -> bool:
@@ -205,17 +212,6 @@ class Trunk:
         """Take the hooks off: the network is as it was built."""
         for handle in self._handles:
             handle.remove()
-
-
-class Encoder:
-    """The forward pass to the encoder's end: `encoder(images)` gives (B, E, *grid)."""
-
-    def __init__(self, network: nn.Module, spec: NetworkSpec, plugins: Plugins | None = None) -> None:
-        self.trunk = Trunk(network, spec, plugins)
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """(B, E, *grid) of images (B, C, *size)."""
-        return self.trunk(images, {"encoder_end"})["encoder_end"]
 
 
 def tokens_to_grid(tokens: Tensor, size: Sequence[int], patch: int | Sequence[int] | None = None) -> Tensor:

@@ -24,6 +24,7 @@ from medssl.config import shown
 from medssl.errors import RESUME, CheckpointError, MissingInput
 from medssl.faults import faults_as
 from medssl.files import create_file, make_folder, sync, sync_folder, take_folder, temporary_beside
+from medssl.run import Run
 from medssl.train.checkpoint_state import (
     BLANK,
     FORMAT,
@@ -187,12 +188,12 @@ def _skipping(path: Path) -> bool:
         return True
 
 
-def find_checkpoint(path: str | Path, series: str = "step") -> Checkpoint:
-    """The checkpoint that a person means by a path: that folder itself, or the newest good one of a run folder.
+def find_checkpoint(path: str | Path | Run, series: str = "step") -> Checkpoint:
+    """The checkpoint that a person means by a path or run: that folder itself, or the newest good one of a run folder.
 
     With `series="best"` the best one of a run, or its newest where it has none. Raises `MissingInput` or `CheckpointError`.
     """
-    folder = Path(path)
+    folder = path.folder if isinstance(path, Run) else Path(path)
     if folder.name == STATE:
         folder = folder.parent
     if (folder / STATE).exists() or _NAME.match(folder.name):

@@ -25,10 +25,12 @@ def pretrain(
     batch: int | None = None,
     views: Any = None,
     seed: int | None = None,
-    from_: str | Path | None = None,
+    from_: str | Path | Run | None = None,
+    encoder_end: str | None = None,
     config: str | Path | Mapping[str, Any] | PretrainConfig | None = None,
     overrides: Sequence[str] = (),
     resume: bool = False,
+    verbose: bool = True,
     handlers: Sequence[Any] = (),
     plugins: Plugins | None = None,
     **train: Any,
@@ -36,10 +38,11 @@ def pretrain(
     """Pretrain a network on a store and return the run; `out` becomes its folder.
 
     Give a `config` (a YAML file or a mapping), or the parts, or both (the parts win): `network` is a `NetworkSpec`, a name, or a
-    callable taking `out_channels`, such as `partial(SegResNet, ...)`; `data` a store's folder with `size` (voxels) and `batch`, or
+    callable taking `out_channels`, such as `partial(SegResNet, ...)`, of which `encoder_end` names the submodule where its encoder ends
+    if a term reads it and medssl does not know; `data` a store's folder with `size` (voxels) and `batch`, or
     the options of `data:`; `tasks` and `consistency` lists of names, mappings, classes or objects; `from_` an earlier run that
     this round goes on from; further keywords are options of `train:`, such as `steps=1000`. With `resume` the run goes on from
-    its newest good checkpoint, or starts.
+    its newest good checkpoint, or starts. Without `verbose` progress goes to the logger `medssl.train` (level INFO) alone.
 
     Raises:
         ConfigError: unknown keys, values out of range, a network that does not fit the store.
@@ -48,6 +51,6 @@ def pretrain(
     """
     if out is None:
         raise UsageError("pretrain needs out, the folder of the run.")
-    given = given_parts(network, data, tasks, consistency, size, batch, views, seed, from_, train)
+    given = given_parts(network, data, tasks, consistency, size, batch, views, seed, from_, encoder_end, train)
     plan = make_plan(config, overrides, given, plugins or Plugins.load())
-    return run_training(out, lambda _: plan.training(), resume=resume, handlers=handlers)
+    return run_training(out, lambda _: plan.training(), resume=resume, handlers=handlers, verbose=verbose)

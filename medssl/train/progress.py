@@ -5,6 +5,8 @@ A live bar on a terminal; elsewhere (a batch system's log file) a plain line eve
 
 from __future__ import annotations
 
+import io
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -16,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from medssl.errors import printable
 
+logger = logging.getLogger("medssl.train")
 QUIET_SECONDS = 15.0
 """Time between two lines where standard error is no terminal."""
 
@@ -63,11 +66,22 @@ def _while_somebody_reads(console: Console) -> Iterator[None]:
         console.quiet = True
 
 
+class _Logged(io.StringIO):
+    """A console's file whose lines are messages of a logger."""
+
+    def write(self, text: str) -> int:
+        """Text comes a line at a time."""
+        if text.strip():
+            logger.info("%s", text.rstrip())
+        return len(text)
+
+
 class ProgressDisplay:
     """A context manager that is told of each step. `console=None` writes to standard error."""
 
-    def __init__(self, title: str, steps: int, first: int = 0, console: Console | None = None) -> None:
-        self._console = console or _Console(stderr=True)
+    def __init__(self, title: str, steps: int, first: int = 0, console: Console | None = None, verbose: bool = True) -> None:
+        """Without `verbose` nothing is shown: every line is a message of the logger `medssl.train` at level INFO."""
+        self._console = console or (_Console(stderr=True) if verbose else Console(file=_Logged(), width=10_000))
         self._title, self._steps, self._first = title, steps, first
         self._began = self._printed = time.monotonic()
         self._bar = _bar(self._console) if self._console.is_terminal else None

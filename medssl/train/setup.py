@@ -23,12 +23,13 @@ from medssl.networks import NetworkSpec, as_spec, stored_spec
 from medssl.networks.difference import head_tensors
 from medssl.networks.transferable import load_matching
 from medssl.plugins import Plugins
+from medssl.run import Run
 from medssl.train.checkpoint import Checkpoint, find_checkpoint
 from medssl.train.checkpoint_state import checksum_of
 from medssl.train.config import PretrainConfig, read_config
 from medssl.train.definition import Training
 from medssl.train.device import choose_device, choose_dtype
-from medssl.volumes import CropLoader, DataOptions, Preparation, Store
+from medssl.volumes import CropLoader, DataOptions, Preparation, Store, kinds_document, kinds_of
 
 MIN_COVERAGE = 0.9
 """Least share of a network, its head aside, that a further round must find in the run it goes on from."""
@@ -72,7 +73,7 @@ class Plan:
             "spacing": store.manifest.spacing,
             "channels": len(store.channels),
             "channel_names": list(store.channels),
-            **_shown_as(store),
+            "kinds": kinds_document(kinds_of(store)),
             "size": list(config.data.size),
             "tasks": [term.document() for term in config.tasks],
             "consistency": [term.document() for term in config.consistency],
@@ -91,14 +92,6 @@ class Plan:
             plugins=self.plugins,
             origin=self.origin,
         )
-
-
-def _shown_as(store: Store) -> dict[str, Any]:
-    """Of what each channel is made, where all volumes agree: who goes on from here shows the network the same."""
-    shared = store.shared_channels
-    if shared is None:
-        return {}
-    return {"modalities": [channel.modality for channel in shared], "arrays": [channel.array for channel in shared]}
 
 
 def make_plan(
@@ -210,13 +203,17 @@ def given_parts(
     batch: int | None,
     views: Any,
     seed: int | None,
-    origin: str | Path | None,
+    origin: str | Path | Run | None,
+    encoder_end: str | None,
     train: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The keys of a configuration that were given as arguments of `pretrain`."""
     given: dict[str, Any] = {}
     if network is not None:
-        given["network"] = as_spec(network)
+        spec = as_spec(network)
+        given["network"] = spec if encoder_end is None else spec.model_copy(update={"encoder_end": encoder_end})
+    elif encoder_end is not None:
+        raise ConfigError("encoder_end names a submodule of a network. Give the network beside it.")
     if data is not None or size is not None or batch is not None:
         given["data"] = _data(data) | {key: value for key, value in (("size", size), ("batch", batch)) if value is not None}
     for key, terms in (("tasks", tasks), ("consistency", consistency)):
@@ -227,7 +224,7 @@ def given_parts(
     if seed is not None:
         given["seed"] = seed
     if origin is not None:
-        given["from"] = str(origin)
+        given["from"] = str(origin.folder if isinstance(origin, Run) else origin)
     if train:
         given["train"] = dict(train)
     return given

@@ -31,6 +31,9 @@ class Stopped(SystemExit):
     def __str__(self) -> str:
         return self.message
 
+    def __reduce__(self) -> tuple[type[Stopped], tuple[int, str]]:
+        return Stopped, (self.signal, self.message)
+
 
 @dataclass
 class StopRequest:

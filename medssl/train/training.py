@@ -73,7 +73,9 @@ class _Control:
     request: StopRequest
 
 
-def run_training(out: str | Path, prepare: Callable[[Path], Training], *, resume: bool = False, handlers: Sequence[Any] = ()) -> Run:
+def run_training(
+    out: str | Path, prepare: Callable[[Path], Training], *, resume: bool = False, handlers: Sequence[Any] = (), verbose: bool = True
+) -> Run:
     """Train into the folder `out` and return the run; `prepare(out)` makes the training ready, before the folder is opened.
 
     With `resume` the folder's run goes on from its newest good checkpoint, or begins. Raises `Stopped` where a signal ended it.
@@ -94,7 +96,7 @@ def run_training(out: str | Path, prepare: Callable[[Path], Training], *, resume
         if resumed is not None:
             restore(training, run, resumed)
             warn_of_other_computing(resumed, computing(training.options.device, training.options.precision))
-        _train(training, run, start, resumed, _Control(held, request), handlers)
+        _train(training, run, start, resumed, _Control(held, request), handlers, verbose)
         check_taken(state, held.folder)
     return run
 
@@ -150,11 +152,19 @@ def make_engine(
     )
 
 
-def _train(training: Training, run: Run, start: _Start, resumed: Checkpoint | None, control: _Control, handlers: Sequence[Any]) -> None:
+def _train(
+    training: Training,
+    run: Run,
+    start: _Start,
+    resumed: Checkpoint | None,
+    control: _Control,
+    handlers: Sequence[Any],
+    verbose: bool,
+) -> None:
     options, state, objective = training.options, run.state, training.objective
     with ExitStack() as stack:
         crops = stack.enter_context(training.loader(state.step))
-        display = stack.enter_context(ProgressDisplay(training.title, options.steps, state.step))
+        display = stack.enter_context(ProgressDisplay(training.title, options.steps, state.step, verbose=verbose))
         clock = Clock(training.batch * options.accumulate)
         recorder = Recorder(run.folder, options.log_every, clock, display)
         stack.callback(recorder.close)

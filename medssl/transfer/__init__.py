@@ -12,7 +12,7 @@ from medssl.transfer.evaluate import Evaluation, evaluate
 
 if TYPE_CHECKING:
     from medssl.transfer.finetune import fine_tune
-    from medssl.transfer.load import LoadReport, load_pretrained
+    from medssl.transfer.load import LoadReport, load_into, load_pretrained
     from medssl.transfer.options import FinetuneConfig, FinetuneTrainOptions, finetune_schema
     from medssl.transfer.prediction import predict
 
@@ -22,6 +22,7 @@ _WHERE = {
     "FinetuneTrainOptions": "options",
     "finetune_schema": "options",
     "LoadReport": "load",
+    "load_into": "load",
     "load_pretrained": "load",
     "predict": "prediction",
 }
@@ -34,6 +35,7 @@ __all__ = [
     "evaluate",
     "fine_tune",
     "finetune_schema",
+    "load_into",
     "load_pretrained",
     "predict",
 ]

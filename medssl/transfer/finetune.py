@@ -41,10 +41,10 @@ from medssl.transfer.segment import Windows
 from medssl.transfer.segmentation import Segmentation
 from medssl.transfer.start import Plan, first_weights, make_plan
 from medssl.transfer.validation import CaseBatches, Validate, make_evaluator
-from medssl.volumes import CropLoader, DataOptions, LabelledOptions, Store, describe_patients
+from medssl.volumes import CropLoader, DataOptions, LabelledOptions, Store, describe_patients, kinds_document, kinds_of
 
 if TYPE_CHECKING:
-    from medssl.transfer.load import LoadReport
+    from medssl.transfer.load import LoadReport, Stem
 
 REPORT = "load_report.json"
 
@@ -52,22 +52,25 @@ REPORT = "load_report.json"
 def fine_tune(
     network: Any = None,
     data: LabelledOptions | Mapping[str, Any] | str | Path | None = None,
-    pretrained: str | Path | None = None,
+    pretrained: str | Path | Run | None = None,
     out: str | Path | None = None,
     *,
     labelled: int | None = None,
     config: str | Path | Mapping[str, Any] | FinetuneConfig | None = None,
     overrides: Sequence[str] = (),
     seed: int | None = None,
+    stem: Stem | None = None,
     resume: bool = False,
+    verbose: bool = True,
     handlers: Sequence[Any] = (),
     plugins: Plugins | None = None,
     **train: Any,
 ) -> Run:
     """Fine-tune a segmentation network on labelled volumes and return the run; `out` becomes its folder.
 
-    Give a `config` (a YAML file or a mapping) or the parts: `network` as for `medssl.pretrain` (left out: the pretrained
-    one), `data` as options or a folder with `dataset.json`, further keywords as options of `train`, such as `steps=300`.
+    Give a `config` (a YAML file or a mapping) or the parts: `network` as for `medssl.pretrain` (left out: the pretrained one; `stem` says
+    what becomes of its first layers for another number of channels), `data` as options or a folder with `dataset.json`, further keywords
+    as options of `train`, such as `steps=300`.
 
     Raises:
         ConfigError: unknown keys, a crop the network cannot take, a preparation or spacing other than the pretrained one's.
@@ -77,14 +80,16 @@ def fine_tune(
     """
     if out is None:
         raise UsageError("fine_tune needs out, the folder of the run.")
-    given = _parts(network, data, pretrained, labelled, seed, train)
+    given = _parts(network, data, pretrained, labelled, train) | {
+        key: value for key, value in (("seed", seed), ("stem", stem)) if value is not None
+    }
     checked = read_config(FinetuneConfig, config, overrides, given, "fine-tuning")
-    run = run_training(out, partial(_ready, checked, plugins or Plugins.load()), resume=resume, handlers=handlers)
+    run = run_training(out, partial(_ready, checked, plugins or Plugins.load()), resume=resume, handlers=handlers, verbose=verbose)
     _take_best(run)
     return run
 
 
-def _parts(network: Any, data: Any, pretrained: Any, labelled: int | None, seed: int | None, train: Mapping[str, Any]) -> dict[str, Any]:
+def _parts(network: Any, data: Any, pretrained: Any, labelled: int | None, train: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a configuration that were given as arguments."""
     given: dict[str, Any] = {}
     if network is not None:
@@ -92,9 +97,7 @@ def _parts(network: Any, data: Any, pretrained: Any, labelled: int | None, seed:
     if data is not None or labelled is not None:
         given["data"] = _data(data, labelled)
     if pretrained is not None:
-        given["pretrained"] = str(pretrained)
-    if seed is not None:
-        given["seed"] = seed
+        given["pretrained"] = str(pretrained.folder if isinstance(pretrained, Run) else pretrained)
     if train:
         given["train"] = dict(train)
     return given
@@ -123,6 +126,7 @@ def _ready(config: FinetuneConfig, plugins: Plugins, out: Path) -> Training:
     recipe = Recipe(train.preset, parts_by_depth(plan.spec, plugins), train, train.decay_by_depth)
     document = {
         **plan.form.document(),
+        "kinds": kinds_document(kinds_of(plan.store)),
         "label_values": plan.values.document(),
         "size": list(config.data.size),
         "overlap": config.overlap,

@@ -11,20 +11,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from medssl.errors import TransferError, UsageError
+from medssl.files import html_table
 from medssl.networks import Matched, NetworkSpec, as_spec, head_tensors, load_matching, stem_tensors, stored_spec, unique_tensors
 from medssl.transfer.names import best_renaming
-from medssl.transfer.weights import Weights, read_weights
+from medssl.transfer.weights import Source, Weights, read_weights
 
+Stem = Literal["same", "repeat", "average", "new"]
 _SHOWN = 6
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LoadReport:
     """What became of every tensor; `str(report)` is for people, `document()` for files."""
 
@@ -70,6 +72,16 @@ class LoadReport:
             "left": self.left,
         }
 
+    def __repr__(self) -> str:
+        rest = f"{len(self.new)} new ({len(self.head)} of them the head), {len(self.left)} left"
+        return f"LoadReport({self.network} from {self.checkpoint}: {self.coverage:.1%}, {len(self.loaded)} tensors loaded, {rest})"
+
+    def _repr_html_(self) -> str:
+        loaded = [(name, "loaded", self.elements[name]) for name in self.loaded]
+        new = [(name, "the head, new" if name in self.head else "new", self.elements[name]) for name in self.new]
+        left = [(name, f"left: {reason}", "") for name, reason in self.left.items()]
+        return html_table(repr(self), ("tensor", "what became of it", "values"), [*new, *left, *loaded])
+
     def __str__(self) -> str:
         missing = self.missing
         renamed = "" if self.names == "as they are" else f", names with {self.names}"
@@ -89,23 +101,26 @@ class LoadReport:
 
 def load_pretrained(
     network: Any,
-    checkpoint: str | Path,
+    checkpoint: Source,
     out_channels: int | None = None,
     min_coverage: float | None = None,
     trusted: Sequence[str] = (),
     *,
     allow_missing: Sequence[str] = (),
     rename: Mapping[str, str] | None = None,
+    stem: Stem = "same",
 ) -> tuple[nn.Module, LoadReport]:
     """A plain network with the checkpoint's weights and a new head with `out_channels` outputs, and what was loaded.
 
-    `network`: anything `as_spec` takes, or None for the network that the checkpoint says it holds. `checkpoint`: a run folder (its
-    newest good checkpoint), a checkpoint folder, or a file of tensors. The head starts anew, even where its shape agrees. `trusted`:
-    modules that a checkpoint may name its network in, beside MONAI's and those of installed plugins.
+    `network`: anything `as_spec` takes, or None for the network that the checkpoint says it holds. `checkpoint`: a run, its folder (its
+    newest good checkpoint), a checkpoint folder, a file of tensors, or a state dict. The head starts anew, even where its shape agrees.
+    `trusted`: modules that a checkpoint may name its network in, beside MONAI's and those of installed plugins.
 
     Everything else must come from the checkpoint. `allow_missing` names what may begin anew, as patterns of tensor names
     (`["decoder*"]`); `min_coverage` (0 .. 1) instead asks for a share of the values alone. `rename` replaces parts of the checkpoint's
-    names (`{"fc1": "linear1"}`); a prefix that all of them have, or lack, is seen through.
+    names (`{"fc1": "linear1"}`); a prefix that all of them have, or lack, is seen through. `stem` says what becomes of the layers that
+    read the images where their number of channels is another one: refused ("same"), each channel repeated, all averaged for every
+    channel, or new; repeated and averaged weights are scaled so that responses keep their size.
 
     Raises:
         TransferError: something is missing, or nothing was loaded at all; another number of input channels; weights with NaN; two
@@ -113,31 +128,80 @@ def load_pretrained(
         UsageError: a pattern that fits no tensor of the network.
         CheckpointError, MissingInput: nothing there, or not readable without executing code from it.
     """
-    if min_coverage is not None and not 0.0 <= min_coverage <= 1.0:
-        raise UsageError(f"min_coverage is {min_coverage}; it is a share between 0 and 1.")
     weights = read_weights(checkpoint)
     spec = _spec(network, weights, trusted)
     built = spec.build(out_channels)
-    targets = unique_tensors(built)
-    _check_patterns(allow_missing, targets, spec)
-    names = _renamed(weights, built, rename or {})
+    wanted = _Wanted(min_coverage, tuple(allow_missing), rename or {}, stem)
+    return built, _load(built, spec, weights, _head_of(spec, out_channels), stem_tensors(spec), wanted)
+
+
+def load_into(
+    network: nn.Module,
+    checkpoint: Source,
+    min_coverage: float | None = None,
+    *,
+    allow_missing: Sequence[str] = (),
+    rename: Mapping[str, str] | None = None,
+    stem: Stem = "same",
+) -> LoadReport:
+    """Load the checkpoint's weights into a network that exists, such as one that a bundle's configuration has made, in place.
+
+    As `load_pretrained` otherwise: the head that the checkpoint names stays as it is in `network`. A file or state dict does not say
+    which its head is, so all of it is loaded: where the outputs differ, name the head in `allow_missing`.
+    """
+    if not isinstance(network, nn.Module):
+        raise UsageError(f"load_into loads into a network that exists, not into {type(network).__name__}. load_pretrained builds one.")
+    weights = read_weights(checkpoint)
+    wanted = _Wanted(min_coverage, tuple(allow_missing), rename or {}, stem)
+    return _load(network, None, weights, (), _first_layers(network, weights), wanted)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """How much must come, and how what comes is to be fitted."""
+
+    min_coverage: float | None
+    allow_missing: tuple[str, ...]
+    rename: Mapping[str, str]
+    stem: Stem
+
+
+def _load(
+    network: nn.Module, spec: NetworkSpec | None, weights: Weights, head: Iterable[str], first: Iterable[str], wanted: _Wanted
+) -> LoadReport:
+    """Into `network`, of which `spec` is known or not, all but its `head`; `first` are the tensors of its stem."""
+    least = wanted.min_coverage
+    if least is not None and not 0.0 <= least <= 1.0:
+        raise UsageError(f"min_coverage is {least}; it is a share between 0 and 1.")
+    label, targets = str(spec or type(network).__name__), unique_tensors(network)
+    _check_patterns(wanted.allow_missing, targets, label)
+    names = _renamed(weights, network, wanted.rename)
     given = {new: weights.tensors[name] for name, new in names.of.items()}
-    heads = {*_head_of(spec, out_channels), *(names.of.get(name, name) for name in weights.head)}
-    _check_stem(spec, given, targets, weights)
-    matched = load_matching(built, given, heads)
-    report = _report(spec, weights, matched, targets, heads, names.how)
-    missing = [name for name in report.missing if not any(fnmatchcase(name, pattern) for pattern in allow_missing)]
-    enough = matched.coverage >= min_coverage if min_coverage is not None else not missing
+    heads = {*head, *(names.of.get(name, name) for name in weights.head)}
+    given = _fitted_stem(first, given, targets, weights, wanted.stem)
+    matched = load_matching(network, given, heads)
+    report = _report(label, weights, matched, targets, heads, names.how)
+    anew = (*wanted.allow_missing, *(first if wanted.stem == "new" else ()))
+    missing = [name for name in report.missing if not any(fnmatchcase(name, pattern) for pattern in anew)]
+    enough = matched.coverage >= least if least is not None else not missing
     if not any(name in targets and targets[name].is_floating_point() for name in matched.loaded) or not enough:
-        raise TransferError(_too_little(spec, weights, report, given, targets, min_coverage, missing))
-    return built, report
+        raise TransferError(_too_little(spec, weights, report, given, targets, least, missing))
+    return report
 
 
-def _check_patterns(patterns: Sequence[str], targets: Mapping[str, Tensor], spec: NetworkSpec) -> None:
+def _first_layers(network: nn.Module, weights: Weights) -> tuple[str, ...]:
+    """The stem's tensors as the checkpoint's own network has them; for others the first convolution."""
+    if weights.spec is not None and weights.spec.name is not None:
+        return stem_tensors(weights.spec)
+    found = (f"{name}.weight" for name, module in network.named_modules() if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d))
+    return tuple(list(found)[:1])
+
+
+def _check_patterns(patterns: Sequence[str], targets: Mapping[str, Tensor], network: str) -> None:
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in targets):
             tops = sorted({name.partition(".")[0] for name in targets})
-            raise UsageError(f"allow_missing: '{pattern}' fits no tensor of {spec}. Its names begin with: {', '.join(tops)}.")
+            raise UsageError(f"allow_missing: '{pattern}' fits no tensor of {network}. Its names begin with: {', '.join(tops)}.")
 
 
 def _spec(network: Any, weights: Weights, trusted: Sequence[str]) -> NetworkSpec:
@@ -179,25 +243,39 @@ def _renamed(weights: Weights, built: nn.Module, rename: Mapping[str, str]) -> _
     return _Names({name: new for name, new in changed.items() if new is not None} | kept, str(renaming))
 
 
-def _check_stem(spec: NetworkSpec, given: Mapping[str, Tensor], targets: Mapping[str, Tensor], weights: Weights) -> None:
-    """A stem that stays random makes the rest worthless, though it is a small share: another number of inputs is refused."""
-    for name in stem_tensors(spec):
+def _fitted_stem(
+    first: Iterable[str], given: Mapping[str, Tensor], targets: Mapping[str, Tensor], weights: Weights, stem: Stem
+) -> dict[str, Tensor]:
+    """`given` with the stem for the network's own number of input channels, as `stem` says.
+
+    A stem that stays random makes the rest worthless, though it is a small share: so that has to be asked for.
+    """
+    fitted = dict(given)
+    for name in first:
         if name not in given or name not in targets or given[name].dim() < 2:
             continue
         theirs, ours = given[name].shape, targets[name].shape
-        if theirs[1] != ours[1] and (theirs[0], *theirs[2:]) == (ours[0], *ours[2:]):
+        if theirs[1] == ours[1] or (theirs[0], *theirs[2:]) != (ours[0], *ours[2:]):
+            continue
+        if stem == "same":
             raise TransferError(
-                f"{weights.path} holds a network for other input channels: '{name}' has shape {tuple(theirs)}, that of {spec} with "
-                f"in_channels {spec.in_channels} has {tuple(ours)}. Give the network the number of input channels it was pretrained with."
+                f"{weights.path} holds a network for other input channels: '{name}' has shape {tuple(theirs)}, that of the network with "
+                f"in_channels {ours[1]} has {tuple(ours)}. Give the network the number of input channels it was pretrained with, or say "
+                "what becomes of these weights: stem='repeat', 'average' or 'new'."
             )
+        if stem == "new":
+            del fitted[name]
+            continue
+        repeated = given[name][:, torch.arange(ours[1]) % theirs[1]]
+        averaged = given[name].mean(dim=1, keepdim=True).expand(ours)
+        fitted[name] = (repeated if stem == "repeat" else averaged) * (theirs[1] / ours[1])
+    return fitted
 
 
-def _report(
-    spec: NetworkSpec, weights: Weights, matched: Matched, targets: Mapping[str, Tensor], heads: set[str], names: str
-) -> LoadReport:
+def _report(network: str, weights: Weights, matched: Matched, targets: Mapping[str, Tensor], heads: set[str], names: str) -> LoadReport:
     return LoadReport(
         checkpoint=str(weights.path),
-        network=str(spec),
+        network=network,
         loaded=matched.loaded,
         new=matched.new,
         head=tuple(name for name in matched.new if name in heads),
@@ -210,7 +288,7 @@ def _report(
 
 
 def _too_little(
-    spec: NetworkSpec,
+    spec: NetworkSpec | None,
     weights: Weights,
     report: LoadReport,
     given: Mapping[str, Tensor],
@@ -225,7 +303,7 @@ def _too_little(
     asked, parts = "everything" if min_coverage is None else f"at least {min_coverage:.0%}", _parts(missing, report, targets)
     lacking = f"Missing: {_listed(parts)}. " if parts else ""
     return (
-        f"{share} of {spec} (its head aside) could be loaded from {weights.path}; {asked} was asked for. {why}{lacking}"
+        f"{share} of {report.network} (its head aside) could be loaded from {weights.path}; {asked} was asked for. {why}{lacking}"
         + (f"Nearest: {'; '.join(near)}. " if near else "")
         + "Give the network that was pretrained, `rename` parts of names, or say what may begin anew by allow_missing"
         + (f": {parts[:_SHOWN]}." if parts else ".")
@@ -245,12 +323,12 @@ def _parts(missing: Sequence[str], report: LoadReport, targets: Mapping[str, Ten
     return list(found)
 
 
-def _difference(spec: NetworkSpec, weights: Weights, given: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> str:
+def _difference(spec: NetworkSpec | None, weights: Weights, given: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> str:
     dims = [(given[name].dim() - 2, targets[name].dim() - 2) for name in targets if name in given and given[name].dim() > 3]
     unequal = next(((theirs, ours) for theirs, ours in dims if theirs != ours), None)
     if unequal is not None:
         return f"The checkpoint is in {unequal[0]}D, the network in {unequal[1]}D: give spatial_dims: {unequal[0]}. "
-    if weights.spec is None:
+    if weights.spec is None or spec is None:
         return ""
     theirs, ours = as_flat(weights.spec), as_flat(spec)
     different = [

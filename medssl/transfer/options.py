@@ -93,6 +93,9 @@ class FinetuneConfig(BaseOptions):
     """Instead: least share of the network, its head aside, that must come from the pretrained checkpoint."""
     rename: dict[str, str] = Field(default_factory=dict)
     """Parts of the checkpoint's tensor names -> the network's, such as `{fc1: linear1}`."""
+    stem: Literal["same", "repeat", "average", "new"] = "same"
+    """What becomes of the pretrained layers that read the images where these have another number of channels: same: refused; repeat: each
+    channel's weights in turn; average: their mean for every channel; new: first weights."""
     seed: Seed = 0
     """With step and sample it fixes all randomness."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,8 @@ from medssl.volumes import (
     Store,
     as_spacing,
     channels_of,
+    choose_kind,
+    kinds_seen,
     label_values_of,
     store_cases,
     stored_cases,
@@ -77,7 +80,8 @@ def make_plan(config: FinetuneConfig, folder: Path) -> Plan:
         raise ConfigError("network.out_channels is 1; segmentation needs one for the background and one for each label value.")
     training, validation = training_cases(config.data)
     preparation, spacing = _image_form(config, origin.state if origin is not None else {}, config.pretrained)
-    channels = _as_pretrained(channels_of(config.data, training, preparation.modalities), origin)
+    cases_own = channels_of(config.data, training, preparation.modalities, partial(_usual_channels, origin, preparation))
+    channels = _as_pretrained(cases_own, origin)
     if spec.in_channels != len(channels):
         names = ", ".join(channel.name for channel in channels)
         raise ConfigError(
@@ -121,6 +125,7 @@ def first_weights(plan: Plan) -> tuple[nn.Module, LoadReport | None]:
             min_coverage=config.min_coverage,
             allow_missing=config.allow_missing,
             rename=config.rename,
+            stem=config.stem,
         )
 
 
@@ -145,10 +150,10 @@ def _network(config: FinetuneConfig, origin: Checkpoint | None) -> NetworkSpec:
 
 def _as_pretrained(channels: tuple[Channel, ...], origin: Checkpoint | None) -> tuple[Channel, ...]:
     """The channels that a pretrained network was shown of as many images; the cases' own where it says none or they are others."""
-    state = origin.state if origin is not None else {}
-    if origin is None or not {"modalities", "arrays"} <= state.keys():
+    kinds = kinds_seen(origin.state) if origin is not None else ()
+    if origin is None or len(kinds) != 1:
         return channels
-    theirs = tuple(map(Channel, state["channel_names"], state["modalities"], state["arrays"]))
+    theirs = kinds[0].channels
     arrays = {channel.array for channel in channels}
     if len(channels) == len(arrays) < len(theirs) and arrays == {channel.array for channel in theirs}:
         return theirs
@@ -180,6 +185,14 @@ def _image_form(config: FinetuneConfig, state: Mapping[str, Any], origin: str | 
     if unseen:
         raise ConfigError(f"data.windows names {', '.join(unseen)}, which {origin} never saw. Leave data.windows out, or pretrain again.")
     return preparation or Preparation(), spacing
+
+
+def _usual_channels(origin: Checkpoint | None, preparation: Preparation) -> tuple[Channel, ...]:
+    """What the network was pretrained on, where that is one kind of images."""
+    kinds = kinds_seen(origin.state) if origin is not None else ()
+    if origin is None or not kinds:
+        return ()
+    return choose_kind(kinds, preparation, None, str(origin.path), "data.modality: CT").channels
 
 
 def _refuse(key: str, given: Any, theirs: Any, origin: str | None) -> None:

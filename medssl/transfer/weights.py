@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 from safetensors import SafetensorError
@@ -12,10 +14,13 @@ from torch import Tensor
 from medssl.errors import CheckpointError, MissingInput
 from medssl.faults import fault
 from medssl.networks import NetworkSpec, described_spec
+from medssl.run import Run
 from medssl.train.checkpoint import find_checkpoint
 from medssl.train.checkpoint_state import STATE
 from medssl.transfer.inert import named_tensors, read_torch_file
 
+Source = str | Path | Run | Mapping[str, Any]
+"""Where weights come from: a run or its folder, a checkpoint, a file, or named tensors."""
 _CONTAINERS = ("state_dict", "model_state_dict", "model_state", "network_weights", "network", "model", "net")
 
 
@@ -31,12 +36,17 @@ class Weights:
     """Names of the head's tensors; () where it is not known."""
 
 
-def read_weights(path: str | Path) -> Weights:
-    """The weights at a run folder, a checkpoint folder, or a file (`.safetensors`, or a torch file, of which tensors alone are read).
+def read_weights(source: Source) -> Weights:
+    """The weights of a run, a checkpoint folder, a file (`.safetensors`, or torch, of which tensors alone are read), or a state dict.
 
     Raises `MissingInput` where nothing is there, `CheckpointError` for damaged files and for files without named tensors.
     """
-    place = Path(path)
+    if isinstance(source, Mapping):
+        named = named_tensors(source, _CONTAINERS)
+        if not named:
+            raise CheckpointError("the state dict holds no named tensors. Give what network.state_dict() gives.")
+        return Weights(Path("the state dict"), named, None, ())
+    place = source.folder if isinstance(source, Run) else Path(source)
     if place.is_file() and place.name != STATE and not (place.suffix == ".safetensors" and (place.parent / STATE).exists()):
         return Weights(place, _read_file(place), None, ())
     checkpoint = find_checkpoint(place.parent if place.suffix == ".safetensors" else place)

@@ -31,7 +31,7 @@ from medssl.volumes.crops import (
 from medssl.volumes.grid import as_spacing
 from medssl.volumes.ingest import ChannelOptions, Incoming, StoreOptions, StoreSummary, make_store, write_store
 from medssl.volumes.preparation import Channel, IntensityRule, Preparation, Statistics, statistics, with_windows
-from medssl.volumes.store import Store, StoredVolume, stable_id
+from medssl.volumes.store import Kind, Store, StoredVolume, choose_kind, kinds_document, kinds_of, kinds_seen, stable_id
 
 __all__ = [
     "Case",
@@ -44,6 +44,7 @@ __all__ = [
     "DataOptions",
     "Incoming",
     "IntensityRule",
+    "Kind",
     "LabelValues",
     "LabelledOptions",
     "LoadOptions",
@@ -56,9 +57,13 @@ __all__ = [
     "StoredVolume",
     "as_spacing",
     "channels_of",
+    "choose_kind",
     "crop_at",
     "describe_patients",
     "find_cases",
+    "kinds_document",
+    "kinds_of",
+    "kinds_seen",
     "label_values_of",
     "load_case",
     "load_labels",

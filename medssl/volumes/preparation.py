@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from medssl.config import BaseOptions
 from medssl.volumes.distribution import Distribution, distribution
@@ -153,6 +153,11 @@ class Preparation(BaseOptions):
     """Rule by DICOM modality, such as `CT: {kind: window, low: -160, high: 240}`."""
     other: IntensityRule = IntensityRule()
     """The rule of every modality that is not named: MR has no unit, so z-score."""
+
+    @field_validator("modalities")
+    @classmethod
+    def _in_capitals(cls, modalities: dict[str, IntensityRule]) -> dict[str, IntensityRule]:
+        return {name.upper(): rule for name, rule in modalities.items()}
 
     @model_validator(mode="before")
     @classmethod

@@ -41,7 +41,7 @@ def test_same_values_as_fine_tuning_and_prediction(checkpoint: Path, tmp_path: P
 def test_follows_monai_conventions(checkpoint: Path) -> None:
     assert PrepareImageD is PrepareImaged
     assert PrepareImageDict is PrepareImaged
-    transform = PrepareImaged(["a", "b"], checkpoint, allow_missing_keys=True)
+    transform = PrepareImaged(["a", "b"], checkpoint, "MR", allow_missing_keys=True)
     array = np.arange(64.0).reshape(1, 4, 4, 4)
     result = transform({"a": array, "other": 1})
     assert isinstance(result["a"], np.ndarray)
@@ -61,12 +61,14 @@ def test_each_channel_has_its_own_rule(tmp_path: Path) -> None:
     ]
     assert np.array_equal(result, np.stack(expected))
     assert not np.array_equal(expected[0], preparation.apply(image[0], statistics(image[0]), "CT"))
-    with pytest.raises(DataError, match="3 channels and 2 modalities"):
-        PrepareImaged("image", path, ["CT", "MR"])({"image": image})
+    with pytest.raises(ConfigError, match="modality names 2 channels, and .* has 3"):
+        PrepareImaged("image", path, ["CT", "MR"])
+    with pytest.raises(DataError, match="'image' has 2 channels, and the images that the network learned on have 3: lung"):
+        PrepareImaged("image", path, ["CT", "MR", "CT"])({"image": image[:2]})
 
 
 def test_what_cannot_be_prepared_is_one_message(checkpoint: Path, tmp_path: Path) -> None:
-    transform = PrepareImaged("image", checkpoint)
+    transform = PrepareImaged("image", checkpoint, "MR")
     with pytest.raises(DataError, match=r"Spacingd\('image'"):
         transform({"image": MetaTensor(torch.rand(1, 4, 4, 4), affine=torch.eye(4))})
     with pytest.raises(DataError, match="one value alone"):
@@ -83,6 +85,6 @@ def test_an_image_in_another_orientation_is_refused_with_the_remedy(checkpoint: 
     ras = MetaTensor(torch.rand(1, 4, 5, 6), affine=torch.diag(torch.tensor([1.0, 1.0, 2.0, 1.0])))
     turned = Orientationd("image", axcodes=codes)({"image": ras})
     with pytest.raises(DataError, match=rf"axes along {codes}.*Orientationd\('image', axcodes='RAS'\)"):
-        PrepareImaged("image", checkpoint)(turned)
-    mended = Compose([Orientationd("image", axcodes="RAS"), PrepareImaged("image", checkpoint)])(turned)["image"]
-    torch.testing.assert_close(mended, PrepareImaged("image", checkpoint)({"image": ras})["image"])
+        PrepareImaged("image", checkpoint, "MR")(turned)
+    mended = Compose([Orientationd("image", axcodes="RAS"), PrepareImaged("image", checkpoint, "MR")])(turned)["image"]
+    torch.testing.assert_close(mended, PrepareImaged("image", checkpoint, "MR")({"image": ras})["image"])

@@ -20,6 +20,13 @@ monai_bridge = pytest.importorskip("medssl.monai")
 PretextLoss, PretextTaskd = monai_bridge.PretextLoss, monai_bridge.PretextTaskd
 
 
+NETWORK_2D: dict[str, Any] = {
+    "name": "SegResNet",
+    "spatial_dims": 2,
+    "options": {"init_filters": 8, "blocks_down": [1, 1], "blocks_up": [1]},
+}
+
+
 class Erase(PretextTask):
     """Zeroes random voxels and asks for them."""
 
@@ -145,7 +152,9 @@ def test_several_and_missing_keys() -> None:
 
 
 def test_parts_are_stacked_and_riding_tasks_leave_the_image() -> None:
-    parts = PretextTaskd("image", Halves)({"image": image(1, 8, 6)})
+    with pytest.raises(ConfigError, match="fitted to the network's encoder. Say which it is"):
+        PretextTaskd("image", Halves)({"image": image(1, 8, 6)})
+    parts = PretextTaskd("image", Halves, network=NETWORK_2D)({"image": image(1, 8, 6)})
     assert parts["image"].shape == (2, 1, 4, 6)
     assert parts["target"].shape == ()
     riding = PretextTaskd("image", Riding)({"image": image(1, 8, 6)})
@@ -231,7 +240,7 @@ def test_each_of_several_images_has_its_own() -> None:
 def test_air_does_not_dilute_the_loss(workers: int) -> None:
     images = make_crops(4, (32, 32)).images
     images[2:] = 0.0
-    batch = batches("relative-position", images, workers)
+    batch = batches("relative-position", images, workers, network=NETWORK_2D)
     assert batch["image"].shape[:2] == (4, 2)
     assert batch["target_answerable"].tolist() == [True, True, False, False]
     prediction = torch.randn(4, 8)
@@ -340,4 +349,4 @@ def test_samples_that_meet_in_a_loss_are_noticed() -> None:
             return (prediction[:, :1] - batch.target).square().mean(1)
 
     with pytest.raises(PluginError, match="broadcast against each other"):
-        PretextLoss(Crossed)(torch.rand(2, 2), {"target": torch.tensor([0.0, 5.0])})
+        PretextLoss(Crossed)(torch.rand(2, 2), {"target": torch.tensor([0.0, 5.0]), "weight": torch.ones(2)})

@@ -69,6 +69,7 @@ def test_finetune_script_starts_from_a_checkpoint(
         "head": list(head_tensors(spec)),
         "preparation": Preparation().model_dump(mode="json"),
         "spacing": spacing,
+        "kinds": [{"channels": [{"name": "MR", "modality": "MR"}], "volumes": 4, "minimum": [0.0], "span": [1.0]}],
     }
     save_checkpoint(images / "run", 5, {"network": spec.build(seed=0).state_dict()}, state)
     arguments = (images / "images", images / "labels", images / "run", "--out", images / "out.pt", "--epochs", 3, "--size", 8)

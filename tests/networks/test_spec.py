@@ -6,10 +6,11 @@ import json
 import subprocess
 import sys
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
-from monai.networks.nets import DynUNet, FlexibleUNet, SegResNet, UNet, resnet10
+from monai.networks.nets import AttentionUnet, DynUNet, FlexibleUNet, SegResNet, UNet, ViT, resnet10
 from torch import nn
 
 from medssl.config import check, dump_config
@@ -73,7 +74,9 @@ def test_json_and_yaml_round_trip() -> None:
 def test_short_forms() -> None:
     assert check(NetworkSpec, {"_target_": "monai.networks.nets.SegResNet", "init_filters": 16}).options == {"init_filters": 16}
     assert NetworkSpec.model_validate("UNet") == NetworkSpec("UNet")
-    assert as_spec("monai.networks.nets.UNet").options == as_spec("UNet").options
+    assert as_spec("monai.networks.nets.SegResNet").options == as_spec("SegResNet").options
+    with pytest.raises(NetworkError, match="needs channels, strides"):
+        as_spec("monai.networks.nets.UNet")
 
 
 def test_a_partial_says_the_same_as_a_specification() -> None:
@@ -81,7 +84,37 @@ def test_a_partial_says_the_same_as_a_specification() -> None:
     assert made == as_spec(NetworkSpec("SegResNet", spatial_dims=3, in_channels=1, options={"init_filters": 8}))
     assert made.rebuildable
     assert as_spec(partial(UNet, 2, 1, channels=(4, 8), strides=(2,))).spatial_dims == 2
-    assert as_spec(partial(DynUNet, spatial_dims=3, in_channels=1, out_channels=3)).out_channels == 3
+    assert as_spec(partial(SegResNet, spatial_dims=3, in_channels=1, out_channels=3)).out_channels == 3
+
+
+OWN: list[tuple[type[nn.Module], dict[str, object]]] = [
+    (UNet, {"spatial_dims": 3, "in_channels": 1, "channels": (8, 16), "strides": (2,)}),
+    (DynUNet, {"spatial_dims": 3, "in_channels": 1, "strides": [1, 2, 2], "kernel_size": [3, 3, 3], "upsample_kernel_size": [2, 2]}),
+    (ViT, {"in_channels": 1, "img_size": (32, 32, 32), "patch_size": (16, 16, 16), "num_layers": 1}),
+    (AttentionUnet, {"spatial_dims": 2, "in_channels": 1, "channels": (4, 8), "strides": (2,)}),
+]
+
+
+@pytest.mark.parametrize(("cls", "arguments"), OWN, ids=lambda value: getattr(value, "__name__", ""))
+def test_what_is_given_whole_is_built_as_monai_builds_it(cls: type[nn.Module], arguments: dict[str, Any]) -> None:
+    outputs = "num_classes" if cls is ViT else "out_channels"
+    expected = {name: tensor.shape for name, tensor in cls(**arguments, **{outputs: 2}).state_dict().items()}
+    fields = {key: arguments[key] for key in ("spatial_dims", "in_channels") if key in arguments}
+    options = {key: value for key, value in arguments.items() if key not in fields}
+    for given in (
+        partial(cls, **arguments),
+        {"_target_": f"monai.networks.nets.{cls.__name__}", **arguments},
+        NetworkSpec(cls.__name__, **fields, options=options),
+    ):
+        spec = as_spec(given)
+        again = NetworkSpec.model_validate(json.loads(spec.model_dump_json(by_alias=True)))
+        for built in (spec.build(2), again.build(2)):
+            assert {name: tensor.shape for name, tensor in built.state_dict().items()} == expected
+
+
+def test_what_monai_would_refuse_is_not_filled_in() -> None:
+    with pytest.raises(NetworkError, match="needs strides"):
+        as_spec(partial(UNet, spatial_dims=3, in_channels=1, channels=(8, 16)))
 
 
 def test_a_partial_keeps_the_numbers_its_network_would_take() -> None:

@@ -77,7 +77,7 @@ def test_stopping_early_gives_the_same_and_runs_no_more(spec: NetworkSpec) -> No
     assert set(part) == {"encoder_end"}
     assert torch.equal(part["encoder_end"], whole["encoder_end"])
     assert len(ran) < all_layers
-    assert torch.equal(Encoder(network, spec)(images), whole["encoder_end"])
+    assert torch.equal(Encoder(network).end(images), whole["encoder_end"])
     if "feature_map" in whole:
         assert torch.equal(trunk(images, {"feature_map"})["feature_map"], whole["feature_map"])
 

@@ -181,7 +181,10 @@ def test_a_part_of_the_network(tmp_path: Path, spec: NetworkSpec, pretrained: nn
             segresnet(2, options={**OPTIONS, "init_filters": 16}),
             r"options\.init_filters is 8 there and 16 here.*'convInit\.conv\.weight' is",
         ),
-        (segresnet(2, in_channels=2), r"other input channels: 'convInit\.conv\.weight' has shape \(8, 1, 3, 3\).*in_channels 2"),
+        (
+            segresnet(2, in_channels=2),
+            r"other input channels: 'convInit\.conv\.weight' has shape \(8, 1, 3, 3\).*that of the network here \(8, 2",
+        ),
         (as_spec(NetworkSpec("BasicUNet", spatial_dims=2)), r"nothing of BasicUNet .* name is SegResNet there and BasicUNet here"),
     ],
 )

@@ -22,15 +22,8 @@ from medssl.archive.headers.pixel_element import DEFLATED, UNCOMPRESSED, is_trun
 from medssl.archive.instance import UNNUMBERED, WHOLE, Instance
 from medssl.archive.limits import inflated, most_unpacked
 from medssl.archive.narrowing import fits_float32
+from medssl.archive.nifti.modality import MODALITIES
 from medssl.archive.outcomes import Reason
-
-_MODALITY_CODES = (
-    "AR AU BDUS BI BMD CFM CR CT CTPROTOCOL DG DMS DOC DX ECG EEG EMG EOG EPS ES FID GM HC HD IO IOL IVOCT IVUS KER KO LEN LS MG MR "
-    "M3D NM OAM OCT OP OPM OPT OPTBSV OPTENF OPV OSS OT PA PLAN POS PR PT PX REG RESP RF RG RTDOSE RTIMAGE RTINTENT RTPLAN RTRAD "
-    "RTRECORD RTSEGANN RTSTRUCT RWV SEG SM SMR SR SRF STAIN TEXTUREMAP TG US VA XA XAPROTOCOL XC"
-)
-_MODALITIES = frozenset(_MODALITY_CODES.split())
-"""Only these codes reach the public table: a header can hold any text under Modality, also a name."""
 
 _COMPONENTS = {
     **dict.fromkeys(("M", "MAGNITUDE"), "M"),
@@ -273,7 +266,7 @@ def _meta(dataset: pydicom.Dataset, keyword: str) -> str:
 
 def _modality(dataset: pydicom.Dataset) -> str:
     code = text(dataset, "Modality").upper()
-    return code if code in _MODALITIES else "unknown"
+    return code if code in MODALITIES else "unknown"  # a header can hold any text under Modality, also a name
 
 
 def _component(types: tuple[str, ...], stated: str) -> str:

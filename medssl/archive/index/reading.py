@@ -16,6 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from medssl.archive.index.folder import IndexFolder
+from medssl.archive.index.left_out import LeftOut, left_out_of
 from medssl.archive.index.query import select_volumes
 from medssl.archive.index.records import IndexSummary, Volume, VolumeRecord
 from medssl.archive.index.summary import INSTANCES, PLACE, PRIVATE, UNKNOWN, VOLUMES, count_reasons, records_from, summarize
@@ -27,7 +28,7 @@ from medssl.archive.sources.locations import find_source
 from medssl.archive.tables import damaged, read_table
 from medssl.errors import ArchiveError, UsageError
 from medssl.faults import fault, is_fault
-from medssl.files import read_json
+from medssl.files import html_table, read_json
 from medssl.source import ArchiveSource
 
 if TYPE_CHECKING:
@@ -51,6 +52,17 @@ class Index:
         self._opened: dict[int, ArchiveSource] = {}
         self._lock = Lock()
 
+    def __reduce__(self) -> tuple[type[Index], tuple[Path]]:
+        """Opened anew where it arrives, such as a spawned worker."""
+        return Index, (self._folder.root,)
+
+    def __repr__(self) -> str:
+        return f"Index({str(self._folder.root)!r}, {len(self._records)} volumes)"
+
+    def _repr_html_(self) -> str:
+        rows = [(one.volume, one.modality, " x ".join(map(str, one.shape)), one.instances) for one in self.volumes()]
+        return html_table(repr(self), ("volume", "modality", "voxels", "files"), rows)
+
     def volumes(self, where: str | None = None) -> list[VolumeRecord]:
         """All volumes, or those for which the SQL condition over the volume table holds; a wrong condition raises `UsageError`."""
         if where is None:
@@ -65,6 +77,10 @@ class Index:
     def rejected(self) -> dict[str, int]:
         """Reason -> files, for all files that are in no volume."""
         return count_reasons(self._instances)
+
+    def left_out(self) -> list[LeftOut]:
+        """The series, or parts of series, that were rejected, with the reason and what would mend it; the largest first."""
+        return left_out_of(self._instances)
 
     def read(self, volume: str) -> Volume:
         """The voxels of a volume, (X, Y, Z) along the record's affine, rescaled; (C, X, Y, Z) where the record has a fourth side C.

@@ -1,16 +1,27 @@
-"""The modality of a NIfTI file, which its header cannot say: from its sidecar, its data set's description, or its BIDS name."""
+"""Modalities: DICOM's codes, and that of a NIfTI file, which its header cannot say: from its sidecar, data set or BIDS name."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection
 from pathlib import PurePath
 from typing import Any
 
 from medssl.archive.nifti.names import stem
+from medssl.config import did_you_mean
+from medssl.errors import ConfigError
 from medssl.source import ArchiveSource
 
 UNKNOWN = "unknown"
+_CODES = (
+    "AR AU BDUS BI BMD CFM CR CT CTPROTOCOL DG DMS DOC DX ECG EEG EMG EOG EPS ES FID GM HC HD IO IOL IVOCT IVUS KER KO LEN LS MG MR "
+    "M3D NM OAM OCT OP OPM OPT OPTBSV OPTENF OPV OSS OT PA PLAN POS PR PT PX REG RESP RF RG RTDOSE RTIMAGE RTINTENT RTPLAN RTRAD "
+    "RTRECORD RTSEGANN RTSTRUCT RWV SEG SM SMR SR SRF STAIN TEXTUREMAP TG US VA XA XAPROTOCOL XC"
+)
+MODALITIES = frozenset(_CODES.split())
+"""DICOM's codes."""
+_USUAL = ("CR", "CT", "DX", "MG", "MR", "NM", "PT", "US", "XA")
 _SIDE_FILE_LIMIT = 1 << 24
 _MR_NAMES = (
     "MR MRI T1 T1W T1GD T1CE T1C T2 T2W FLAIR ADC DWI PD PDW BOLD CBV ASL T2STARW SBREF MAGNITUDE PHASEDIFF INPLANET1 INPLANET2 "
@@ -41,6 +52,17 @@ def named_modality(name: str) -> str | None:
     """CT, MR, PT or US by what data sets call it, such as "T1w" or "CT_venous"; None for other names."""
     upper = name.upper()
     return _NAMES.get(upper) or _NAMES.get(re.split(r"[^A-Z0-9]", upper)[0])
+
+
+def checked_modality(name: str, known: Collection[str] = (), where: str = "modality") -> str:
+    """`name` as DICOM writes it; `ConfigError` where it is neither one of DICOM's codes, nor `known`, nor what data sets call one."""
+    code = name.upper()
+    if code in MODALITIES or code in {one.upper() for one in known}:
+        return code
+    found = UNKNOWN if name.lower() == UNKNOWN else named_modality(name)
+    if found is None:
+        raise ConfigError(f"{where} '{name[:40]}' is no modality of DICOM's{did_you_mean(code[:40], [*known, *_USUAL])}")
+    return found
 
 
 def _side_file(source: ArchiveSource, key: str, known: dict[str, Any]) -> Any:

@@ -82,6 +82,8 @@ def _fit(positions: Float, slices: tuple[int, ...], written: float) -> Run | Non
     deviation = float(np.linalg.norm(off, axis=1).max())
     exactly = deviation <= max(RELATIVE * spacing, ABSOLUTE)
     rounded = written <= MOST_WRITTEN * spacing and float(np.abs(off).max()) <= written
+    # Neighbours are off by a digit at most, which a gap is not, though the line may run between the two sides of it.
+    rounded = rounded and float(np.abs(np.diff(off, axis=0)).max()) <= 1.1 * written
     if not (exactly or rounded or deviation <= NEARLY * spacing):
         return None
     return Run(slices, origin, step, deviation, nearly=not (exactly or rounded))

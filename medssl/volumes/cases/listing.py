@@ -7,7 +7,7 @@ names. Each case is checked before anything is trained.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import pairwise
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from medssl.archive.geometry import voxel_spacing
-from medssl.archive.nifti.modality import named_modality
+from medssl.archive.nifti.modality import checked_modality, named_modality
 from medssl.config import Seed, did_you_mean
 from medssl.errors import ConfigError, DataError
 from medssl.faults import faults_as
@@ -87,7 +87,7 @@ class LabelledOptions(LoadOptions):
     """CSV file with the columns case and patient, in place of `patient`."""
     modality: str | tuple[str, ...] | None = None
     """DICOM modality of the images, such as CT or MR, for the image preparation, or one for each channel; null: what dataset.json says,
-    else MR."""
+    else that of the pretraining's images, else MR."""
     windows: dict[str, tuple[tuple[float, float], ...]] = Field(default_factory=dict)
     """Intensity windows by modality, such as `{CT: [[-1000, 200], [-160, 240]]}`: each becomes a channel of its own, as in a store. A
     pretrained network that was shown windows is shown the same without it."""
@@ -162,35 +162,36 @@ def training_cases(options: LabelledOptions) -> tuple[list[Case], list[Case]]:
     return _checked(options, _first(training, options), validation)
 
 
-MODALITIES = ("CR", "CT", "DX", "ES", "GM", "IO", "IVUS", "MG", "MR", "NM", "OP", "OPT", "OT", "PT", "PX", "RF", "SM", "US", "XA", "XC")
-"""What DICOM calls the modalities of images."""
+def channels_of(
+    options: LabelledOptions,
+    cases: Sequence[Case],
+    known: Collection[str] = (),
+    usual: Callable[[], Sequence[Channel]] = tuple,
+) -> tuple[Channel, ...]:
+    """The channels of these cases, with names and modalities: the option's, else those of `dataset.json`, else the `usual`, else MR.
 
-
-def _modality(name: str, known: Collection[str]) -> str:
-    upper = name.upper()
-    if upper in {*MODALITIES, *known}:
-        return upper
-    found = named_modality(name)
-    if found is None:
-        raise ConfigError(f"data.modality '{name[:40]}' is no modality of DICOM's{did_you_mean(upper[:40], [*MODALITIES, *known])}")
-    return found
-
-
-def channels_of(options: LabelledOptions, cases: Sequence[Case], known: Collection[str] = ()) -> tuple[Channel, ...]:
-    """The channels of these cases, with names and modalities: the option's, else those of `dataset.json`, else MR.
-
-    `known`: modalities for which the preparation has a rule, beside DICOM's.
+    `known`: modalities for which the preparation has a rule, beside DICOM's. `usual` is asked only where nothing else says.
 
     One array is named by its modality, as in a store; several as `dataset.json` names them, else by their number.
     """
     count = channel_count(cases[0])
-    names = _channel_names(options)
-    names = names if len(names) == count else [f"channel {number}" for number in range(count)]
+    listed = _channel_names(options)
+    names = listed if len(listed) == count else [f"channel {number}" for number in range(count)]
     given = [options.modality] * count if isinstance(options.modality, str) else options.modality
-    modalities = [named_modality(name) or "MR" for name in names] if given is None else [_modality(name, known) for name in given]
+    modalities = (
+        [named_modality(name) for name in names] if given is None else [checked_modality(name, known, "data.modality") for name in given]
+    )
+    if None in modalities:
+        seen = tuple(usual())
+        if len(seen) == count:
+            if listed != names and not any(modalities):
+                return seen
+            modalities = [said or one.modality for said, one in zip(modalities, seen, strict=True)]
+        modalities = [said or "MR" for said in modalities]
     if len(modalities) != count:
         raise ConfigError(f"data.modality names {len(modalities)} modalities, and the cases have {count} channel(s). Give one, or {count}.")
-    return windowed(map(Channel, names if count > 1 else modalities, modalities, range(count)), options.windows)
+    said = [str(modality) for modality in modalities]
+    return windowed(map(Channel, names if count > 1 else said, said, range(count)), options.windows)
 
 
 def label_values_of(options: LabelledOptions) -> LabelValues:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medssl.archive.nifti.modality import checked_modality
 from medssl.config import BaseOptions, check
 from medssl.errors import ArchiveError, UsageError
 from medssl.faults import faults_as
@@ -58,6 +59,7 @@ def make_store(
     it, and decides how they are prepared; `channels` says what becomes the channels of one volume. Folders that are no index are
     indexed first, beside the store in `OUT.index`: that folder holds real paths and stays private, the store holds pseudonyms only.
     """
+    modality = None if modality is None else checked_modality(modality)
     if not sources:
         raise UsageError("no source given. Name an index folder, or a folder of DICOM or NIfTI files.")
     options = channels if isinstance(channels, ChannelOptions) else check(ChannelOptions, dict(channels or {}), "channels")

@@ -11,6 +11,8 @@ Names of patients, volumes and series are pseudonyms. A row counts once its volu
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
@@ -23,13 +25,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from PIL import Image
 from pydantic import ValidationError, field_validator
 
 from medssl.archive.geometry import usable_spacing
 from medssl.config import BaseOptions
 from medssl.errors import MissingInput, StoreError
 from medssl.faults import fault, faults_as, is_fault
-from medssl.files import holds_file, read_json, write_atomically
+from medssl.files import holds_file, html_table, read_json, write_atomically
 from medssl.volumes.grid import as_spacing
 from medssl.volumes.preparation import Channel, Line, Preparation, Statistics
 from medssl.volumes.store.frames import Damaged, FrameCache, FrameFile
@@ -155,6 +158,27 @@ class Store:
     def __len__(self) -> int:
         return int(self._columns.num_rows)
 
+    def __repr__(self) -> str:
+        return f"Store({str(self.folder)!r}, {len(self)} volumes)"
+
+    def _repr_html_(self) -> str:
+        columns = ("volume", "modality", "shape", "spacing")
+        rows = list(zip(*(self.column(name) for name in columns), strict=True))
+        return html_table(repr(self), ("volume", "modality", "voxels", "spacing mm"), rows) + self._picture()
+
+    def _picture(self) -> str:
+        """The middle slice of the first volume's first channel, as a picture of a notebook."""
+        volume = self.volume(0)
+        middle, line = self.read_whole(0)[volume.channels[0].array], volume.lines(self.preparation)[0]
+        middle = middle[..., middle.shape[2] // 2] if middle.ndim == 3 else middle
+        seen = np.empty(middle.shape, np.float32)
+        line.into(middle, seen)
+        low, high = float(seen.min()), float(seen.max())
+        grey = ((seen - low) / max(high - low, 1e-6) * 255).astype(np.uint8).T[::-1]
+        file = io.BytesIO()
+        Image.fromarray(grey).save(file, "PNG")
+        return f'<img src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}" alt="{volume.volume}"/>'
+
     def __reduce__(self) -> tuple[Any, ...]:
         return Store, (self.folder, self._native, self._only)
 
@@ -214,13 +238,6 @@ class Store:
             raise StoreError(f"the volumes of {self.folder} have different numbers of channels. Make one store for each.")
         shared = {tuple(item) for item in names}
         return tuple(names[0]) if len(shared) == 1 else tuple(f"channel {i}" for i in range(len(names[0])))
-
-    @property
-    def shared_channels(self) -> tuple[Channel, ...] | None:
-        """The channels where all volumes have the same."""
-        columns = zip(*(map(tuple, self.column(name)) for name in ("channels", "modalities", "arrays")), strict=True)
-        different = set(columns)
-        return tuple(map(Channel, *different.pop())) if len(different) == 1 else None
 
     @property
     def labelled(self) -> bool:
@@ -317,7 +334,7 @@ def _volume(row: dict[str, Any], sample: int, patient: int) -> StoredVolume:
         patient=patient,
         modality=row["modality"],
         channels=tuple(Channel(*one) for one in zip(row["channels"], row["modalities"], row["arrays"], strict=True)),
-        statistics=_statistics(row["statistics"]),
+        statistics=statistics_of_row(row["statistics"]),
         shape=tuple(row["shape"]),
         spacing=tuple(row["spacing"]),
         affine=np.asarray(row["affine"], np.float64).reshape(4, 4),
@@ -354,7 +371,8 @@ def _why_unsound(one: StoredVolume) -> str | None:
     return next((name for name, sound in checks.items() if not sound), None)
 
 
-def _statistics(numbers: Sequence[float]) -> tuple[Statistics, ...]:
+def statistics_of_row(numbers: Sequence[float]) -> tuple[Statistics, ...]:
+    """Those of each channel, of the numbers that the table holds."""
     width = len(fields(Statistics))
     return tuple(Statistics(*numbers[start : start + width]) for start in range(0, len(numbers), width))
 

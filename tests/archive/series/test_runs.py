@@ -94,7 +94,11 @@ def test_rounding_as_coarse_as_the_digits_that_are_written_is_no_gap(count: int,
 
 
 def test_rounding_that_could_hide_a_gap_excuses_nothing() -> None:
-    """Whole millimetres say nothing of slices a millimetre apart."""
+    """Whole millimetres say nothing of slices a millimetre apart, and no digit is as large as a missing slice."""
+    two = [(0, 1, 2), (3, 4, 5, 6), (7, 8, 9)]
+    for spacing in (2, 2.5, 3, 4, 5):
+        height = np.array([0, 1, 2, 4, 5, 6, 7, 9, 10, 11])[:, None] * [0, 0, spacing]
+        assert [run.slices for run in regular_runs(height, 0)] == two
     assert [run.slices for run in regular_runs(line(0, 1, 2, 4, 5, 6), 0)] == [(0, 1, 2), (3, 4, 5)]
 
 

@@ -1,0 +1,202 @@
+"""A pretext task's loss for MONAI's engines and for plain training loops."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from monai.data import MetaTensor
+from monai.losses import DeepSupervisionLoss as MonaiDeepSupervisionLoss
+from torch import Tensor, nn
+from torch.nn import functional
+
+from medssl.config import check
+from medssl.contracts import DenseHead, PooledHead, PretextBatch, PretextTask
+from medssl.errors import ConfigError, DataError
+from medssl.learn.objective import part_of_mean
+from medssl.learn.promises import calling, check_loss, check_own_rows, check_prediction
+from medssl.monai.tasks import build_task, known_network, task_class, unknown_network
+
+
+class PretextLoss(nn.Module):
+    """A pretext task's loss: `loss(prediction, label)` is one number, the mean over the samples that can be answered.
+
+    `label` is the batch that a loader makes of `PretextTaskd`'s items, as `prepare_pretext_batch` hands it to MONAI's engines; for tasks
+    whose loss needs nothing but target and weight it may be that pair. `outputs` is the number of channels (dense tasks) or values
+    (pooled tasks) that the network must give.
+
+    Args:
+        task: name of an installed pretext task, or its class.
+        spatial_dims: of the images; read from what is predicted where it is not said.
+        channels: of the images.
+        target_key, weight_key: where `PretextTaskd` put target and weight.
+        network: the network that answers, as anything that `medssl.pretrain` takes; in place of `spatial_dims` and `channels`.
+        options: the task's own options.
+    """
+
+    def __init__(
+        self,
+        task: str | type[PretextTask],
+        *,
+        spatial_dims: int | None = None,
+        channels: int = 1,
+        target_key: str = "target",
+        weight_key: str = "weight",
+        network: Any = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.target_key, self.weight_key = target_key, weight_key
+        cls, known = task_class(task), known_network(network)
+        checked = check(cls.Options, options, f"options of '{cls.name}'")
+        dims = (known.spatial_dims,) if known is not None else (2, 3) if spatial_dims is None else (spatial_dims,)
+        self.tasks = nn.ModuleDict({str(each): build_task(cls, checked, known or unknown_network(each, channels)) for each in dims})
+
+        self._tried = False
+
+    @property
+    def outputs(self) -> int:
+        """Channels of a dense answer, values of a pooled one; `ConfigError` where that depends on the dimensions and nobody said them."""
+        found = {dims: _outputs(task) for dims, task in self._by_dims().items()}
+        if len(set(found.values())) > 1:
+            listed = " and ".join(f"{outputs} in {dims}D" for dims, outputs in found.items())
+            raise ConfigError(f"the network's outputs are {listed}. Give PretextLoss spatial_dims=2 or 3, or network=.")
+        return next(iter(found.values()))
+
+    def forward(self, prediction: Tensor, label: Any, weight: Tensor | None = None) -> Tensor:
+        """() mean of the task's losses over the samples that can be answered; `label` as above, or the target with `weight` beside it."""
+        if not isinstance(prediction, Tensor):
+            raise DataError(f"the network gave {type(prediction).__name__}, not one tensor: DeepSupervisionLoss(loss) takes several.")
+        batch = self._batch(label, weight)
+        task = self._task_for(prediction, batch)
+        losses = self._losses(task, _plain(prediction), batch)
+        if batch.answerable is None:
+            return losses.mean()
+        return part_of_mean(losses, batch.answerable, batch.answerable.sum())
+
+    def _losses(self, task: PretextTask, prediction: Tensor, batch: PretextBatch) -> Tensor:
+        """(B,) the task's loss of an answer that fits the target; whether samples stay apart is tried with the first batch."""
+        key = task.name
+        check_prediction(prediction, task, key, batch.target)
+        with calling(task, key, "loss"):
+            losses = task.loss(prediction, batch)
+        check_loss(losses, task, key, "loss()", batch.target)
+        if not self._tried:
+            check_own_rows(task.loss, task, key, prediction.detach(), batch)
+            self._tried = True
+        return losses
+
+    def _batch(self, label: Any, weight: Tensor | None) -> PretextBatch:
+        if isinstance(label, list | tuple) and len(label) == 2:
+            label, weight = label
+        item = label if isinstance(label, Mapping) else {self.target_key: label}
+        if not isinstance(item.get(self.target_key), Tensor):
+            raise DataError(f"the batch has no '{self.target_key}'. Give PretextLoss the target_key of PretextTaskd.")
+        weight = item.get(self.weight_key) if weight is None else weight
+        if weight is None:
+            raise DataError(
+                f"the answer comes without '{self.weight_key}', which says where it counts. Give PretextLoss the whole batch (in MONAI's "
+                "engines: prepare_batch=medssl.monai.prepare_pretext_batch), the pair (target, weight), or the weight_key of PretextTaskd."
+            )
+        return PretextBatch(None, _plain(item[self.target_key]), _plain(weight), **self._further(item))
+
+    def _further(self, item: Mapping[Any, Any]) -> dict[str, Any]:
+        """What `PretextTaskd` put beside the target."""
+        beside = f"{self.target_key}_"
+        extra = {
+            str(key).removeprefix(beside): _plain(value)
+            for key, value in item.items()
+            if str(key).startswith(beside) and key != self.weight_key and isinstance(value, Tensor)
+        }
+        return {"answerable": extra.pop("answerable", None), "extra": _Extra(extra)}
+
+    def _task_for(self, prediction: Tensor, batch: PretextBatch) -> Any:
+        """The task in the dimensions of what is predicted."""
+        tasks = self._by_dims()
+        if len(tasks) == 1:
+            return next(iter(tasks.values()))
+        if isinstance(tasks[3].head(), DenseHead):
+            return tasks.get(prediction.dim() - 2, tasks[3])
+        fitting = [task for task in tasks.values() if prediction.shape[-1] == _outputs(task)]
+        if not fitting:
+            expected = ", ".join(f"{_outputs(task)} in {dims}D" for dims, task in tasks.items())
+            raise DataError(f"the network answers with {tuple(prediction.shape)}, and '{tasks[3].name}' takes {expected} values a sample.")
+        return fitting[-1]
+
+    def _by_dims(self) -> dict[int, Any]:
+        return {int(dims): task for dims, task in self.tasks.items()}
+
+
+class _Extra(dict[str, Tensor]):
+    """What a loss may ask for by name; what the caller did not hand over is named as such."""
+
+    def __missing__(self, name: str) -> Tensor:
+        raise DataError(f"the task's loss needs '{name}' beside target and weight. Give PretextLoss the whole batch.")
+
+
+def prepare_pretext_batch(
+    batch: Mapping[Any, Any], device: torch.device | str | None = None, non_blocking: bool = False, *, image_key: str = "image", **_: Any
+) -> tuple[Tensor, dict[Any, Any]]:
+    """`prepare_batch` of MONAI's engines: what the network is shown, and the batch, in which `PretextLoss` finds all that it needs."""
+    if image_key not in batch:
+        raise DataError(
+            f"the batch has no '{image_key}': functools.partial(prepare_pretext_batch, image_key=...) says where the images are."
+        )
+    moved = {key: value.to(device, non_blocking=non_blocking) for key, value in batch.items() if isinstance(value, Tensor)}
+    return moved.pop(image_key), moved
+
+
+def _outputs(task: PretextTask) -> int:
+    head = task.head()
+    if isinstance(head, DenseHead):
+        return head.channels
+    if isinstance(head, PooledHead):
+        return head.outputs
+    raise ConfigError(f"'{task.name}' brings its own head module; train it with medssl.pretrain.")
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
+
+
+class DeepSupervisionLoss(nn.Module):
+    """`PretextLoss` of every output of a network with deep supervision, weighted as MONAI's loss of that name weighs them.
+
+    Target, weight and whatever else lies on the target's grid are brought to the grid of each output.
+
+    Args:
+        loss: of each output.
+        weight_mode, weights: as of `monai.losses.DeepSupervisionLoss`.
+    """
+
+    def __init__(
+        self, loss: PretextLoss, weight_mode: Literal["same", "exp", "two"] = "exp", weights: Sequence[float] | None = None
+    ) -> None:
+        super().__init__()
+        self.loss = loss
+        self._weighing = MonaiDeepSupervisionLoss(loss, weight_mode, None if weights is None else list(weights))
+
+    def forward(self, predictions: Tensor | Sequence[Tensor], label: Mapping[Any, Any] | Sequence[Tensor]) -> Tensor:
+        """() of one output, a list of them, or of several stacked behind the batch (DynUNet)."""
+        item = dict(label) if isinstance(label, Mapping) else dict(zip((self.loss.target_key, self.loss.weight_key), label, strict=True))
+        target = item[self.loss.target_key]
+        if isinstance(predictions, Tensor):
+            predictions = predictions.unbind(1) if predictions.dim() == target.dim() + 1 else [predictions]
+        weights = self._weighing.get_weights(levels=len(predictions))
+        grid = target.shape[2:]
+        parts = [
+            weight * self.loss(prediction, {key: _on_grid(value, grid, prediction.shape[2:]) for key, value in item.items()})
+            for weight, prediction in zip(weights, predictions, strict=True)
+        ]
+        return torch.stack(parts).sum()
+
+
+def _on_grid(value: Any, grid: torch.Size, wanted: torch.Size) -> Any:
+    """A tensor on `grid` brought to the `wanted` one: the mean of what falls into a voxel, of classes and masks the nearest."""
+    if not isinstance(value, Tensor) or value.shape[2:] != grid or grid == wanted:
+        return value
+    value = _plain(value)
+    if value.is_floating_point():
+        return functional.interpolate(value, size=wanted, mode="area")
+    return functional.interpolate(value.float(), size=wanted, mode="nearest-exact").to(value.dtype)

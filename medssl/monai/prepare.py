@@ -1,0 +1,142 @@
+"""Intensities as a pretraining saw them: an array transform and its dictionary form."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, Transform
+from monai.utils import TransformBackends, convert_to_dst_type, convert_to_tensor
+from nibabel.orientations import aff2axcodes
+from numpy.typing import NDArray
+
+from medssl.archive.nifti.modality import checked_modality
+from medssl.config import check
+from medssl.errors import ConfigError, DataError
+from medssl.run import Run
+from medssl.train.checkpoint import Checkpoint, find_checkpoint
+from medssl.volumes import Channel, Kind, Preparation, as_spacing, choose_kind, kinds_seen, statistics
+
+
+class PrepareImage(Transform):  # type: ignore[misc]
+    """Prepares intensities as a pretraining did, so that a network sees images as it learned on them.
+
+    An image is a whole volume (C, *size), before it is cropped or padded, in the values of its file: its statistics are those of its
+    foreground. Where the pretraining resampled its volumes, bring them to `spacing` first (`Spacing`); a MetaTensor on another grid, or
+    with other axes than RAS, is refused, as is an image in another unit (scaled already, or CT without its rescale intercept).
+
+    Args:
+        checkpoint: a run, its folder or a checkpoint of medssl, pretrained or fine-tuned.
+        modality: which of the kinds of images that the run saw these are: a DICOM modality such as CT, or the names of the channels.
+            Needed only where it saw several that are prepared differently.
+    """
+
+    backend: ClassVar[list[TransformBackends]] = [TransformBackends.NUMPY]
+
+    def __init__(self, checkpoint: str | Path | Run, modality: str | Sequence[str] | None = None) -> None:
+        found = find_checkpoint(checkpoint)
+        if found.state.get("preparation") is None:
+            raise ConfigError(f"{found.path} does not say how its images were prepared. Give a run of medssl.")
+        self.preparation = check(Preparation, found.state["preparation"], f"preparation in {found.path}")
+        self.spacing = as_spacing(found.state.get("spacing"))
+        self.kind = _kind(found, self.preparation, modality)
+
+    def __call__(self, image: Any) -> Any:
+        """The prepared image, float32, one channel for each that the network reads."""
+        return self.prepared(image, "the image", ("Orientation(", "Spacing("))
+
+    def prepared(self, image: Any, what: str, remedies: tuple[str, str]) -> Any:
+        """`image` prepared; `what` and `remedies` are how messages call it and the transforms that bring it to axes and spacing."""
+        if isinstance(image, MetaTensor):
+            _check_orientation(image, what, remedies[0])
+            if self.spacing is not None:
+                _check_spacing(image, self.spacing, what, remedies[1])
+        array = convert_to_tensor(image, track_meta=False).cpu().numpy()
+        if not np.isfinite(array).all() or any(channel.min() == channel.max() for channel in array):
+            raise DataError(f"{what} holds NaN, infinity, or one value alone, and cannot be prepared.")
+        return convert_to_dst_type(self._values(array, what), image, dtype=np.float32)[0]
+
+    def _values(self, array: NDArray[Any], what: str) -> NDArray[np.float32]:
+        channels = self.kind.channels
+        arrays = 1 + max(channel.array for channel in channels)
+        if len(array) != arrays:
+            raise DataError(f"{what} has {len(array)} channels, and the images that the network learned on have {arrays}: {self.kind}.")
+        numbers = [statistics(one) for one in array]
+        self.kind.check([numbers[channel.array] for channel in channels], self.preparation, what)
+        return np.stack([self.preparation.apply(array[one.array], numbers[one.array], one.modality, one.name) for one in channels])
+
+
+class PrepareImaged(MapTransform):  # type: ignore[misc]
+    """`PrepareImage` for each of `keys`.
+
+    Args:
+        keys: the images.
+        checkpoint, modality: as of `PrepareImage`.
+        allow_missing_keys: leave out keys that an item lacks.
+    """
+
+    backend: ClassVar[list[TransformBackends]] = PrepareImage.backend
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        checkpoint: str | Path | Run,
+        modality: str | Sequence[str] | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.transform = PrepareImage(checkpoint, modality)
+
+    @property
+    def spacing(self) -> tuple[float, float, float] | None:
+        """mm to which the run resampled its volumes; None where each kept its own grid."""
+        return self.transform.spacing
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """The item with prepared images; `data` itself is left as it is."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            item[key] = self.transform.prepared(item[key], f"'{key}'", (f"Orientationd({key!r}, ", f"Spacingd({key!r}, "))
+        return item
+
+
+PrepareImageD = PrepareImageDict = PrepareImaged
+
+
+def _kind(found: Checkpoint, preparation: Preparation, modality: str | Sequence[str] | None) -> Kind:
+    kinds = kinds_seen(found.state)
+    if kinds:
+        return choose_kind(kinds, preparation, modality, str(found.path), 'modality="CT".')
+    if modality is None:
+        raise ConfigError(f'{found.path} does not say what images it saw. Say what yours are: modality="CT", or "MR".')
+    names: list[str] = found.state.get("channel_names") or [""]
+    given = [modality] * len(names) if isinstance(modality, str) else list(modality)
+    if len(given) != len(names):
+        raise ConfigError(f"modality names {len(given)} channels, and {found.path} has {len(names)}: {', '.join(names)}.")
+    known = list(preparation.modalities)
+    return Kind(tuple(map(Channel, names, (checked_modality(name, known) for name in given), range(len(names)))), 0)
+
+
+def _check_orientation(image: MetaTensor, what: str, remedy: str) -> None:
+    if image.dim() != 4:
+        return
+    codes = "".join(aff2axcodes(image.affine.cpu().numpy()))
+    if codes != "RAS":
+        raise DataError(
+            f"{what} has its axes along {codes}, and the network learned on images along RAS. "
+            f"Put {remedy}axcodes='RAS') before it is prepared."
+        )
+
+
+def _check_spacing(image: MetaTensor, pretrained: tuple[float, float, float], what: str, remedy: str) -> None:
+    spacing = tuple(float(side) for side in image.pixdim[: image.dim() - 1])
+    wanted = pretrained[: len(spacing)]
+    if not np.allclose(spacing, wanted, rtol=1e-2):
+        raise DataError(
+            f"{what} has a spacing of {spacing} mm, the network was pretrained at {wanted}. "
+            f"Put {remedy}pixdim={wanted}) before it is prepared."
+        )

@@ -1,0 +1,77 @@
+"""A reader for MONAI's `LoadImage`: a series as the volume that medssl's archive makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from monai.data.image_reader import ImageReader
+from monai.utils import MetaKeys, SpaceKeys
+from numpy.typing import NDArray
+
+from medssl.archive import Index, build_index, read_nifti_channels
+from medssl.archive.nifti.names import is_nifti_name
+from medssl.errors import DataError, UsageError
+
+
+class MedsslReader(ImageReader):  # type: ignore[misc]
+    """`LoadImaged("image", reader=MedsslReader())`: DICOM series and NIfTI files as medssl reads them, along RAS+ affines.
+
+    A folder, zip or tar of DICOM becomes its volume: slices sorted by their positions, rescaled, nothing stacked over a gap. One that holds
+    no volume is an error with the reason; of several the one meant is named by `modality`, or they are put into folders of their own.
+
+    Args:
+        modality: which volume of a folder is read, by its DICOM modality.
+    """
+
+    def __init__(self, modality: str | None = None) -> None:
+        super().__init__()
+        self.modality = modality
+
+    def verify_suffix(self, filename: Any) -> bool:
+        """Whether this reader takes it: any folder, zip, tar, DICOM or NIfTI file."""
+        paths = [filename] if isinstance(filename, str | Path) else list(filename)
+        return all(Path(path).is_dir() or Path(path).suffix.lower() in (".dcm", ".zip", ".tar", ".gz", ".nii", "") for path in paths)
+
+    def read(self, data: Any, **kwargs: Any) -> list[tuple[NDArray[Any], NDArray[np.float64]]]:
+        """Values and affine of each of the paths."""
+        paths = [data] if isinstance(data, str | Path) else list(data)
+        return [_nifti(Path(path)) if is_nifti_name(Path(path).name) else self._volume(Path(path)) for path in paths]
+
+    def get_data(self, img: Sequence[tuple[NDArray[Any], NDArray[np.float64]]]) -> tuple[NDArray[Any], dict[str, Any]]:
+        """The values, several channels first, and what a MetaTensor needs to know of them."""
+        arrays, affine = [array for array, _ in img], img[0][1]
+        if any(array.shape != arrays[0].shape or not np.allclose(other, affine, atol=1e-3) for array, other in img):
+            raise DataError("these images lie on different grids and cannot be the channels of one. Load each under a key of its own.")
+        several = len(arrays) > 1 or arrays[0].ndim == 4
+        array = (np.concatenate if arrays[0].ndim == 4 else np.stack)(arrays) if several else arrays[0]
+        return array, {
+            MetaKeys.AFFINE: affine.copy(),
+            MetaKeys.ORIGINAL_AFFINE: affine.copy(),
+            MetaKeys.SPATIAL_SHAPE: np.asarray(array.shape[-3:]),
+            MetaKeys.SPACE: SpaceKeys.RAS,
+            MetaKeys.ORIGINAL_CHANNEL_DIM: 0 if several else float("nan"),
+        }
+
+    def _volume(self, path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
+        with TemporaryDirectory(prefix="medssl-") as folder:
+            build_index([path], folder, workers=1)  # workers of a loader may have no workers of their own
+            index = Index(folder)
+            records = [one for one in index.volumes() if self.modality is None or one.modality == self.modality.upper()]
+            if not records:
+                reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(index.rejected().items()))
+                others = ", ".join(sorted({one.modality for one in index.volumes()}))
+                raise DataError(f"{path} holds no volume{f' of {self.modality}, only {others}' if others else ''}: {reasons or 'no file'}.")
+            if len(records) > 1:
+                listed = ", ".join(f"{one.modality} {'x'.join(map(str, one.shape))} ({one.instances} files)" for one in records)
+                raise UsageError(f"{path} holds {len(records)} volumes: {listed}. Give each series a folder, or name one: modality=...")
+            volume = index.read(records[0].volume)
+            return volume.array, np.asarray(volume.affine, np.float64)
+
+
+def _nifti(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    found = read_nifti_channels(path)
+    return (found.array if len(found.array) > 1 else found.array[0]), found.affine

@@ -56,6 +56,10 @@ test-newest: install ## the story on the newest versions, on each of Python 3.11
 bench-training: install ## training beside busy jobs and alone, the engine beside a plain loop; wants a quiet machine
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.training
 
+.PHONY: bench-volumes
+bench-volumes: install ## crops, batches, writing, resampling and opening beside a copy in memory and beside peers
+	PYTHONPATH=tests $(BIN)/python -m benchmarks.volumes
+
 .PHONY: staged-cases
 staged-cases: install ## the table of docs/dicom.md: medssl beside MONAI's readers and dcm2niix; `pip install itk` first
 	PYTHONPATH=tests $(BIN)/python -m staged docs/dicom.md

@@ -83,9 +83,10 @@ def _configurations() -> dict[str, dict[str, type[Any]]]:
     from medssl.train import PretrainConfig, TrainOptions
     from medssl.transfer.options import FinetuneConfig, FinetuneTrainOptions, UnlabelledOptions
     from medssl.transfer.segmentation import AugmentOptions
-    from medssl.volumes import DataOptions, LabelledOptions
+    from medssl.volumes import ChannelOptions, DataOptions, IntensityRule, LabelledOptions, Preparation, StoreOptions
 
     return {
+        "store": {"": StoreOptions, "channels": ChannelOptions, "preparation": Preparation, "preparation.channels.NAME": IntensityRule},
         "pretrain": {
             "": PretrainConfig,
             "network": NetworkSpec,

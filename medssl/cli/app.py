@@ -26,6 +26,8 @@ app = typer.Typer(
 app.command()(archive.index)
 app.command()(archive.volumes)
 app.command(name="store")(store.store)
+app.command(name="verify")(store.verify)
+app.command(name="show")(store.show)
 app.command(name="pretrain")(pretrain.pretrain)
 app.command()(transfer.finetune)
 app.command()(transfer.predict)

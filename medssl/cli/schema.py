@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,6 +16,7 @@ class Kind(StrEnum):
 
     pretrain = "pretrain"
     finetune = "finetune"
+    store = "store"
 
 
 def schema(
@@ -27,10 +29,15 @@ def schema(
     from medssl.plugins import Plugins
     from medssl.train import pretrain_schema
     from medssl.transfer import finetune_schema
+    from medssl.volumes import StoreOptions
 
     plugins = Plugins.load()
-    schemas = {Kind.pretrain: pretrain_schema, Kind.finetune: finetune_schema}
+    schemas: dict[Kind, Callable[[], dict[str, Any]]] = {
+        Kind.pretrain: lambda: pretrain_schema(plugins),
+        Kind.finetune: lambda: finetune_schema(plugins),
+        Kind.store: StoreOptions.model_json_schema,
+    }
     if kind is not None:
-        print_json(schemas[kind](plugins))
+        print_json(schemas[kind]())
     else:
-        print_json({"anyOf": [make(plugins) for make in schemas.values()]})
+        print_json({"anyOf": [make() for make in schemas.values()]})

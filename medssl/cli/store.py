@@ -1,4 +1,4 @@
-"""`medssl store`: volumes ready to be cropped."""
+"""`medssl store`, `verify` and `show`: volumes ready to be cropped."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ MANY = 20
 def store(
     sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="An index folder, a folder of DICOM, or a folder of NIfTI.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The store to write or to go on with.")],
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A YAML file: channels, preparation and what these options say.")
+    ] = None,
     where: Annotated[str | None, typer.Option(metavar="SQL", help="Condition over the volume table.")] = None,
     spacing: Annotated[
         float | None, typer.Option(metavar="MM", min=0.01, help="Resample to this isotropic spacing; default: as it is.")
@@ -34,11 +37,23 @@ def store(
     group: Group = False,
 ) -> None:
     """Put volumes into a store: oriented to RAS+, compressed in blocks, checksummed. Run again to add what is new."""
-    from medssl.volumes import make_store
+    from medssl.train.config import read_config
+    from medssl.volumes import StoreOptions, make_store
 
     share(out, group)
+    given = {"where": where, "spacing": spacing, "modality": modality}
+    options = read_config(StoreOptions, config, (), {key: value for key, value in given.items() if value is not None}, "store")
     with counting("storing volumes") as report:
-        summary = make_store(sources, out, where=_condition(where, max_deviation), spacing=spacing, modality=modality, progress=report)
+        summary = make_store(
+            sources,
+            out,
+            where=_condition(options.where, max_deviation),
+            spacing=options.spacing,
+            modality=options.modality,
+            channels=options.channels,
+            preparation=options.preparation,
+            progress=report,
+        )
     if as_json:
         print_json(summary.document())
         _refuse_nothing(summary)
@@ -64,3 +79,55 @@ def _refuse_nothing(summary: StoreSummary) -> None:
     if not summary.volumes:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(summary.rejected.items()))
         raise StoreError(f"the store {summary.folder} holds none of these volumes: {reasons}. Nothing can be trained on it.")
+
+
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="STORE", help="A store.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Read a store whole and compare it with its checksums and its table; changes nothing. Ends with 1 where something is wrong."""
+    from medssl.volumes import Store
+    from medssl.volumes.store.verifying import verify as look
+
+    with counting("verifying volumes") as report:
+        found = look(Store(folder), progress=report)
+    if as_json:
+        print_json(found.document())
+    elif found.bad:
+        print_table("Damaged", ("volume", "what is wrong"), sorted(found.bad.items()))
+    if found.strangers:
+        say(f"{len(found.strangers)} files belong to no volume and are never read, such as {found.strangers[0]}.")
+    if not found.sound:
+        left = f", {found.unfinished} not stored yet" if found.unfinished else ""
+        raise StoreError(f"{folder}: {len(found.bad)} of {found.volumes} volumes are damaged{left}. Run `medssl store` again.")
+    say(f"{found.volumes} volumes in {folder}, all as they were written.")
+
+
+def show(
+    folder: Annotated[Path, typer.Argument(metavar="STORE", help="A store.")],
+    picture: Annotated[
+        Path | None, typer.Option("--picture", metavar="FILE", help="Write slices with the box of the foreground, and histograms, as PNG.")
+    ] = None,
+    rows: Annotated[int, typer.Option(metavar="N", min=1, max=64, help="Volumes in the picture.")] = 8,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Say what a store holds: volumes, patients, sizes, spacings and values by modality, and why others were left out."""
+    from medssl.volumes import Store
+    from medssl.volumes.showing import kinds, write_sheet
+
+    opened = Store(folder)
+    found, left_out = kinds(opened), opened.left_out()
+    if as_json:
+        print_json({"store": str(folder), "kinds": [kind.document() for kind in found], "left_out": left_out})
+    else:
+        columns = ("modality", "channels", "volumes", "patients", "sides", "spacing in mm", "low, mean, high, deviation")
+        shown = [
+            (kind.modality, ", ".join(kind.channels), kind.volumes, kind.patients, " | ".join(kind.shape), " | ".join(kind.spacing))
+            for kind in found
+        ]
+        values = [", ".join(f"{value:.4g}" for value in kind.values) for kind in found]
+        print_table(f"{folder}: smallest, median and largest", columns, [(*row, value) for row, value in zip(shown, values, strict=True)])
+        if left_out:
+            print_table("Left out", ("volume", "reason"), sorted(left_out.items())[:MANY])
+    if picture is not None:
+        say(f"wrote {write_sheet(opened, picture, rows)}")

@@ -39,6 +39,7 @@ from medssl.volumes import (
     store_cases,
     stored_cases,
     training_cases,
+    with_windows,
 )
 
 if TYPE_CHECKING:
@@ -79,7 +80,8 @@ def make_plan(config: FinetuneConfig, folder: Path) -> Plan:
         raise ConfigError("network.out_channels is 1; segmentation needs one for the background and one for each label value.")
     training, validation = training_cases(config.data)
     preparation, spacing = _image_form(config, origin.state if origin is not None else {}, config.pretrained)
-    channels = channels_of(config.data, training, preparation.modalities, partial(_usual_channels, origin, preparation))
+    cases_own = channels_of(config.data, training, preparation.modalities, partial(_usual_channels, origin, preparation))
+    channels = _as_pretrained(cases_own, origin)
     if spec.in_channels != len(channels):
         names = ", ".join(channel.name for channel in channels)
         raise ConfigError(
@@ -100,7 +102,7 @@ def make_plan(config: FinetuneConfig, folder: Path) -> Plan:
         )
     store = stored_cases(folder, training)
     spec = with_outputs(spec, values, store, stored_cases(folder, validation) if validation else None)
-    modalities = tuple(channel.modality for channel in channels)
+    modalities = tuple({channel.array: channel.modality for channel in channels}.values())
     modality = modalities[0] if len(set(modalities)) == 1 else modalities
     data = config.data.model_copy(update={"spacing": spacing, "modality": modality})
     resolved = config.model_copy(update={"network": spec, "data": data, "preparation": preparation})
@@ -146,6 +148,24 @@ def _network(config: FinetuneConfig, origin: Checkpoint | None) -> NetworkSpec:
     return as_spec(spec.model_copy(update={"out_channels": None}))
 
 
+def _as_pretrained(channels: tuple[Channel, ...], origin: Checkpoint | None) -> tuple[Channel, ...]:
+    """The channels that a pretrained network was shown of as many images; the cases' own where it says none or they are others."""
+    kinds = kinds_seen(origin.state) if origin is not None else ()
+    if origin is None or len(kinds) != 1:
+        return channels
+    theirs = kinds[0].channels
+    arrays = {channel.array for channel in channels}
+    if len(channels) == len(arrays) < len(theirs) and arrays == {channel.array for channel in theirs}:
+        return theirs
+    ours, names = ([channel.name for channel in some] for some in (channels, theirs))
+    if ours != names and sorted(ours) == sorted(names):
+        raise ConfigError(
+            f"the cases have the channels {', '.join(ours)}, and {origin.path} was trained on {', '.join(names)}: the network would see "
+            "one for the other. Give the images in that order."
+        )
+    return channels
+
+
 def _image_form(config: FinetuneConfig, state: Mapping[str, Any], origin: str | None) -> tuple[Preparation, Spacing]:
     preparation, spacing = config.preparation, as_spacing(config.data.spacing)
     if state.get("preparation") is not None:
@@ -158,6 +178,12 @@ def _image_form(config: FinetuneConfig, state: Mapping[str, Any], origin: str | 
         if spacing is not None and spacing != pretrained:
             _refuse("data.spacing", spacing, pretrained, origin)
         spacing = pretrained
+    if state.get("preparation") is None:
+        return with_windows(preparation or Preparation(), config.data.windows), spacing
+    windows = with_windows(Preparation(), config.data.windows).channels
+    unseen = [name for name in windows if name not in (preparation or Preparation()).channels]
+    if unseen:
+        raise ConfigError(f"data.windows names {', '.join(unseen)}, which {origin} never saw. Leave data.windows out, or pretrain again.")
     return preparation or Preparation(), spacing
 
 

@@ -29,13 +29,14 @@ from medssl.volumes.crops import (
     on_device,
 )
 from medssl.volumes.grid import as_spacing
-from medssl.volumes.ingest import Incoming, StoreSummary, make_store, write_store
-from medssl.volumes.preparation import Channel, IntensityRule, Preparation, Statistics, statistics
+from medssl.volumes.ingest import ChannelOptions, Incoming, StoreOptions, StoreSummary, make_store, write_store
+from medssl.volumes.preparation import Channel, IntensityRule, Preparation, Statistics, statistics, with_windows
 from medssl.volumes.store import Kind, Store, StoredVolume, choose_kind, kinds_document, kinds_of, kinds_seen, stable_id
 
 __all__ = [
     "Case",
     "Channel",
+    "ChannelOptions",
     "Crop",
     "CropLoader",
     "CropOptions",
@@ -51,6 +52,7 @@ __all__ = [
     "Prepared",
     "Statistics",
     "Store",
+    "StoreOptions",
     "StoreSummary",
     "StoredVolume",
     "as_spacing",
@@ -75,5 +77,6 @@ __all__ = [
     "store_cases",
     "stored_cases",
     "training_cases",
+    "with_windows",
     "write_store",
 ]

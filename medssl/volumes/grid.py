@@ -19,6 +19,8 @@ from medssl.errors import UsageError
 
 Array = NDArray[Any]
 WHOLE_RANGE = 200.0
+SLAB = 16
+"""Layers that are resampled at a time."""
 
 
 def as_spacing(spacing: float | Sequence[float] | None) -> tuple[float, float, float] | None:
@@ -56,11 +58,11 @@ def resample(array: Array, affine: Array, spacing: Sequence[float]) -> tuple[Arr
         parts = [resample(part, affine, spacing) for part in array]
         return np.stack([part for part, _ in parts]), parts[0][1]
     whole = np.issubdtype(array.dtype, np.integer) and float(array.max()) - float(array.min()) >= WHOLE_RANGE
-    result = array.astype(np.float32)
+    result = array
     for axis in sorted(range(3), key=lambda axis: old[axis] / spacing[axis]):
         result = _along(result, axis, _weights(array.shape[axis], old[axis], spacing[axis]))
     if whole:
-        result = np.rint(result).astype(array.dtype)
+        result = np.rint(result, out=result).astype(array.dtype)
     return np.ascontiguousarray(result), _affine(affine, array.shape, old, spacing)
 
 
@@ -91,10 +93,16 @@ def _weights(size: int, old: float, new: float) -> csr_matrix:
     return csr_matrix(entries, shape=(len(centres), size))
 
 
-def _along(array: NDArray[np.float32], axis: int, weights: csr_matrix) -> NDArray[np.float32]:
-    front = np.ascontiguousarray(np.moveaxis(array, axis, 0))
-    done = (weights @ front.reshape(front.shape[0], -1)).reshape(weights.shape[0], *front.shape[1:])
-    return np.moveaxis(np.asarray(done, np.float32), 0, axis)
+def _along(array: Array, axis: int, weights: csr_matrix) -> NDArray[np.float32]:
+    """In parts of the axis that lies slowest in memory, so that little is held beside array and result."""
+    front = np.moveaxis(array, axis, 0)
+    done = np.empty((weights.shape[0], *front.shape[1:]), np.float32)
+    cut = 1 + int(np.argmax(np.abs(front.strides[1:])))
+    for first in range(0, front.shape[cut], SLAB):
+        part = (slice(None),) * cut + (slice(first, first + SLAB),)
+        piece = np.ascontiguousarray(front[part], np.float32)
+        done[part] = (weights @ piece.reshape(piece.shape[0], -1)).reshape(weights.shape[0], *piece.shape[1:])
+    return np.moveaxis(done, 0, axis)
 
 
 def resample_labels(labels: Array, old: Sequence[float], new: Sequence[float]) -> Array:

@@ -7,7 +7,8 @@ statistics taken over its foreground.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 
 from medssl.config import BaseOptions
+from medssl.volumes.distribution import Distribution, distribution
 from medssl.volumes.unusable import STEPS, has_steps
 
 BINS = STEPS
@@ -60,24 +62,23 @@ def statistics(array: NDArray[Any]) -> Statistics:
     The body's threshold is Otsu's (IEEE Trans. SMC 9, 1979), taken only where the lower class is as narrow as air is. An image
     that the body fills, such as a crop of a head, has no such class and is foreground everywhere.
     """
-    values = array.reshape(-1)
-    minimum = float(values.min())
-    threshold = _air_threshold(values, minimum)
-    body = values[values > threshold]
-    low, high = (float(value) for value in np.percentile(body, (0.5, 99.5)))
+    everything = distribution(array)
+    minimum = everything.quantile(0)
+    threshold = _air_threshold(everything, minimum, array.dtype)
+    body = everything.above(threshold)
+    low, high = body.quantile(0.005), body.quantile(0.995)
     if not low < high:
-        low, high = float(body.min()), float(body.max())
-    clipped = np.clip(body, low, high)
-    std = float(clipped.std(dtype=np.float64))
-    return Statistics(float(clipped.mean(dtype=np.float64)), std if std > 0 else 1.0, low, high, threshold, minimum)
+        low, high = body.quantile(0), body.quantile(1)
+    mean, std = body.moments(low, high)
+    return Statistics(mean, std if std > 0 else 1.0, low, high, threshold, minimum)
 
 
-def _air_threshold(values: NDArray[Any], minimum: float) -> float:
+def _air_threshold(values: Distribution, minimum: float, dtype: np.dtype[Any]) -> float:
     everything = float(minimum - max(1.0, abs(minimum) * 1e-3))
-    top = float(np.percentile(values, 99.5))
-    if not minimum < top or (values.dtype == np.float32 and not has_steps(np.float32(minimum), np.float32(top))):
+    top = values.quantile(0.995)
+    if not minimum < top or (dtype == np.float32 and not has_steps(np.float32(minimum), np.float32(top))):
         return everything
-    counts, edges = np.histogram(values, bins=BINS, range=(minimum, top))
+    counts, edges = np.histogram(values.values, bins=BINS, range=(minimum, top), weights=values.counts)
     counts = counts.astype(np.float64)
     centres = (edges[:-1] + edges[1:]) / 2
     below, total = np.cumsum(counts), counts.sum()
@@ -187,3 +188,40 @@ class Preparation(BaseOptions):
         out = np.empty(array.shape, np.float32)
         self.line(statistics, modality, channel).into(array, out)
         return out
+
+
+Windows = Mapping[str, tuple[tuple[float, float], ...]]
+"""Intensity windows by modality."""
+
+
+def window_name(modality: str, low: float, high: float) -> str:
+    """Such as CT[-160,240]."""
+    return f"{modality.upper()}[{low:g},{high:g}]"
+
+
+def windowed(channels: Iterable[Channel], windows: Windows) -> tuple[Channel, ...]:
+    """Each channel of a modality that has windows as one channel a window, of the same array."""
+    of_modality = {key.upper(): value for key, value in windows.items()}
+    found: list[Channel] = []
+    for one in channels:
+        kind = one.modality.upper()
+        found += [Channel(window_name(kind, *window), one.modality, one.array) for window in of_modality.get(kind, ())] or [one]
+    return tuple(found)
+
+
+def with_windows(preparation: Preparation, windows: Windows) -> Preparation:
+    """The preparation with a rule for each window."""
+    rules = {
+        window_name(modality, low, high): IntensityRule(kind="window", low=low, high=high)
+        for modality, several in windows.items()
+        for low, high in several
+    }
+    return preparation.model_copy(update={"channels": {**rules, **preparation.channels}}) if rules else preparation
+
+
+def check_windows(windows: Windows) -> None:
+    """Raises `ValueError` for what is no window."""
+    for modality, several in windows.items():
+        for low, high in several:
+            if not (math.isfinite(low) and math.isfinite(high) and low < high):
+                raise ValueError(f"the window [{low}, {high}] of {modality} is none: its low must be less than its high")

@@ -64,6 +64,28 @@ def test_neighbouring_crops_come_from_one_volume(store_folder: Path) -> None:
     assert len(places) > 15
 
 
+@pytest.mark.parametrize("overlap", [0.0, 0.4, 0.75])
+def test_further_crops_of_a_volume_share_what_is_asked_for_with_its_first(store_folder: Path, overlap: float) -> None:
+    size, several = (16, 10, 30), 3
+    given = {"size": size, "crops_per_volume": several}
+    plan = CropPlan(Store(store_folder), CropOptions.model_validate(given | {"overlap": overlap}))
+    alone = CropPlan(Store(store_folder), CropOptions.model_validate(given))
+    shared = []
+    for first in range(0, 300, several):
+        places = [plan.place(5, first + number) for number in range(several)]
+        assert places[0] == alone.place(5, first)
+        volume = plan.store.volume(places[0].number)
+        for place in places[1:]:
+            assert place.number == places[0].number
+            assert all(0 <= c <= side - want for c, side, want in zip(place.corner, volume.shape, size, strict=True))
+            shared.append([1 - abs(a - b) / want for a, b, want in zip(place.corner, places[0].corner, size, strict=True)])
+    least = np.min(shared, axis=0)
+    assert (least >= overlap - 1e-9).all()
+    # It goes to the limit where the volume lets it, and no two crops are the same.
+    assert (least[:2] <= overlap + 0.1).all() and least[2] == 1
+    assert np.unique(shared, axis=0).shape[0] > 10
+
+
 @pytest.mark.parametrize(("balance", "groups"), [("patient", 3), ("modality", 1)])
 def test_each_group_comes_once_a_turn_and_all_its_volumes_alike(store_folder: Path, balance: str, groups: int) -> None:
     """Of five volumes two patients have two each and one has one."""

@@ -6,8 +6,10 @@ import json
 import warnings
 from pathlib import Path
 
+import numpy as np
+
 from medssl.archive.index.reading import Index
-from medssl.archive.nifti.files import write_nifti
+from medssl.archive.nifti.files import Nifti, write_nifti
 from medssl.errors import ArchiveError, DataError, MedsslError, UsageError
 from medssl.faults import fault
 from medssl.files import take_folder, write_atomically
@@ -41,7 +43,10 @@ def _written(index: Index, out: Path, where: str | None) -> list[Path]:
     written: list[Path] = []
     for record in records:
         try:
-            file = write_nifti(index.read(record.volume), out / f"{record.volume}.nii.gz")
+            volume = index.read(record.volume)
+            # In NIfTI the values of a voxel are the fourth axis.
+            array = np.moveaxis(volume.array, 0, 3) if volume.array.ndim == 4 else volume.array
+            file = write_nifti(Nifti(array, volume.affine), out / f"{record.volume}.nii.gz")
         except DataError as error:
             warnings.warn(f"volume {record.volume} cannot be written: {error}. It is left out.", UnreadableVolume, stacklevel=3)
             continue

@@ -22,7 +22,7 @@ from medssl.archive.index.records import IndexSummary, Volume, VolumeRecord
 from medssl.archive.index.summary import INSTANCES, PLACE, PRIVATE, UNKNOWN, VOLUMES, count_reasons, records_from, summarize
 from medssl.archive.instance import SCHEMA, Instance, from_table
 from medssl.archive.narrowing import narrow
-from medssl.archive.nifti.files import NiftiProblem, read_stream
+from medssl.archive.nifti.files import NiftiProblem, read_stream, read_stream_channels
 from medssl.archive.pixels.values import PixelProblem, rescaled, series_values, whole_range
 from medssl.archive.sources.locations import find_source
 from medssl.archive.tables import damaged, read_table
@@ -83,7 +83,7 @@ class Index:
         return left_out_of(self._instances)
 
     def read(self, volume: str) -> Volume:
-        """The voxels of a volume, (X, Y, Z) along the record's affine, rescaled.
+        """The voxels of a volume, (X, Y, Z) along the record's affine, rescaled; (C, X, Y, Z) where the record has a fourth side C.
 
         Raises `UsageError` for an unknown volume and `ArchiveError` where its files are gone, changed or cannot be decoded.
         """
@@ -96,6 +96,16 @@ class Index:
         if record.kind == "nifti":
             return Volume(record, self._nifti(record, slices[0]))
         return Volume(record, self._stack(record, slices))
+
+    def file(self, volume: str) -> tuple[int, str]:
+        """Number of the source and name in it of a volume's first file. Private: for grouping by names, never to be shown or stored."""
+        first = self._slices[volume][0]
+        return first.source, os.fsdecode(first.key)
+
+    def moment(self, volume: str) -> tuple[tuple[float, str], ...]:
+        """What orders the volumes of a dynamic series in time: to be compared within a series only."""
+        first = self._slices[volume][0]
+        return tuple(_ordered(text) for text in (first.temporal, first.trigger, first.acquired, first.acquisition))
 
     def check_readable(self) -> None:
         """`ArchiveError` where the part of the index that leads to the files may not be read or is damaged, and so no volume of it."""
@@ -157,14 +167,15 @@ class Index:
             return self._opened[number]
 
     def _nifti(self, record: VolumeRecord, one: Instance) -> NDArray[Any]:
+        several = len(record.shape) == 4
         try:
             with self._source(one.source).open(os.fsdecode(one.key)) as file:
-                array, affine = read_stream(file)
+                array, affine = read_stream_channels(file) if several else read_stream(file)
         except OSError as error:
             raise _gone(record, 0, error) from None
         except NiftiProblem as problem:
             raise ArchiveError(f"volume {record.volume} cannot be read: {problem}.") from None
-        if array.shape != record.shape or not np.allclose(affine, record.affine, atol=1e-6):
+        if array.shape != (record.shape[3:] + record.shape[:3]) or not np.allclose(affine, record.affine, atol=1e-6):
             raise ArchiveError(f"the file of volume {record.volume} has changed since it was indexed. Index the archive again.")
         return array
 
@@ -187,6 +198,14 @@ class Index:
             if stacked.dtype == np.float32 and not np.isfinite(stacked[number]).all():
                 raise ArchiveError(f"slice {number} of volume {record.volume} has values beyond the range of float32.")
         return narrow(stacked.transpose(2, 1, 0))
+
+
+def _ordered(text: str) -> tuple[float, str]:
+    """Numbers by their size, other text behind them by itself."""
+    try:
+        return float(text), ""
+    except ValueError:
+        return np.inf, text
 
 
 def _target(slices: list[Instance]) -> type[np.int16] | type[np.float32]:

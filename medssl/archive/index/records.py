@@ -26,7 +26,7 @@ class VolumeRecord:
     modality: str
     kind: Literal["dicom", "nifti"]
     shape: tuple[int, ...]
-    """Voxels along the affine's axes."""
+    """Voxels along the affine's axes; a fourth side counts the values a voxel of a NIfTI file has, where it has several."""
     spacing: tuple[float, ...]
     """Millimetres along the affine's axes."""
     affine: NDArray[np.float64]
@@ -79,7 +79,8 @@ class Volume:
 
     record: VolumeRecord
     array: NDArray[Any]
-    """(X, Y, Z) rescaled values, int16 where all are whole and in its range, else float32."""
+    """(X, Y, Z), or (C, X, Y, Z) where the record has a fourth side C: rescaled values, int16 where all are whole and in its range, else
+    float32."""
 
     @property
     def affine(self) -> NDArray[np.float64]:

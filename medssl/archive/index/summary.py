@@ -98,7 +98,8 @@ def _record(row: dict[str, Any]) -> VolumeRecord:
 
 def _sound(one: VolumeRecord) -> bool:
     names = all(is_pseudonym(name) for name in (one.volume, one.patient, one.study, one.series))
-    sizes = len(one.shape) == 3 and all(0 < side <= 2**31 for side in one.shape) and one.instances > 0
+    sides = (3,) if one.kind == "dicom" else (3, 4)
+    sizes = len(one.shape) in sides and all(0 < side <= 2**31 for side in one.shape) and one.instances > 0
     place = len(one.spacing) == 3 and usable_spacing(one.spacing)
     place = place and bool(np.isfinite(one.affine).all()) and usable_position(one.affine[:3, 3].tolist())
     taken = [getattr(one, name) for name in _TAKEN]

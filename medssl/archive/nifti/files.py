@@ -64,6 +64,7 @@ class NiftiHeader(NamedTuple):
     """What the header alone says."""
 
     shape: tuple[int, ...]
+    """Three sides, and a fourth where there is more than one value a voxel."""
     affine: NDArray[np.float64]
     warnings: tuple[str, ...]
 
@@ -79,15 +80,7 @@ def read_nifti(path: str | Path) -> Nifti:
 def read_nifti_channels(path: str | Path) -> Nifti:
     """As `read_nifti`, with an array (C, X, Y, Z): the fourth axis of a 4D file counts channels, a 3D file has one."""
 
-    def read(stream: BinaryIO) -> Nifti:
-        found = _open(stream)
-        sides = found.sides
-        channels = sides[3] if len(sides) > 3 and set(sides[4:]) <= {1} else 1
-        header = _checked(found, sides[:3] if channels > 1 else sides)
-        array = _values(stream, found, (*header.shape, channels))
-        return Nifti(np.moveaxis(array, 3, 0), header.affine)
-
-    return _read_file(Path(path), read)
+    return _read_file(Path(path), read_stream_channels)
 
 
 def _read_file(file: Path, read: Callable[[BinaryIO], Nifti]) -> Nifti:
@@ -116,13 +109,29 @@ def read_stream(stream: BinaryIO) -> Nifti:
     return Nifti(_values(stream, found, header.shape), header.affine)
 
 
-def read_nifti_header(stream: BinaryIO) -> NiftiHeader:
-    """Shape and affine; the voxels are not kept, but a file too short for them raises `NiftiProblem` as any other flaw does."""
+def read_stream_channels(stream: BinaryIO) -> Nifti:
+    """As `read_nifti_channels`, from a stream; raises `NiftiProblem`."""
     found = _open(stream)
-    header = _checked(found, found.sides)
+    header, channels = _with_channels(found)
+    array = _values(stream, found, (*header.shape, channels))
+    return Nifti(np.moveaxis(array, 3, 0), header.affine)
+
+
+def _with_channels(found: _Found) -> tuple[NiftiHeader, int]:
+    """What the header says of the three sides, and how many values a voxel has."""
+    sides = found.sides
+    channels = sides[3] if len(sides) > 3 and set(sides[4:]) <= {1} else 1
+    return _checked(found, sides[:3] if channels > 1 else sides), channels
+
+
+def read_nifti_header(stream: BinaryIO) -> NiftiHeader:
+    """Shape, with a fourth side where a fourth axis counts more than one, and affine; the voxels are not kept, but a file too short
+    for them raises `NiftiProblem` as any other flaw does."""
+    found = _open(stream)
+    header, channels = _with_channels(found)
     for _ in _unpacked(stream, found.end):
         pass
-    return header
+    return header if channels == 1 else header._replace(shape=(*header.shape, channels))
 
 
 class _Found(NamedTuple):

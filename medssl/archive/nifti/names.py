@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
+from typing import TypeVar
+
+Name = TypeVar("Name", str, Path)
 
 _LABEL_FOLDER = re.compile(r"^labels?(Tr|Ts|Val)?$", re.IGNORECASE)
 _LABEL_FILE = re.compile(r"(^|[_-])(seg|dseg|probseg|segmentation|mask|label|labels)$", re.IGNORECASE)
 _SUBJECT = re.compile(r"^(sub-[A-Za-z0-9]+)")
 _SESSION = re.compile(r"(?:^|_)(ses-[A-Za-z0-9]+)")
-_CHANNEL = re.compile(r"_\d{4}$")
+_CHANNEL = re.compile(r"_(\d{4})$")
 
 
 def is_nifti_name(name: str) -> bool:
@@ -49,3 +53,32 @@ def session_of(name: str) -> str:
         if session:
             return f"{patient_of(name)}/{session.group(1)}"
     return patient_of(name)
+
+
+def case_of(name: str | PurePath) -> str:
+    """The stem without nnU-Net's channel number at its end."""
+    return _CHANNEL.sub("", stem(name))
+
+
+def channel_numbers(names: Iterable[str | PurePath]) -> dict[str, list[int]]:
+    """Case -> the channel numbers at the end of its files' names."""
+    found: dict[str, list[int]] = {}
+    for name in names:
+        number = _CHANNEL.search(stem(name))
+        if number is not None:
+            found.setdefault(case_of(name), []).append(int(number[1]))
+    return found
+
+
+def numbered(names: Sequence[Name], channels: int | None = None) -> dict[str, tuple[Name, ...]] | None:
+    """Case -> its files by channel, where every file of a folder is called `CASE_0000`, `CASE_0001` and so on, and all cases have
+    the same channels (as many as `channels`, where that is known); else None."""
+    found = channel_numbers(names)
+    counts = {tuple(sorted(numbers)) for numbers in found.values()}
+    alike = len(counts) == 1 and counts <= {tuple(range(channels or len(next(iter(counts)))))}
+    if not alike or sum(map(len, found.values())) != len(names):
+        return None
+    cases: dict[str, list[Name]] = {case: [] for case in found}
+    for name in sorted(names):
+        cases[case_of(name)].append(name)
+    return {case: tuple(files) for case, files in cases.items()}

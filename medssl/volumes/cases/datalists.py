@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medssl.archive.nifti.names import nifti_files, stem
+from medssl.archive.nifti.names import case_of, channel_numbers, nifti_files, numbered, stem
 from medssl.errors import ConfigError, DataError, MissingInput
 from medssl.faults import faults_as
 
 _SPLIT = {"training": "train", "train": "train", "validation": "validation", "val": "validation", "test": "test", "testing": "test"}
-_CHANNEL = re.compile(r"_(\d{4})$")
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ def _existing(file: Path, text: str, where: str) -> Path:
 
 def _case_name(paths: Sequence[Path], label: Path | None) -> str:
     """The label's name where it says the case and the image's adds a channel; of several images what they share; else the image's."""
-    prefix = _CHANNEL.sub("", stem(paths[0]))
+    prefix = case_of(paths[0])
     channels = [f"{prefix}_{number:04d}" for number in range(len(paths))]
     several = len(paths) > 1 and [stem(path) for path in paths] == channels
     return prefix if several or (label is not None and stem(label) == prefix) else stem(paths[0])
@@ -133,28 +131,14 @@ def grouped_by_case(paths: Sequence[Path], channels: int | None = None, labels: 
     that is known), and labels, where there are any, are named as cases and not as files. Raises `DataError` where two files name one
     case.
     """
-    found = _channels(paths)
-    counts = {tuple(sorted(numbers)) for numbers in found.values()}
-    alike = len(counts) == 1 and counts <= {tuple(range(channels or len(next(iter(counts)))))}
-    named = not labels or (not any(stem(path) in labels for path in paths) and any(case in labels for case in found))
-    if not (alike and named and sum(map(len, found.values())) == len(paths)):
-        return _whole(paths)
-    return {case: tuple(sorted(path for path in paths if _CHANNEL.sub("", stem(path)) == case)) for case in found}
-
-
-def _channels(paths: Sequence[Path]) -> dict[str, list[int]]:
-    """Case -> the channel numbers at the end of its files' names."""
-    found: dict[str, list[int]] = {}
-    for path in paths:
-        number = _CHANNEL.search(stem(path))
-        if number is not None:
-            found.setdefault(_CHANNEL.sub("", stem(path)), []).append(int(number[1]))
-    return found
+    found = numbered(paths, channels)
+    named = not labels or (not any(stem(path) in labels for path in paths) and any(case_of(path) in labels for path in paths))
+    return found if found is not None and named else _whole(paths)
 
 
 def _about_channels(paths: Sequence[Path]) -> str:
     """The other way to name images, and where a folder that looks like it departs from it."""
-    found = _channels(paths)
+    found = channel_numbers(paths)
     usual = max((sorted(numbers) for numbers in found.values()), key=list(map(sorted, found.values())).count, default=[0])
     odd = next((case for case, numbers in found.items() if sorted(numbers) != usual), None)
     where = "" if odd is None else f" ('{odd}' has {_numbered(found[odd])}, others {_numbered(usual)})"

@@ -28,7 +28,7 @@ from medssl.volumes.cases.datalists import Listed, folders, from_dataset, read_j
 from medssl.volumes.cases.label_values import LabelValues, check_given, label_values
 from medssl.volumes.cases.patients import OWN, Whose, check_pattern, patients_of, refuse_divided
 from medssl.volumes.crops import LoadOptions
-from medssl.volumes.preparation import Channel
+from medssl.volumes.preparation import Channel, check_windows, windowed
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,9 @@ class LabelledOptions(LoadOptions):
     modality: str | tuple[str, ...] | None = None
     """DICOM modality of the images, such as CT or MR, for the image preparation, or one for each channel; null: what dataset.json says,
     else that of the pretraining's images, else MR."""
+    windows: dict[str, tuple[tuple[float, float], ...]] = Field(default_factory=dict)
+    """Intensity windows by modality, such as `{CT: [[-1000, 200], [-160, 240]]}`: each becomes a channel of its own, as in a store. A
+    pretrained network that was shown windows is shown the same without it."""
     spacing: float | tuple[float, float, float] | None = None
     """Resample images and labels to this spacing in mm; null: the pretrained network's, or each image's own."""
     foreground: float = Field(default=0.75, ge=0, le=1)
@@ -105,6 +108,11 @@ class LabelledOptions(LoadOptions):
     def _classes_count_on(self) -> LabelledOptions:
         if self.label_values is not None:
             check_given(self.label_values)
+        return self
+
+    @model_validator(mode="after")
+    def _windows_are_some(self) -> LabelledOptions:
+        check_windows(self.windows)
         return self
 
     @model_validator(mode="after")
@@ -164,7 +172,7 @@ def channels_of(
 
     `known`: modalities for which the preparation has a rule, beside DICOM's. `usual` is asked only where nothing else says.
 
-    One channel is named by its modality, as in a store; several as `dataset.json` names them, else by their number.
+    One array is named by its modality, as in a store; several as `dataset.json` names them, else by their number.
     """
     count = channel_count(cases[0])
     listed = _channel_names(options)
@@ -183,7 +191,7 @@ def channels_of(
     if len(modalities) != count:
         raise ConfigError(f"data.modality names {len(modalities)} modalities, and the cases have {count} channel(s). Give one, or {count}.")
     said = [str(modality) for modality in modalities]
-    return tuple(map(Channel, names if count > 1 else said, said, range(count)))
+    return windowed(map(Channel, names if count > 1 else said, said, range(count)), options.windows)
 
 
 def label_values_of(options: LabelledOptions) -> LabelValues:

@@ -35,6 +35,9 @@ class CropOptions(BaseOptions):
     """Sides of a crop in voxels along x, y, z of RAS+. Two sides on a store of 3D volumes give axial slices."""
     crops_per_volume: int = Field(default=1, ge=1, le=64)
     """Neighbouring crops of a batch that come from one volume; must divide the batch."""
+    overlap: float | None = Field(default=None, ge=0, lt=1)
+    """With `crops_per_volume`: least share of each side that every further crop of a volume has in common with its first one, which is
+    placed as any crop; null: each lies where it likes."""
     foreground: float = Field(default=0.9, ge=0, le=1)
     """Share of the crops that are placed around a point of the body or, in a labelled volume, of one of its classes, each class alike;
     the others lie anywhere in the volume."""
@@ -125,8 +128,22 @@ class CropPlan:
 
     def place(self, seed: int, sample: int) -> Place:
         """The box of the sample with that global number."""
-        number = self._number(seed, sample // self.options.crops_per_volume)
-        return Place(number, self._corner(number, Draw(seed, 0, [sample], "corner")), self.size)
+        several = self.options.crops_per_volume
+        number, first = self._number(seed, sample // several), sample - sample % several
+        if self.options.overlap is None or sample == first:
+            return Place(number, self._corner(number, Draw(seed, 0, [sample], "corner")), self.size)
+        beside = self._corner(number, Draw(seed, 0, [first], "corner"))
+        shares = Draw(seed, 0, [sample], "overlap").uniform(len(self.size))[0].tolist()
+        return Place(number, self._moved(number, beside, self.options.overlap, shares), self.size)
+
+    def _moved(self, number: int, corner: tuple[int, ...], overlap: float, shares: Sequence[float]) -> tuple[int, ...]:
+        """A corner at most so far from another that the boxes share `overlap` of each side; it stays within the volume where that was."""
+        moved = []
+        for at, share, side, want in zip(corner, shares, self.store.volume(number).shape, self.size, strict=True):
+            reach = want - math.ceil(overlap * want)
+            to = at + int(share * (2 * reach + 1)) - reach
+            moved.append(at if side <= want else min(max(to, 0), side - want))
+        return tuple(moved)
 
     def _number(self, seed: int, position: int) -> int:
         """Each volume once an epoch; with groups each group once a turn, and of each its volumes once an epoch of its own."""

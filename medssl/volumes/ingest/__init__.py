@@ -1,6 +1,18 @@
 """From images to a store: which images become which volumes, on which grid, and what is written of them."""
 
-from medssl.volumes.ingest.sources import is_index, make_store
+from medssl.volumes.ingest.channels import ChannelOptions
+from medssl.volumes.ingest.sources import StoreOptions, is_index, make_store
 from medssl.volumes.ingest.writing import Incoming, Progress, StoreSummary, Unusable, placed, write_store
 
-__all__ = ["Incoming", "Progress", "StoreSummary", "Unusable", "is_index", "make_store", "placed", "write_store"]
+__all__ = [
+    "ChannelOptions",
+    "Incoming",
+    "Progress",
+    "StoreOptions",
+    "StoreSummary",
+    "Unusable",
+    "is_index",
+    "make_store",
+    "placed",
+    "write_store",
+]

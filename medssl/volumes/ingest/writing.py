@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
 import numpy as np
@@ -108,18 +108,19 @@ def write_store(
     *,
     spacing: float | Sequence[float] | None = None,
     preparation: Preparation | None = None,
+    axis: Literal["slice", "time"] | None = None,
     codec: Codec = "lz4hc",
     workers: int = 2,
     progress: Progress | None = None,
 ) -> StoreSummary:
-    """Fill the store `out` with `incoming`.
+    """Fill the store `out` with `incoming`; `axis` is what their channels count, when they are slices or frames.
 
     Until the last of them is there the store is unfinished (`Store.check_finished`). Raises `UsageError` where `out` holds something
     else and `StoreError` where it cannot be written.
     """
     folder, items = Path(out), list(incoming)
     _check_names(items)
-    wanted = Manifest(spacing=as_spacing(spacing), preparation=preparation or Preparation())
+    wanted = Manifest(spacing=as_spacing(spacing), preparation=preparation or Preparation(), axis=axis)
     with _opened(folder, wanted):
         done = _done(folder)
         todo = [item for item in items if not _is_there(item, folder, done)]
@@ -177,7 +178,8 @@ def _check_folder(folder: Path, wanted: Manifest) -> bool:
         if found != wanted:
             raise UsageError(
                 f"the store {folder} was made with spacing {_shown(found)} and is asked for {_shown(wanted)}"
-                f"{'' if found.spacing != wanted.spacing else ', or with another preparation'}. Use the same, or another folder."
+                f"{'' if found.spacing != wanted.spacing else ', or with another preparation or other channels'}. "
+                "Use the same, or another folder."
             )
         return True
     # Another process may just be making the same store: what it has made so far is nobody else's.
@@ -228,10 +230,10 @@ def _made(item: Incoming, folder: Path, manifest: Manifest, codec: Codec) -> tup
     """What the row says of a volume, and the content of its files."""
     channels, values, affine, labels, classes = _load(item, manifest)
     content = content_of(values, affine, channels, labels)
+    row = {"content": content, **_facts(content, channels, values, affine)}
     file = encode(values, codec)
     files = {volume_path(folder, item.volume): file}
-    row = {"content": content, "bytes": len(file), "dtype": values.dtype.str[1:], "digest": digest_of(file)}
-    row |= _facts(content, channels, values, affine)
+    row |= {"bytes": len(file), "dtype": values.dtype.str[1:], "digest": digest_of(file)}
     if labels is not None:
         file = files[labels_path(folder, item.volume)] = encode(labels[None], codec)
         row |= _label_facts(content, labels, classes) | {"labels_digest": digest_of(file)}
@@ -343,11 +345,10 @@ def foreground_box(body: NDArray[np.bool_]) -> tuple[tuple[int, ...], tuple[int,
 def sample_points(body: NDArray[np.bool_], count: int, seed: int) -> NDArray[np.int64]:
     """(up to `count`, D) true voxels, evenly drawn by `seed`."""
     stream = np.random.Generator(np.random.Philox(seed))
-    flat = body.reshape(-1)
-    tried = np.unique(stream.integers(0, flat.size, 64 * count))
-    hits = tried[flat[tried]]
+    tried = np.unique(stream.integers(0, body.size, 64 * count))
+    hits = tried[body[np.unravel_index(tried, body.shape)]]
     if len(hits) < count:
-        hits = np.flatnonzero(flat)
+        hits = np.flatnonzero(body)
     chosen = stream.permutation(hits)[:count]
     return np.stack(np.unravel_index(chosen, body.shape), axis=1)
 

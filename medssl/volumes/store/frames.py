@@ -56,20 +56,29 @@ def encode(array: NDArray[Any], codec: Codec = "lz4hc") -> bytes:
         nthreads=1,
         typesize=array.dtype.itemsize,
     )
-    stored = blosc2.asarray(
-        np.ascontiguousarray(array),
+    stored = blosc2.empty(
+        array.shape,
+        array.dtype,
         chunks=(1, *(min(side, CHUNK) for side in spatial)),
         blocks=(1, *(min(side, b) for side, b in zip(spatial, block, strict=True))),
         cparams=parameters,
+        contiguous=True,
     )
+    # A row of chunks at a time: a turned volume would be copied whole otherwise.
+    for channel in range(array.shape[0]):
+        for first in range(0, spatial[0], CHUNK):
+            row = slice(first, first + CHUNK)
+            stored[channel : channel + 1, row] = np.ascontiguousarray(array[channel : channel + 1, row])
     frame: bytes = stored.to_cframe()
+    del stored
     # Of the frame and not of `stored`: what will be read is what is digested.
-    written = blosc2.ndarray_from_cframe(frame)
+    written = blosc2.ndarray_from_cframe(frame, copy=False)
     digests = [xxh3_64_intdigest(written.schunk.get_chunk(i)) for i in range(written.schunk.nchunks)]
     sides = (*array.shape, 0)[:4]
     footer = _FOOTER.pack(*sides, array.dtype.str[1:].encode(), array.ndim, 0, 1 + len(digests), _MAGIC)
     digests.insert(0, _around_chunks(memoryview(frame), footer))
-    return frame + np.asarray(digests, "<u8").tobytes() + footer
+    del written
+    return b"".join((frame, np.asarray(digests, "<u8").tobytes(), footer))
 
 
 def _around_chunks(frame: memoryview, footer: bytes) -> int:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from xxhash import xxh3_128
 
+from medssl.volumes.distribution import slabs
 from medssl.volumes.preparation import Channel
 
 _DIGITS = 32
@@ -26,7 +27,8 @@ def content_of(values: NDArray[Any], affine: NDArray[Any], channels: Sequence[Ch
     grid = np.rint(np.asarray(affine, np.float64) * 1000).astype(np.int64)
     for array in (values, grid, *(() if labels is None else (labels,))):
         digest.update(f"{array.dtype.str} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).data)
+        for slab in slabs(array):
+            digest.update(np.ascontiguousarray(slab).data)
     return str(digest.hexdigest())
 
 

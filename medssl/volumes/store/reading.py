@@ -36,7 +36,7 @@ from medssl.files import holds_file, html_table, read_json, write_atomically
 from medssl.volumes.grid import as_spacing
 from medssl.volumes.preparation import Channel, Line, Preparation, Statistics
 from medssl.volumes.store.frames import Damaged, FrameCache, FrameFile
-from medssl.volumes.store.identity import numbered
+from medssl.volumes.store.identity import Numbers, numbered
 from medssl.volumes.store.table import ROW_ERRORS, check_columns, damaged_table, read_table
 from medssl.volumes.store.unfinished import missing
 from medssl.volumes.unusable import LONGEST
@@ -149,7 +149,8 @@ class Store:
             which = "no volumes" if only is None else "none of the volumes asked for"
             raise StoreError(f"the store {self.folder} holds {which}. Its table says why they were left out; see `medssl store`.")
         check_columns(self.folder, self._columns)
-        self._columns, self._samples, self.patients = _in_order(self.folder, self._columns)
+        numbers = _numbers(self.folder, self._columns)
+        self._order, self._samples, self.patients = numbers.order, numbers.samples, numbers.patients
         self._native = native
         self._files = FrameCache(native)
         self._volumes: OrderedDict[int, StoredVolume] = OrderedDict()
@@ -205,7 +206,7 @@ class Store:
         return found
 
     def _checked(self, number: int) -> StoredVolume:
-        row = self._columns.slice(number, 1).to_pylist()[0]
+        row = self._columns.slice(int(self._order[number]), 1).to_pylist()[0]
         try:
             volume = _volume(row, int(self._samples[number]), int(self.patients[number]))
             why = _why_unsound(volume)
@@ -217,11 +218,11 @@ class Store:
 
     def shapes(self) -> NDArray[np.int64]:
         """(N, D) sides of all volumes."""
-        return np.asarray(self._columns["shape"].to_pylist(), np.int64)
+        return np.asarray(self._columns["shape"].to_pylist(), np.int64)[self._order]
 
     def column(self, name: str) -> list[Any]:
         """One column of the table, in the order of the volumes."""
-        values: list[Any] = self._columns[name].to_pylist()
+        values: list[Any] = self._columns[name].take(pa.array(self._order)).to_pylist()
         return values
 
     @property
@@ -316,13 +317,12 @@ def _not_its_own(path: Path) -> Damaged:
     )
 
 
-def _in_order(folder: Path, table: pa.Table) -> tuple[pa.Table, NDArray[np.int64], NDArray[np.int64]]:
-    """The rows in the order of their contents, with the number of each volume and of its patient."""
+def _numbers(folder: Path, table: pa.Table) -> Numbers:
+    """The order of the rows by their contents, with the number of each volume and of its patient."""
     try:
-        numbers = numbered(*(table[name].to_pylist() for name in ("content", "patient", "volume")))
+        return numbered(*(table[name].to_pylist() for name in ("content", "patient", "volume")))
     except ValueError as error:
         raise damaged_table(folder, f"it holds contents that cannot be ({error})") from error
-    return table.take(pa.array(numbers.order)), numbers.samples, numbers.patients
 
 
 def _volume(row: dict[str, Any], sample: int, patient: int) -> StoredVolume:

@@ -59,14 +59,14 @@ def test_what_cannot_be_trusted_is_refused_with_its_reason(tmp_path: Path, archi
         "no codes": (array, None, Reason.NIFTI_ORIENTATION),
         "flat": (array, flat, Reason.NIFTI_ORIENTATION),
         "not a number": (array, broken, Reason.NIFTI_ORIENTATION),
-        "four": (np.stack([array, array], axis=-1), made_affine(), Reason.NIFTI_DIMENSIONS),
+        "five": (np.stack([array] * 4, axis=-1).reshape(*array.shape, 2, 2), made_affine(), Reason.NIFTI_DIMENSIONS),
         "complex": (array.astype(np.complex64), made_affine(), Reason.NIFTI_VALUES),
     }
     for name, (values, affine, reason) in cases.items():
         image = nibabel.Nifti1Image(values, None)
         if affine is not None:
             image.header.set_sform(affine, code=1)
-            image = nibabel.Nifti1Image(values, affine if name == "four" else None, image.header)
+            image = nibabel.Nifti1Image(values, affine if name == "five" else None, image.header)
         nibabel.save(image, archive / f"{name}.nii.gz")
         with pytest.raises(DataError, match=reason.value):
             read_nifti(archive / f"{name}.nii.gz")

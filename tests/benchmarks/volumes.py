@@ -1,0 +1,281 @@
+"""`make bench-volumes`: what crops, batches, writing, resampling and opening cost, beside a copy in memory and beside peers.
+
+On a made CT of 512 x 512 x 300 voxels, int16, page cache warm, two CPUs. All but the row of the second thread are CPU time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
+from statistics import median
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any
+
+import blosc2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from benchmarks.measure import Spent, alternately, bind, call_cost
+from benchmarks.report import Row, publish
+from medssl.volumes import CropLoader, CropPlan, DataOptions, Incoming, Store, write_store
+from medssl.volumes.crops.places import read_crop
+from medssl.volumes.grid import resample
+from medssl.volumes.store.frames import encode
+from medssl.volumes.store.reading import MANIFEST, Manifest
+from medssl.volumes.store.table import SCHEMA
+
+CPUS = 2
+SIDES = (512, 512, 300)
+SIZE = (96, 96, 96)
+BATCH = 4
+MANY = 100_000
+AFFINE = np.diag([0.7, 0.7, 1.0, 1.0])
+_OPENING = """
+import json, re, sys
+from pathlib import Path
+from time import process_time
+from medssl.volumes import Store
+def peak():
+    return int(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1])
+before, start = peak(), process_time()
+Store(sys.argv[1]).volume(7)
+print(json.dumps([process_time() - start, (peak() - before) / 1024]))
+"""
+
+Array = NDArray[Any]
+Corners = list[tuple[int, ...]]
+
+
+def made_ct() -> Array:
+    """A body of soft tissue with structures in air, with the noise of a scanner."""
+    random = np.random.default_rng(0)
+    x, y, z = (np.linspace(-1, 1, side, dtype=np.float32) for side in SIDES)
+    inside = (x[:, None] / 0.8) ** 2 + (y[None] / 0.6) ** 2 < 1
+    volume = np.empty(SIDES, np.int16)
+    for number, height in enumerate(z):
+        tissue = 40 + 60 * np.sin(9 * x[:, None] + 3 * height) * np.sin(8 * y[None] - 2 * height)
+        noise = random.normal(0, 12, SIDES[:2])
+        volume[:, :, number] = np.where(inside, tissue + noise, -1000 + 0.1 * noise)
+    return volume
+
+
+def crop_rows(volume: Array, store: Store, repeat: int) -> list[Row]:
+    """One crop: from the store, as a copy in memory, and from a file as nnssl's rule would write it."""
+    corners = _corners(50)
+    peer = blosc2.asarray(
+        volume[None].astype(np.float32),
+        chunks=(1, 64, 64, 64),
+        blocks=(1, 16, 16, 16),
+        cparams=blosc2.CParams(codec=blosc2.Codec.ZSTD, clevel=8, nthreads=1),
+        dparams=blosc2.DParams(nthreads=1),
+    )
+    out = np.empty((1, *SIZE), np.int16)
+    found = alternately(
+        {
+            "ours": _each(corners, lambda corner: store.read(0, corner, SIZE, out)),
+            "copy": _each(corners, lambda corner: _copied(volume, corner, out[0])),
+            "nnssl": _each(corners, lambda corner: peer[(slice(None), *_box(corner))]),
+        },
+        repeat,
+    )
+    ours, copy, nnssl = (1000 * found[name].cpu / len(corners) for name in ("ours", "copy", "nnssl"))
+    return [
+        Row("crop from the store alone", ours, copy, "strided copy in memory", "CPU ms", 3.0),
+        Row("crop from the store alone", ours, nnssl, "blosc2 as by nnssl's rule: float32, ZSTD-8, blocks 16^3", "CPU ms", 1 / 5),
+    ]
+
+
+def loader_rows(volume: Array, store: Store, repeat: int) -> list[Row]:
+    """One prepared sample in the loop: our threads, the least it can cost, and DataLoader's worker processes doing the same."""
+    batches, corners = 40, _corners(40 * BATCH)
+    options = DataOptions(store=str(store.folder), size=SIZE, batch=BATCH, threads=2)
+    raw, image = np.empty(SIZE, np.int16), np.empty(SIZE, np.float32)
+
+    def floor(corner: tuple[int, ...]) -> None:
+        _copied(volume, corner, raw)
+        np.copyto(image, raw)
+
+    found = alternately(
+        {
+            "ours": lambda: _whole_cost(lambda: _ours(store, options, batches)),
+            "floor": _each(corners, floor),
+            "torch": lambda: _whole_cost(lambda: _torchs(store, options, batches)),
+        },
+        repeat,
+    )
+    ours, least, peer = (1000 * found[name].cpu / (batches * BATCH) for name in ("ours", "floor", "torch"))
+    return [
+        Row("prepared crop in the loop, batches of 4", ours, least, "strided copy and int16 -> float32", "CPU ms", 3.5),
+        Row("prepared crop in the loop, batches of 4", ours, peer, "DataLoader, 2 workers, the same crops", "CPU ms", 1 / 2.2),
+    ]
+
+
+def thread_rows(store: Store, repeat: int) -> list[Row]:
+    """Wall time a crop with one reader thread and with two."""
+
+    def timed(threads: int) -> Spent:
+        options = DataOptions(store=str(store.folder), size=SIZE, batch=BATCH, threads=threads)
+        with CropLoader(store, options, 0) as loader:
+            _ = list(islice(loader, 3))
+            start = perf_counter()
+            for _ in islice(loader, 40):
+                pass
+            return Spent(0.0, (perf_counter() - start) / (40 * BATCH))
+
+    found = alternately({"two": partial(timed, 2), "one": partial(timed, 1)}, repeat)
+    one, two = (1000 * found[name].wall for name in ("one", "two"))
+    return [Row("crop with a second reader thread, on a quiet machine", two, one, "one reader thread", "wall ms", 1 / 1.8)]
+
+
+def ingest_rows(volume: Array, repeat: int) -> list[Row]:
+    """Resampling to 1.5 mm, and compressing."""
+    from monai.data import MetaTensor
+    from monai.transforms import Spacing
+
+    spacing = Spacing(pixdim=(1.5, 1.5, 1.5), mode="bilinear")
+    image = MetaTensor(torch.from_numpy(volume.astype(np.float32))[None], affine=torch.from_numpy(AFFINE))
+    found = alternately(
+        {
+            "ours": lambda: call_cost(lambda: resample(volume, AFFINE, (1.5, 1.5, 1.5))),
+            "monai": lambda: call_cost(lambda: spacing(image)),
+            "write": lambda: call_cost(lambda: encode(volume[None, :, :, :128])),
+            "zstd": lambda: call_cost(lambda: _zstd8(volume[None, :, :, :128])),
+        },
+        repeat,
+    )
+    return [
+        Row("resampling to 1.5 mm, anti-aliased", found["ours"].cpu, found["monai"].cpu, "MONAI Spacing, which aliases", "CPU s", 1 / 10),
+        Row("compressing 512 x 512 x 128", found["write"].cpu, found["zstd"].cpu, "blosc2 with ZSTD-8", "CPU s", 1 / 5),
+    ]
+
+
+def opening_rows(folder: Path, repeat: int) -> list[Row]:
+    """A store of 100,000 volumes: seconds until the first volume is known, and memory."""
+    (folder / "table").mkdir(parents=True)
+    (folder / MANIFEST).write_text(Manifest().model_dump_json())
+    pq.write_table(_many(), folder / "table" / "part-0.parquet")
+    words = [sys.executable, "-c", _OPENING, str(folder)]
+    runs = [json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout) for _ in range(repeat)]
+    seconds, memory = (median(run[number] for run in runs) for number in (0, 1))
+    return [
+        Row(f"opening {MANY:,} volumes", seconds, 1.0, "a second", "CPU s", 1.0),
+        Row(f"opening {MANY:,} volumes", memory, 300.0, "300 MB", "MB more", 1.0),
+    ]
+
+
+def _many() -> pa.Table:
+    row: dict[str, Any] = dict.fromkeys(SCHEMA.names)
+    row |= {"series": "s", "modality": "CT", "channels": ["CT"], "modalities": ["CT"], "arrays": [0], "shape": [512, 512, 300]}
+    row |= {"spacing": [0.7, 0.7, 1.0], "affine": AFFINE.reshape(-1).tolist(), "statistics": [0.0, 1.0, -1.0, 1.0, -0.5, -1.0]}
+    row |= {"box": [0, 0, 0, 512, 512, 300], "points": np.zeros((128, 3), "<u2").tobytes(), "bytes": 1, "dtype": "i2"}
+    numbers = np.random.default_rng(0).integers(0, 2**63, (MANY, 2))
+    rows = [
+        row | {"volume": f"v{number:020x}", "patient": f"p{number // 2:020x}", "content": f"{a:016x}{b:016x}"}
+        for number, (a, b) in enumerate(numbers.tolist())
+    ]
+    return pa.Table.from_pylist(rows, SCHEMA)
+
+
+def _corners(count: int) -> Corners:
+    random = np.random.default_rng(1)
+    return [tuple(int(random.integers(0, side - want + 1)) for side, want in zip(SIDES, SIZE, strict=True)) for _ in range(count)]
+
+
+def _box(corner: tuple[int, ...]) -> tuple[slice, ...]:
+    return tuple(slice(c, c + side) for c, side in zip(corner, SIZE, strict=True))
+
+
+def _copied(volume: Array, corner: tuple[int, ...], out: Array) -> None:
+    np.copyto(out, volume[_box(corner)])
+
+
+def _each(corners: Corners, call: Callable[[tuple[int, ...]], object]) -> Callable[[], Spent]:
+    return lambda: call_cost(lambda: [call(corner) for corner in corners])
+
+
+def _ours(store: Store, options: DataOptions, batches: int) -> None:
+    with CropLoader(store, options, 0) as loader:
+        for _ in islice(loader, batches):
+            pass
+
+
+class _Crops(Dataset[torch.Tensor]):
+    """The same crops, one an item."""
+
+    def __init__(self, store: Store, options: DataOptions, count: int) -> None:
+        self.plan, self.count = CropPlan(store, options), count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, sample: int) -> torch.Tensor:
+        image = np.empty((1, *SIZE), np.float32)
+        read_crop(self.plan.store, self.plan.place(0, sample), image)
+        return torch.from_numpy(image)
+
+
+def _torchs(store: Store, options: DataOptions, batches: int) -> None:
+    for _ in DataLoader(_Crops(store, options, batches * BATCH), batch_size=BATCH, num_workers=2):
+        pass
+
+
+def _whole_cost(call: Callable[[], object]) -> Spent:
+    """CPU seconds of this process and of the worker processes that ended within the call."""
+
+    def total() -> float:
+        return sum(usage.ru_utime + usage.ru_stime for usage in map(getrusage, (RUSAGE_SELF, RUSAGE_CHILDREN)))
+
+    cpu, wall = total(), perf_counter()
+    call()
+    return Spent(total() - cpu, perf_counter() - wall)
+
+
+def _zstd8(array: Array) -> Any:
+    return blosc2.asarray(
+        np.ascontiguousarray(array),
+        chunks=(1, 64, 64, 64),
+        blocks=(1, 16, 32, 32),
+        cparams=blosc2.CParams(codec=blosc2.Codec.ZSTD, clevel=8, nthreads=1),
+    ).to_cframe()
+
+
+def _rows(folder: Path, repeat: int) -> Iterator[Row]:
+    volume = made_ct()
+    write_store([Incoming("ct", "p", "s", "CT", lambda: (volume, AFFINE))], folder / "one", workers=1)
+    store = Store(folder / "one")
+    size = store.path(0).stat().st_size
+    yield Row("a volume on disk", size / 2**20, volume.nbytes / 2**20, "raw int16", "MB", 0.5)
+    yield from crop_rows(volume, store, repeat)
+    yield from loader_rows(volume, store, repeat)
+    yield from thread_rows(store, repeat)
+    yield from ingest_rows(volume, max(1, repeat // 2))
+    yield from opening_rows(folder / "many", repeat)
+
+
+def main() -> None:
+    """Measure, print the table, write `build/bench/volumes.json`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeat", type=int, default=5, help="runs of which the median is taken")
+    wanted = parser.parse_args()
+    if bind(CPUS) < CPUS:
+        sys.exit(f"bench-volumes needs {CPUS} CPUs: a second reader thread has to run somewhere.")
+    torch.set_num_threads(1)
+    with TemporaryDirectory(prefix="medssl-bench-") as folder:
+        rows = list(_rows(Path(folder), wanted.repeat))
+    print(f"written to {publish('volumes', rows)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -30,7 +30,8 @@ def read_table(file: Path, schema: pa.Schema, nulls: Collection[str] = ()) -> pa
     """
     try:
         with open_regular(file) as stream:
-            table = pq.read_table(pa.PythonFile(stream)).select(schema.names).cast(schema)
+            # By this thread alone: one of pyarrow's that still holds the stream when Python ends aborts the process.
+            table = pq.ParquetFile(pa.PythonFile(stream, "r"), pre_buffer=False).read(use_threads=False).select(schema.names).cast(schema)
         table.validate(full=True)
         empty = [name for name in schema.names if name not in nulls and table[name].null_count]
     except TABLE_ERRORS as error:

@@ -20,6 +20,8 @@ from medssl.faults import fault
 
 _SUSPECT = re.compile(r"[^\x20-\x7e\n]")
 """Beside ASCII: to be looked at one by one."""
+_ENDLESS = re.compile(r"(\S{300})\S{400,}(\S{100})")
+"""A word that nobody reads to its end, such as a path longer than a system takes."""
 
 
 class _Console(Console):
@@ -81,7 +83,7 @@ def _while_somebody_reads() -> Iterator[None]:
 def say(message: str) -> None:
     """One line for the person at the terminal, on standard error; where nobody reads any more, nothing."""
     with suppress(OSError):
-        sys.stderr.write(printable(message) + "\n")
+        sys.stderr.write(_ENDLESS.sub(r"\1...\2", printable(message)) + "\n")
         sys.stderr.flush()
 
 

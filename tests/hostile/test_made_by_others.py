@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from medssl.archive import Index, build_index, find_source, write_volumes
+from medssl.archive import Index, build_index, find_source, tables, write_volumes
 from medssl.errors import ArchiveError, MedsslError, MissingInput, StoreError
 from medssl.testing.dicom import made_affine, made_volume, write_series
 from medssl.volumes import Channel, Incoming, Store, make_store, write_store
@@ -324,3 +326,17 @@ def test_a_row_that_is_none_of_an_index_is_one_clear_error(file: str, values: Ro
         opened.summary()
         for record in opened.volumes():
             opened.read(record.volume)
+
+
+def test_a_table_of_an_index_is_read_by_no_other_thread(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that still held the stream when Python ended would abort a command that had done its work."""
+    readers: set[int] = set()
+
+    class Watched(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            readers.add(threading.get_ident())
+            return super().read(size)
+
+    monkeypatch.setattr(tables, "open_regular", lambda path: Watched(path.read_bytes()))
+    assert Index(index).volumes()
+    assert readers == {threading.get_ident()}

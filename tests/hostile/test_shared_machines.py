@@ -365,6 +365,12 @@ def test_names_of_files_reach_no_terminal_unescaped(tmp_path: Path, refused: Ref
     assert json.loads(shown[: shown.index("}") + 1]) == document and "Bär" in shown
 
 
+def test_of_a_path_that_is_too_long_both_ends_are_shown(tmp_path: Path, refused: Refusal) -> None:
+    long = f"/{'x' * 5000}"
+    assert 400 < len(refused("index", long, "--index", tmp_path / "index")) < 1000
+    assert 400 < len(refused("store", long, "--out", tmp_path / "store", code=2)) < 1000
+
+
 @pytest.mark.parametrize("option", ["", "--json"])
 def test_a_reader_that_went_away_is_no_failure_and_output_that_is_lost_is_one(option: str) -> None:
     code = (

@@ -18,6 +18,8 @@ from medssl.plugins import Plugins, blame
 Kind = Literal["tasks", "consistency"]
 TermClass = type[PretextTask] | type[ConsistencyLoss]
 T = TypeVar("T", PretextTask, ConsistencyLoss)
+MOST_TERMS = 64
+"""Tasks, and losses, of a run: each costs a head and its share of every step, and thousands of them minutes before the first."""
 
 
 class TermOptions(BaseModel):
@@ -103,12 +105,18 @@ def resolve_tasks(terms: Sequence[Any], plugins: Plugins) -> list[Term[PretextTa
 
     The second of a pair is a weight, or, beside a name or class, a mapping with options, `weight` and `as`.
     """
-    return [_resolve(item, f"tasks.{place}", "tasks", PretextTask, plugins) for place, item in enumerate(terms)]
+    return _resolve_all(terms, "tasks", PretextTask, plugins)
 
 
 def resolve_losses(terms: Sequence[Any], plugins: Plugins) -> list[Term[ConsistencyLoss]]:
     """The `consistency:` of a configuration, in the same forms as `resolve_tasks`."""
-    return [_resolve(item, f"consistency.{place}", "consistency", ConsistencyLoss, plugins) for place, item in enumerate(terms)]
+    return _resolve_all(terms, "consistency", ConsistencyLoss, plugins)
+
+
+def _resolve_all(terms: Sequence[Any], kind: Kind, base: type[Any], plugins: Plugins) -> list[Term[Any]]:
+    if len(terms) > MOST_TERMS:
+        raise ConfigError(f"{kind} lists {len(terms)} terms, and a run has at most {MOST_TERMS}. Leave some out.")
+    return [_resolve(item, f"{kind}.{place}", kind, base, plugins) for place, item in enumerate(terms)]
 
 
 def resolved_terms(kind: Kind, terms: Sequence[Any], plugins: Plugins) -> list[dict[str, Any]]:

@@ -33,6 +33,11 @@ def test_wrong_options_name_their_path() -> None:
         resolved_terms("consistency", ["simsiam", {"name": "agreement", "distance": "l3"}], Plugins.load())
 
 
+def test_thousands_of_terms_are_refused_before_they_are_looked_at() -> None:
+    with pytest.raises(ConfigError, match="tasks lists 3000 terms, and a run has at most 64"):
+        resolved_terms("tasks", [{"name": "no-such-task"}] * 3000, Plugins.load())
+
+
 @pytest.mark.parametrize("first", ["inpainting", Inpainting])
 def test_a_pair_is_a_term_and_its_options_or_its_weight(first: Any) -> None:
     plugins = Plugins.load()

@@ -121,7 +121,7 @@ def test_a_crop_that_no_level_of_the_network_can_see(folder: Path, refused: Refu
 def test_a_folder_that_holds_another_run(folder: Path, refused: Refusal) -> None:
     (folder / "run").mkdir()
     (folder / "run" / "config.yaml").write_text("precious: true")
-    assert "--out" in refused("pretrain", config(folder, PRETRAIN), "--out", folder / "run")
+    assert "give another folder" in refused("pretrain", config(folder, PRETRAIN), "--out", folder / "run")
     assert (folder / "run" / "config.yaml").read_text() == "precious: true"
 
 

@@ -44,7 +44,7 @@ class Decoder(nn.Module):
 class MaskedAutoencoder(PretextTask):
     """Rebuild hidden patches from a quarter of the tokens (He et al., CVPR 2022)."""
 
-    name: ClassVar[str] = "masked-autoencoder"
+    name: ClassVar[str] = "token-dropping"
     answer: ClassVar[Literal["values", "logits"]] = "values"
     citation: ClassVar[str] = "He et al., Masked autoencoders are scalable vision learners, CVPR 2022"
 
@@ -61,7 +61,7 @@ class MaskedAutoencoder(PretextTask):
     def __init__(self, options: BaseOptions, network: NetworkInfo) -> None:
         super().__init__(options, network)
         if not network.tokens:
-            raise NetworkError("masked-autoencoder leaves tokens out, and this encoder does not work on tokens. Take ViT or UNETR.")
+            raise NetworkError("token-dropping leaves tokens out, and this encoder does not work on tokens. Take ViT or UNETR.")
         self.decoder = Decoder(network.tokens, network.embedding_width, self.options.width, network.channels * prod(network.strides))
 
     def head(self) -> ModuleHead:

@@ -91,7 +91,7 @@ class Scenario:
 
 
 SCENARIOS = {
-    "masked autoencoder": Scenario(["masked-autoencoder"], network=VIT),
+    "masked autoencoder": Scenario(["token-dropping"], network=VIT),
     "latent prediction": Scenario(["latent-prediction"], network=VIT),
     "self-distillation": Scenario(["self-distillation"]),
     "overlap of crops": Scenario(["overlap"], per_volume=2),

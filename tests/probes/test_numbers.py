@@ -25,15 +25,15 @@ def whole(name: str) -> Trained:
     return WHOLE[name]
 
 
-def check(found: Trained, expected: Trained) -> None:
+def check(found: Trained, expected: Trained, rounding: float = 1.0) -> None:
     assert [set(step) for step in found.steps] == [set(step) for step in expected.steps]
     for mine, theirs in zip(found.steps, expected.steps, strict=True):
-        assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-5)
+        assert mine == pytest.approx(theirs, rel=1e-4 * rounding, abs=1e-5 * rounding)
     assert found.gradients.keys() == expected.gradients.keys()
     for kind, mine, theirs in (("gradient", found.gradients, expected.gradients), ("state", found.state, expected.state)):
         for key, value in theirs.items():
-            # Rounding grows over four steps; what is divided wrongly is off by a factor.
-            room = 1e-6 + 3e-4 * float(value.abs().max())
+            # Rounding grows over four steps; what is divided wrongly is off by a factor of two.
+            room = (1e-6 + 3e-4 * float(value.abs().max())) * rounding
             torch.testing.assert_close(mine[key], value, atol=room, rtol=1e-3, msg=lambda m, n=f"{kind} {key}": f"{n}: {m}")
 
 
@@ -76,8 +76,10 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Trained]]:
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_two_ranks_make_what_one_would(name: str, ranks: list[dict[str, Trained]]) -> None:
+    # A norm over four rows multiplies rounding about tenfold a step: 1e-7 of the losses after the first step, 1e-4 after the fourth.
+    rounding = 1.0 if SCENARIOS[name].divides else 100.0
     for rank in ranks:
-        check(rank[name], whole(name))
+        check(rank[name], whole(name), rounding)
 
 
 @pytest.mark.parametrize("name", DIVIDED)

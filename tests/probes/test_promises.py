@@ -68,12 +68,12 @@ def test_fewer_visible_tokens_give_another_loss(network: Any) -> None:
     network = {**network, "options": {**network["options"], "patch_size": [8, 8]}} if network["name"] == "ViT" else network
     losses = []
     for ratio in (0.25, 0.75):
-        objective = build([{"name": "masked-autoencoder", "ratio": ratio}], network=network, crop=(32, 32))
+        objective = build([{"name": "token-dropping", "ratio": ratio}], network=network, crop=(32, 32))
         losses.append(float(objective.run(make_crops(2, (32, 32)), 0)["loss"].detach()))
         assert freeze_unreached(objective, make_crops(2, (32, 32)))  # the decoder of UNETR, the head of ViT
     assert losses[0] != losses[1]
     with pytest.raises(NetworkError, match="Take ViT or UNETR"):
-        build(["masked-autoencoder"])
+        build(["token-dropping"])
 
 
 def test_the_embedding_of_view_0_is_that_of_the_clean_crop_whatever_the_tasks_and_their_order() -> None:

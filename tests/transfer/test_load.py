@@ -183,7 +183,7 @@ def test_a_part_of_the_network(tmp_path: Path, spec: NetworkSpec, pretrained: nn
         ),
         (
             segresnet(2, in_channels=2),
-            r"other input channels: 'convInit\.conv\.weight' has shape \(8, 1, 3, 3\).*that of the network here \(8, 2",
+            r"other input channels: 'convInit\.conv\.weight' has shape \(8, 1, 3, 3\).*that of the network with in_channels 2",
         ),
         (as_spec(NetworkSpec("BasicUNet", spatial_dims=2)), r"nothing of BasicUNet .* name is SegResNet there and BasicUNet here"),
     ],

@@ -62,7 +62,7 @@ class NextSlice(PretextTask):
         beyond = (torch.arange(count, device=images.device) - last[:, None] + 1).clamp_min(0)
         asked = (beyond > 0) & ((beyond * step[:, None] <= self.options.ahead) | (beyond == 1))
         shape = [len(images), *[count if axis == where else 1 for axis in range(1, images.dim())]]
-        hidden, weight = (beyond > 0).view(shape), asked.view(shape).to(images.dtype)
+        hidden, weight = (beyond > 0).view(shape), asked.view(shape).expand(images.shape).to(images.dtype)
         seen = (~hidden).to(images.dtype).expand_as(images)
         over = tuple(range(1, images.dim())) if frames else tuple(range(2, images.dim()))
         mean = (images * seen).sum(dim=over, keepdim=True) / seen.sum(dim=over, keepdim=True).clamp_min(1)

@@ -75,9 +75,7 @@ def run_demo(out: str | Path, *, steps: int, finetune_steps: int, patients: int,
         tuned_in = folder / "runs" / f"seg-{name}"
         config = _write(folder / f"finetune-{name}.yaml", _finetune_config(folder, finetune_steps))
         say(f"    $ medssl finetune {config} --out {tuned_in}" + (f" --pretrained {run.folder}" if start == "pretrained" else ""))
-        tuned = fine_tune(config=config, out=tuned_in, pretrained=run.folder if start == "pretrained" else None)
-        if tuned.report is not None:
-            say("    " + str(tuned.report).replace("\n", "\n    "))
+        fine_tune(config=config, out=tuned_in, pretrained=run.folder if start == "pretrained" else None)
         maps = folder / f"predictions-{name}"
         say(f"6/7 $ medssl predict {tuned_in} {folder / 'labelled/test/images'} --out {maps}")
         picture_maps.append(predict(tuned_in, [folder / "labelled/test/images"], maps))

@@ -320,7 +320,7 @@ def _not_its_own(path: Path) -> Damaged:
 def _numbers(folder: Path, table: pa.Table) -> Numbers:
     """The order of the rows by their contents, with the number of each volume and of its patient."""
     try:
-        return numbered(*(table[name].to_pylist() for name in ("content", "patient", "volume")))
+        return numbered(table["content"], table["patient"])
     except ValueError as error:
         raise damaged_table(folder, f"it holds contents that cannot be ({error})") from error
 

@@ -13,6 +13,8 @@ from PIL import Image
 from medssl.cli.app import main
 from medssl.volumes import Channel, Incoming, Store, write_store
 from medssl.volumes.showing import CELL, kinds, write_sheet
+from medssl.volumes.store.table import read_table
+from medssl.volumes.store.unfinished import missing
 from medssl.volumes.store.verifying import verify
 
 Body = Callable[..., np.ndarray]
@@ -79,6 +81,25 @@ def test_a_row_of_another_volume_is_found(labelled: Path) -> None:
     rows[2]["affine"] = [2.0 * number for number in rows[2]["affine"]]
     pq.write_table(pa.Table.from_pylist(rows, table.schema), part)
     assert list(verify(Store(labelled)).bad) == ["v2"]
+
+
+def test_an_ingest_that_ends_while_somebody_looks_leaves_nothing_missing(
+    labelled: Path, make_body: Body, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = Incoming("v7", "p7", "s", "MR", lambda: (make_body(7), np.eye(4)))
+    (labelled / "unfinished" / "killed.json").write_text(json.dumps({"v7": ""}))
+    assert missing(labelled) == ["v7"]
+
+    def just_stored(folder: Path) -> object:
+        monkeypatch.undo()
+        write_store([last], folder)
+        return read_table(folder)
+
+    monkeypatch.setattr("medssl.volumes.store.unfinished.read_table", just_stored)
+    assert missing(labelled) == []
+    # Without a mark nothing is missing, whatever the table says; so it is not read.
+    monkeypatch.setattr("medssl.volumes.store.unfinished.read_table", lambda folder: pytest.fail(f"{folder} is read"))
+    assert missing(labelled) == []
 
 
 def test_show_says_and_pictures_what_is_there(labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -132,7 +132,7 @@ def write_store(
                 if progress is not None:
                     progress(len(items) - len(todo) + number, len(items))
             _consolidate(folder)
-        forget_finished(folder, read_table(folder))
+        forget_finished(folder)
     return StoreSummary(folder, len(items) - len(left_out), len(todo) - len(left_out), left_out)
 
 

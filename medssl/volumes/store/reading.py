@@ -184,7 +184,7 @@ class Store:
 
     def check_finished(self, told: str) -> None:
         """`StoreError` where an ingest was cut off or is still under way; `told` is how to train on what is there all the same."""
-        left = missing(self.folder, read_table(self.folder))
+        left = missing(self.folder)
         if left:
             raise StoreError(
                 f"the store {self.folder} was not finished: {len(left)} of its volumes are not there yet. Wait for the `medssl store` that "

@@ -76,8 +76,10 @@ class Store:
     def _picture(self) -> str:
         """The middle slice of the first volume's first channel, as a picture of a notebook."""
         volume = self.volume(0)
-        middle, line = self.read_whole(0)[volume.channels[0].array], volume.lines(self.preparation)[0]
-        middle = middle[..., middle.shape[2] // 2] if middle.ndim == 3 else middle
+        across, along = volume.shape[:2], volume.shape[2:]
+        channel, line = volume.channels[0], volume.lines(self.preparation)[0]
+        slab = self.read(0, (0, 0, *(side // 2 for side in along)), (*across, *(1 for _ in along)))
+        middle = slab[channel.array].reshape(across)
         seen = np.empty(middle.shape, np.float32)
         line.into(middle, seen)
         low, high = float(seen.min()), float(seen.max())

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from medssl.errors import StoreError
-from medssl.files import html_table
+from medssl.notebook import html_table
 from medssl.volumes.store.frames import Damaged, FrameCache, FrameFile
 from medssl.volumes.store.identity import Numbers, numbered
 from medssl.volumes.store.manifest import read_manifest

@@ -100,7 +100,8 @@ def verify(
         say(f"{len(found.strangers)} files belong to no volume and are never read, such as {found.strangers[0]}.")
     if not found.sound:
         left = f", {found.unfinished} not stored yet" if found.unfinished else ""
-        raise StoreError(f"{folder}: {len(found.bad)} of {found.volumes} volumes are damaged{left}. Run `medssl store` again.")
+        first = "Delete their files where they are there still, then run" if found.bad else "Run"
+        raise StoreError(f"{folder}: {len(found.bad)} of {found.volumes} volumes are damaged{left}. {first} the same `medssl store` again.")
     say(f"{found.volumes} volumes in {folder}, all as they were written.")
 
 

@@ -67,7 +67,22 @@ def test_what_is_wrong_is_named(labelled: Path, capsys: pytest.CaptureFixture[st
     document = json.loads(said.out)
     assert list(document["bad"]) == ["v1"] and "is gone" in document["bad"]["v1"]
     assert document["strangers"] == ["volumes/v9.b2nd"] and not document["sound"]
-    assert "1 of 3 volumes are damaged" in said.err
+    assert "1 of 3 volumes are damaged" in said.err and "Delete their files" in said.err
+
+
+def test_what_verify_says_mends_a_store(labelled: Path, make_body: Body, capsys: pytest.CaptureFixture[str]) -> None:
+    path = labelled / "volumes" / "v1.b2nd"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-200] + bytes(100) + whole[-100:])
+    again = Incoming("v1", "p1", "s", "MR", lambda: (make_body(1), np.diag([1.0, 1, 2, 1])), (Channel("MR", "MR"),))
+    assert write_store([again], labelled).added == 0
+    assert code_of("verify", str(labelled)) == 1
+    assert "Delete their files where they are there still, then run the same `medssl store` again." in " ".join(
+        capsys.readouterr().err.split()
+    )
+    path.unlink()
+    assert write_store([again], labelled).added == 1
+    assert path.read_bytes() == whole and verify(Store(labelled)).sound
 
 
 def test_a_row_of_another_volume_is_found(labelled: Path) -> None:

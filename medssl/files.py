@@ -19,7 +19,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from html import escape
 from io import FileIO
 from pathlib import Path
 from threading import Lock
@@ -331,14 +330,3 @@ def read_json(path: Path) -> Any:
 def is_plain_name(name: object) -> bool:
     """Is this a name of one file and nothing else: letters, digits, dot, dash and underscore, no path and not hidden?"""
     return isinstance(name, str) and _PLAIN_NAME.fullmatch(name) is not None
-
-
-ROWS_SHOWN = 20
-
-
-def html_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """What a notebook shows of something with rows: its title and the first of them."""
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
-    body = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows[:ROWS_SHOWN])
-    more = f"<p>and {len(rows) - ROWS_SHOWN} more</p>" if len(rows) > ROWS_SHOWN else ""
-    return f"<p>{escape(title)}</p><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medssl.files import html_table
+from medssl.notebook import html_table
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

@@ -11,7 +11,6 @@ import typer
 from medssl.cli.output import print_json, print_table, say, shape_text
 from medssl.cli.sharing import Group, share
 from medssl.errors import UsageError
-from medssl.train.progress import counting
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -34,6 +33,7 @@ def index(
     The index says which volumes there are, and why each other file is none.
     """
     from medssl.archive import build_index
+    from medssl.train.progress import counting
 
     share(index, group)
     with counting("reading headers") as report:

@@ -10,7 +10,6 @@ import typer
 from medssl.cli.output import print_json, print_table, say
 from medssl.cli.sharing import Group, share
 from medssl.errors import StoreError
-from medssl.train.progress import counting
 
 if TYPE_CHECKING:
     from medssl.volumes import StoreSummary
@@ -38,6 +37,7 @@ def store(
 ) -> None:
     """Put volumes into a store: oriented to RAS+, compressed in blocks, checksummed. Run again to add what is new."""
     from medssl.train.config import read_config
+    from medssl.train.progress import counting
     from medssl.volumes import StoreOptions, make_store
 
     share(out, group)
@@ -86,6 +86,7 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Read a store whole and compare it with its checksums and its table; changes nothing. Ends with 1 where something is wrong."""
+    from medssl.train.progress import counting
     from medssl.volumes import Store
     from medssl.volumes.store.verifying import verify as look
 
@@ -99,7 +100,8 @@ def verify(
         say(f"{len(found.strangers)} files belong to no volume and are never read, such as {found.strangers[0]}.")
     if not found.sound:
         left = f", {found.unfinished} not stored yet" if found.unfinished else ""
-        raise StoreError(f"{folder}: {len(found.bad)} of {found.volumes} volumes are damaged{left}. Run `medssl store` again.")
+        first = "Delete their files where they are there still, then run" if found.bad else "Run"
+        raise StoreError(f"{folder}: {len(found.bad)} of {found.volumes} volumes are damaged{left}. {first} the same `medssl store` again.")
     say(f"{found.volumes} volumes in {folder}, all as they were written.")
 
 

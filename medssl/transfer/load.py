@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from medssl.errors import TransferError, UsageError
-from medssl.files import html_table
 from medssl.networks import Matched, NetworkSpec, as_spec, head_tensors, load_matching, stem_tensors, stored_spec, unique_tensors
+from medssl.notebook import html_table
 from medssl.transfer.names import best_renaming
 from medssl.transfer.weights import Source, Weights, read_weights
 

@@ -31,7 +31,7 @@ from medssl.volumes.crops import (
 from medssl.volumes.grid import as_spacing
 from medssl.volumes.ingest import ChannelOptions, Incoming, StoreOptions, StoreSummary, make_store, write_store
 from medssl.volumes.preparation import Channel, IntensityRule, Preparation, Statistics, statistics, with_windows
-from medssl.volumes.store import Kind, Store, StoredVolume, choose_kind, kinds_document, kinds_of, kinds_seen, stable_id
+from medssl.volumes.store import Kind, Store, StoredVolume, choose_kind, kinds_document, kinds_of, kinds_seen
 
 __all__ = [
     "Case",
@@ -72,7 +72,6 @@ __all__ = [
     "prepare_volume",
     "proposal",
     "restore_labels",
-    "stable_id",
     "statistics",
     "store_cases",
     "stored_cases",

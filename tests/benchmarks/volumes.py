@@ -33,7 +33,7 @@ from medssl.volumes import CropLoader, CropPlan, DataOptions, Incoming, Store, w
 from medssl.volumes.crops.places import read_crop
 from medssl.volumes.grid import resample
 from medssl.volumes.store.frames import encode
-from medssl.volumes.store.reading import MANIFEST, Manifest
+from medssl.volumes.store.manifest import MANIFEST, Manifest
 from medssl.volumes.store.table import SCHEMA
 
 CPUS = 2

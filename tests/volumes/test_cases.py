@@ -57,6 +57,15 @@ def test_two_folders(paired: Paired) -> None:
     assert all(case.label is not None and case.label.name == case.images[0].name and case.patient == case.name for case in cases)
 
 
+def test_a_list_is_read_as_json_of_others_is(paired: Paired) -> None:
+    path = datalist(paired())
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert names(find_cases(dataset(path))) == ALL
+    path.write_text("[" * 100_000)
+    with pytest.raises(DataError, match="is not valid JSON: it is nested too deeply"):
+        find_cases(dataset(path))
+
+
 @pytest.mark.parametrize("form", ["folders", "mapping", "nnunet"])
 def test_a_fold_of_what_has_none_is_refused(form: str, paired: Paired) -> None:
     root = paired()

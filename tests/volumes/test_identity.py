@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
@@ -109,12 +110,13 @@ def test_a_content_is_of_voxels_grid_channels_and_labels() -> None:
 def test_equal_contents_come_in_an_order_that_no_name_decides() -> None:
     """A and B are of one patient, A and C of another, A alone is of a third: whatever they are called."""
     a, b, c = (digit * 32 for digit in "5a3")
-    contents = [a, b, a, c, a]
+    stored = [("first", a), ("first", b), ("second", a), ("second", c), ("third", a)]
     reference = None
-    for names in ("pqr", "prq", "qpr", "rqp"):
-        first, second, third = names
-        found = numbered(contents, [first, first, second, second, third], [f"{names}{i}" for i in (4, 2, 3, 0, 1)])
-        rows = [("first", "first", "second", "second", "third")[row] for row in found.order]
+    for names, places in (("pqr", (3, 4, 1, 2, 0)), ("prq", (0, 1, 2, 3, 4)), ("qpr", (4, 3, 2, 1, 0)), ("rqp", (2, 4, 0, 3, 1))):
+        named = dict(zip(("first", "second", "third"), names, strict=True))
+        whose, contents = zip(*(stored[place] for place in places), strict=True)
+        found = numbered(pa.chunked_array([contents]), pa.chunked_array([[named[one] for one in whose]]))
+        rows = [whose[row] for row in found.order]
         shown = (rows, [contents[row] for row in found.order], found.samples.tolist(), found.patients.tolist())
         reference = reference or shown
         assert shown == reference
@@ -124,4 +126,4 @@ def test_equal_contents_come_in_an_order_that_no_name_decides() -> None:
 def test_a_content_that_cannot_be_is_refused() -> None:
     for wrong in ("0" * 31, "0" * 31 + "x"):
         with pytest.raises(ValueError, match="content|hexadecimal"):
-            numbered([wrong], ["p"], ["v"])
+            numbered(pa.chunked_array([[wrong]]), pa.chunked_array([["p"]]))

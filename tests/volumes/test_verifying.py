@@ -13,6 +13,8 @@ from PIL import Image
 from medssl.cli.app import main
 from medssl.volumes import Channel, Incoming, Store, write_store
 from medssl.volumes.showing import CELL, kinds, write_sheet
+from medssl.volumes.store.table import read_table
+from medssl.volumes.store.unfinished import missing
 from medssl.volumes.store.verifying import verify
 
 Body = Callable[..., np.ndarray]
@@ -65,7 +67,22 @@ def test_what_is_wrong_is_named(labelled: Path, capsys: pytest.CaptureFixture[st
     document = json.loads(said.out)
     assert list(document["bad"]) == ["v1"] and "is gone" in document["bad"]["v1"]
     assert document["strangers"] == ["volumes/v9.b2nd"] and not document["sound"]
-    assert "1 of 3 volumes are damaged" in said.err
+    assert "1 of 3 volumes are damaged" in said.err and "Delete their files" in said.err
+
+
+def test_what_verify_says_mends_a_store(labelled: Path, make_body: Body, capsys: pytest.CaptureFixture[str]) -> None:
+    path = labelled / "volumes" / "v1.b2nd"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-200] + bytes(100) + whole[-100:])
+    again = Incoming("v1", "p1", "s", "MR", lambda: (make_body(1), np.diag([1.0, 1, 2, 1])), (Channel("MR", "MR"),))
+    assert write_store([again], labelled).added == 0
+    assert code_of("verify", str(labelled)) == 1
+    assert "Delete their files where they are there still, then run the same `medssl store` again." in " ".join(
+        capsys.readouterr().err.split()
+    )
+    path.unlink()
+    assert write_store([again], labelled).added == 1
+    assert path.read_bytes() == whole and verify(Store(labelled)).sound
 
 
 def test_a_row_of_another_volume_is_found(labelled: Path) -> None:
@@ -79,6 +96,25 @@ def test_a_row_of_another_volume_is_found(labelled: Path) -> None:
     rows[2]["affine"] = [2.0 * number for number in rows[2]["affine"]]
     pq.write_table(pa.Table.from_pylist(rows, table.schema), part)
     assert list(verify(Store(labelled)).bad) == ["v2"]
+
+
+def test_an_ingest_that_ends_while_somebody_looks_leaves_nothing_missing(
+    labelled: Path, make_body: Body, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = Incoming("v7", "p7", "s", "MR", lambda: (make_body(7), np.eye(4)))
+    (labelled / "unfinished" / "killed.json").write_text(json.dumps({"v7": ""}))
+    assert missing(labelled) == ["v7"]
+
+    def just_stored(folder: Path) -> object:
+        monkeypatch.undo()
+        write_store([last], folder)
+        return read_table(folder)
+
+    monkeypatch.setattr("medssl.volumes.store.unfinished.read_table", just_stored)
+    assert missing(labelled) == []
+    # Without a mark nothing is missing, whatever the table says; so it is not read.
+    monkeypatch.setattr("medssl.volumes.store.unfinished.read_table", lambda folder: pytest.fail(f"{folder} is read"))
+    assert missing(labelled) == []
 
 
 def test_show_says_and_pictures_what_is_there(labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,7 +28,8 @@ from medssl.archive.sources.locations import find_source
 from medssl.archive.tables import damaged, read_table
 from medssl.errors import ArchiveError, UsageError
 from medssl.faults import fault, is_fault
-from medssl.files import html_table, read_json
+from medssl.files import read_json
+from medssl.notebook import html_table
 from medssl.source import ArchiveSource
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from medssl.archive.nifti.names import case_of, channel_numbers, nifti_files, numbered, stem
 from medssl.errors import ConfigError, DataError, MissingInput
 from medssl.faults import faults_as
+from medssl.files import read_json
 
 _SPLIT = {"training": "train", "train": "train", "validation": "validation", "val": "validation", "test": "test", "testing": "test"}
 
@@ -26,16 +26,16 @@ class Listed:
     patient: str | None = None
 
 
-def read_json(path: Path) -> Any:
+def read_list(path: Path) -> Any:
     """The content of a JSON file; raises `MissingInput` or `DataError`."""
     if not path.is_file():
         raise MissingInput(f"there is no file {path}. Give the path of a JSON file, or data.images and data.labels.")
     try:
         with faults_as(DataError, f"{path} cannot be read"):
-            return json.loads(path.read_text(encoding="utf-8"))
+            return read_json(path)
+    except DataError:
+        raise
     except ValueError as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(f"{path} is not valid JSON: {error}") from error
 
 
@@ -44,7 +44,7 @@ def from_dataset(path: Path, fold: int | None = None) -> dict[str, list[Listed]]
     if not path.exists():
         raise MissingInput(f"there is no dataset at {path}. Give a folder with dataset.json, or a datalist JSON file.")
     file = path / "dataset.json" if path.is_dir() else path
-    content = read_json(file)
+    content = read_list(file)
     if isinstance(content, Mapping) and not any(isinstance(content.get(key), list) for key in _SPLIT):
         if fold is not None:
             raise ConfigError(

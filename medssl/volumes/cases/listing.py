@@ -24,7 +24,7 @@ from medssl.config import Seed, did_you_mean
 from medssl.errors import ConfigError, DataError
 from medssl.faults import faults_as
 from medssl.files import open_regular
-from medssl.volumes.cases.datalists import Listed, folders, from_dataset, read_json
+from medssl.volumes.cases.datalists import Listed, folders, from_dataset, read_list
 from medssl.volumes.cases.label_values import LabelValues, check_given, label_values
 from medssl.volumes.cases.patients import OWN, Whose, check_pattern, patients_of, refuse_divided
 from medssl.volumes.crops import LoadOptions
@@ -212,7 +212,7 @@ def _dataset(options: LabelledOptions) -> Any:
     if options.dataset is None:
         return None
     path = Path(options.dataset)
-    return read_json(path / "dataset.json" if path.is_dir() else path)
+    return read_list(path / "dataset.json" if path.is_dir() else path)
 
 
 def _splits(options: LabelledOptions) -> dict[str, list[Case]]:
@@ -229,7 +229,7 @@ def _splits(options: LabelledOptions) -> dict[str, list[Case]]:
 
 
 def _split_file(options: LabelledOptions) -> dict[str, list[str]]:
-    content = read_json(Path(str(options.splits)))
+    content = read_list(Path(str(options.splits)))
     if isinstance(content, list):
         fold = options.fold or 0
         if fold >= len(content):
@@ -289,12 +289,13 @@ def _checked(options: LabelledOptions, training: Sequence[Case], validation: Seq
             f"{len(bare)} of {len(cases)} images in {where} have no label, such as {bare[0].images[0].name}. "
             "Add the labels, remove the images, or name the labelled cases in data.splits."
         )
+    usual = channel_count(cases[0])
     for case in cases:
         check_grid(case)
-        if channel_count(case) != channel_count(cases[0]):
+        count = channel_count(case)
+        if count != usual:
             raise DataError(
-                f"case '{case.name}' has {channel_count(case)} channel(s) and case '{cases[0].name}' has {channel_count(cases[0])}. "
-                "All cases must have the same channels."
+                f"case '{case.name}' has {count} channel(s) and case '{cases[0].name}' has {usual}. All cases must have the same channels."
             )
     return list(training), list(validation)
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field
+from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -29,12 +30,14 @@ from medssl.archive import narrow
 from medssl.archive.geometry import to_ras, voxel_spacing
 from medssl.errors import DataError, MedsslError, StoreError, UsageError
 from medssl.faults import faults_as
-from medssl.files import LOCK, holds_file, is_plain_name, lock_folder, make_folder, others_in, take_folder
+from medssl.files import LOCK, holds_file, is_plain_name, lock_folder, make_folder, others_in, take_folder, write_atomically
 from medssl.volumes.grid import as_spacing, resample, resample_labels
 from medssl.volumes.preparation import Channel, Preparation, statistics
 from medssl.volumes.store.frames import Codec, digest_of, encode
 from medssl.volumes.store.identity import content_of
-from medssl.volumes.store.reading import MANIFEST, Manifest, body_of, labels_path, read_manifest, stable_id, volume_path, write_file
+from medssl.volumes.store.manifest import MANIFEST, Manifest, read_manifest
+from medssl.volumes.store.reading import labels_path, volume_path
+from medssl.volumes.store.rows import body_of
 from medssl.volumes.store.table import SCHEMA, loose_rows, read_table, row_to_json
 from medssl.volumes.store.unfinished import FOLDER as UNFINISHED
 from medssl.volumes.store.unfinished import announced, forget_finished
@@ -132,7 +135,7 @@ def write_store(
                 if progress is not None:
                     progress(len(items) - len(todo) + number, len(items))
             _consolidate(folder)
-        forget_finished(folder, read_table(folder))
+        forget_finished(folder)
     return StoreSummary(folder, len(items) - len(left_out), len(todo) - len(left_out), left_out)
 
 
@@ -165,7 +168,7 @@ def _opened(folder: Path, wanted: Manifest) -> Iterator[None]:
         held = lock_folder(folder, alone=False, swept=("", *FOLDERS))
     try:
         if not known:
-            write_file(folder / MANIFEST, wanted.model_dump_json(indent=1).encode())
+            _write(folder / MANIFEST, wanted.model_dump_json(indent=1).encode())
         yield
     finally:
         held.release()
@@ -220,9 +223,9 @@ def _store_one(item: Incoming, folder: Path, manifest: Manifest, codec: Codec) -
         row["reason"] = _reason(error)
     else:
         for path, content in files.items():
-            write_file(path, content)
+            _write(path, content)
         row |= found
-    write_file(folder / "rows" / f"{item.volume}.json", row_to_json(row))
+    _write(folder / "rows" / f"{item.volume}.json", row_to_json(row))
     return item.volume, row["reason"]
 
 
@@ -317,15 +320,20 @@ def _facts(content: str, channels: Sequence[Channel], values: NDArray[Any], affi
         "affine": np.asarray(affine, float).reshape(-1).tolist(),
         "statistics": [number for one in numbers for number in astuple(one)],
         "box": [*box[0], *box[1]],
-        "points": _packed(sample_points(body, POINTS, stable_id(content))),
+        "points": _packed(sample_points(body, POINTS, _seed(content))),
     }
 
 
 def _label_facts(content: str, labels: NDArray[Any], classes: Sequence[int]) -> dict[str, Any]:
     def points(value: int) -> bytes:
-        return _packed(sample_points(labels == value, CLASS_POINTS, stable_id(f"{content}/{value}"))) if value > 0 else b""
+        return _packed(sample_points(labels == value, CLASS_POINTS, _seed(f"{content}/{value}"))) if value > 0 else b""
 
     return {"classes": list(classes), "class_points": [points(value) for value in classes]}
+
+
+def _seed(name: str) -> int:
+    """A non-negative int64 that is the same on every machine and in every run."""
+    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little") >> 1
 
 
 def _packed(points: NDArray[np.int64]) -> bytes:
@@ -361,6 +369,12 @@ def _consolidate(folder: Path) -> None:
     rows = sorted(loose.values(), key=lambda row: str(row["volume"]))
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), sink)
-    write_file(folder / "table" / f"part-{time.time_ns():020d}-{uuid4().hex[:8]}.parquet", sink.getvalue().to_pybytes())
+    _write(folder / "table" / f"part-{time.time_ns():020d}-{uuid4().hex[:8]}.parquet", sink.getvalue().to_pybytes())
     for path in loose:
         path.unlink(missing_ok=True)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """All of `content` under `path` or nothing; raises `StoreError`."""
+    with faults_as(StoreError, f"{path} cannot be written", "What is stored already is good: run the same command again."):
+        write_atomically(path, content)

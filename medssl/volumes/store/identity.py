@@ -11,6 +11,8 @@ from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from xxhash import xxh3_128
 
@@ -44,21 +46,22 @@ class Numbers:
     """(N,) one number a patient, in that order: of the smallest content among the patient's volumes."""
 
 
-def numbered(contents: Sequence[str], patients: Sequence[str], names: Sequence[str]) -> Numbers:
-    """The numbers of rows with these contents, pseudonyms of patients and pseudonyms of volumes.
+def numbered(contents: pa.ChunkedArray, patients: pa.ChunkedArray) -> Numbers:
+    """The numbers of rows with these contents and pseudonyms of patients; the rows come in the order of their volumes' pseudonyms.
 
     Equal contents come in the order of everything else that their patients have; what is alike in that too may change places without
     a difference. Raises `ValueError` for a content that is none.
     """
-    if any(len(content) != _DIGITS for content in contents):
-        raise ValueError("a content has not 32 digits")
-    words = np.frombuffer(bytes.fromhex("".join(contents)), ">u8").reshape(-1, 2)
-    _, rank = np.unique(np.asarray(contents), return_inverse=True)
-    people, whose = np.unique(np.asarray(patients), return_inverse=True)
-    first = np.full(len(people), len(contents))
+    if pc.any(pc.not_equal(pc.binary_length(contents), _DIGITS)).as_py():
+        raise ValueError(f"a content has not {_DIGITS} digits")
+    digits = "".join(contents.to_pylist())
+    words = np.frombuffer(bytes.fromhex(digits), ">u8").reshape(len(contents), 2)
+    _, rank = np.unique(np.frombuffer(digits.encode(), f"S{_DIGITS}"), return_inverse=True)
+    whose = patients.combine_chunks().dictionary_encode().indices.to_numpy()
+    first = np.full(1 + whose.max(), len(contents))
     np.minimum.at(first, whose, rank)
     turn = _turns(first, rank, whose)
-    order = np.lexsort((np.asarray(names), turn[whose], rank))
+    order = np.lexsort((turn[whose], first[whose], rank))
     smallest = np.empty(len(contents), np.int64)
     smallest[rank] = np.arange(len(contents))
     among_equals = _among_equals(rank[order])

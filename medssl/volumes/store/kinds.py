@@ -14,7 +14,8 @@ from typing import Any
 from medssl.archive.nifti.modality import checked_modality
 from medssl.errors import ConfigError, DataError
 from medssl.volumes.preparation import Channel, Preparation, Statistics
-from medssl.volumes.store.reading import Store, statistics_of_row
+from medssl.volumes.store.reading import Store
+from medssl.volumes.store.rows import statistics_of_row
 
 RESCALED = 0.05
 """An image whose values span less than this share of the narrowest one that was seen is in another unit."""

@@ -9,11 +9,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
-import pyarrow as pa
-
 from medssl.errors import StoreError
 from medssl.faults import faults_as
 from medssl.files import read_json, write_atomically
+from medssl.volumes.store.table import read_table
 
 FOLDER = "unfinished"
 
@@ -31,25 +30,33 @@ def announced(folder: Path, wanted: Mapping[str, str]) -> Iterator[None]:
     mark.unlink(missing_ok=True)
 
 
-def missing(folder: Path, table: pa.Table) -> list[str]:
+def missing(folder: Path) -> list[str]:
     """The volumes that somebody began to store and of which the table says nothing yet."""
-    return sorted({name for wanted in _marks(folder).values() for name in _missing_of(wanted, table)})
+    return sorted({name for names in _missing_by_mark(folder).values() for name in names})
 
 
-def forget_finished(folder: Path, table: pa.Table) -> None:
+def forget_finished(folder: Path) -> None:
     """Take back what killed ingests said, where all of it is stored by now."""
-    for mark, wanted in _marks(folder).items():
-        if not _missing_of(wanted, table):
+    for mark, names in _missing_by_mark(folder).items():
+        if not names:
             mark.unlink(missing_ok=True)
 
 
-def _missing_of(wanted: Mapping[str, str], table: pa.Table) -> list[str]:
+def _missing_by_mark(folder: Path) -> dict[Path, list[str]]:
+    """The marks are read before the table, into which an ingest may just put the last of its volumes; where there is none, it is not."""
+    marks = _marks(folder)
+    if not marks:
+        return {}
+    table = read_table(folder)
     there = dict(zip(table["volume"].to_pylist(), table["fingerprint"].to_pylist(), strict=True))
-    return [name for name, fingerprint in wanted.items() if name not in there or (there[name] or "") != fingerprint]
+    return {
+        mark: [name for name, fingerprint in wanted.items() if name not in there or (there[name] or "") != fingerprint]
+        for mark, wanted in marks.items()
+    }
 
 
 def _marks(folder: Path) -> dict[Path, dict[str, str]]:
-    """By file. To be read before the table, into which an ingest may just put the last of its volumes."""
+    """Mark -> volume -> fingerprint."""
     place, found = folder / FOLDER, {}
     with faults_as(StoreError, f"{place} cannot be read"):
         files = sorted(place.iterdir()) if place.is_dir() else []

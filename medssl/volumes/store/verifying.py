@@ -46,25 +46,25 @@ class Verified:
 def verify(store: Store, *, workers: int = 2, progress: Callable[[int, int | None], None] | None = None) -> Verified:
     """Read every volume and label whole; one volume a worker is in memory. What is damaged is named, and nothing is changed."""
     bad: dict[str, str] = {}
+    names, contents = store.column("volume"), store.column("content")
     with ThreadPoolExecutor(workers, "medssl-verify") as pool:
-        numbers = range(len(store))
-        for number, why in zip(numbers, pool.map(lambda number: _why_bad(store, number), numbers), strict=True):
+        for number, why in enumerate(pool.map(lambda number: _why_bad(store, number, contents[number]), range(len(store)))):
             if why is not None:
-                bad[store.column("volume")[number]] = why
+                bad[names[number]] = why
             if progress is not None:
                 progress(number + 1, len(store))
-    table = read_table(store.folder)
-    return Verified(len(store), bad, len(missing(store.folder, table)), tuple(_strangers(store, set(table["volume"].to_pylist()))))
+    known = set(read_table(store.folder)["volume"].to_pylist())
+    return Verified(len(store), bad, len(missing(store.folder)), tuple(_strangers(store, known)))
 
 
-def _why_bad(store: Store, number: int) -> str | None:
+def _why_bad(store: Store, number: int, content: str) -> str | None:
     try:
         volume = store.volume(number)
         values = store.read_whole(number)
         labels = store.read_labels(number, (0,) * len(volume.shape), volume.shape)[0] if volume.classes is not None else None
     except (StoreError, MissingInput) as error:
         return str(error)
-    if content_of(values, volume.affine, volume.channels, labels) != store.column("content")[number]:
+    if content_of(values, volume.affine, volume.channels, labels) != content:
         return "its voxels or its grid are not those of its row. Delete its file and make the store again with `medssl store`."
     return None
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
@@ -35,6 +35,7 @@ from medssl.train.run_folder import LABELLED
 from medssl.train.setup import documents, store_fingerprint
 from medssl.train.training import run_training
 from medssl.transfer.crops import Beside, check_unlabelled
+from medssl.transfer.load import LoadReport, Stem
 from medssl.transfer.options import FinetuneConfig
 from medssl.transfer.recipes import Recipe, Stages
 from medssl.transfer.segment import Windows
@@ -42,9 +43,6 @@ from medssl.transfer.segmentation import Segmentation
 from medssl.transfer.start import Plan, first_weights, make_plan
 from medssl.transfer.validation import CaseBatches, Validate, make_evaluator
 from medssl.volumes import CropLoader, DataOptions, LabelledOptions, Store, describe_patients, kinds_document, kinds_of
-
-if TYPE_CHECKING:
-    from medssl.transfer.load import LoadReport, Stem
 
 REPORT = "load_report.json"
 

@@ -116,7 +116,7 @@ def first_weights(plan: Plan) -> tuple[nn.Module, LoadReport | None]:
     with seeded(config.seed, 0, 0, torch.device("cpu")):
         return load_pretrained(
             plan.spec,
-            config.pretrained,
+            plan.origin or config.pretrained,
             out_channels=plan.spec.out_channels,
             min_coverage=config.min_coverage,
             allow_missing=config.allow_missing,

@@ -19,8 +19,8 @@ from medssl.train.checkpoint import Checkpoint, find_checkpoint
 from medssl.train.checkpoint_state import STATE, TENSORS
 from medssl.transfer.inert import named_tensors, read_torch_file
 
-Source = str | Path | Run | Mapping[str, Any]
-"""Where weights come from: a run or its folder, a checkpoint, a file, or named tensors."""
+Source = str | Path | Run | Checkpoint | Mapping[str, Any]
+"""Where weights come from: a run or its folder, a checkpoint or its folder, a file, or named tensors."""
 _CONTAINERS = ("state_dict", "model_state_dict", "model_state", "network_weights", "network", "model", "net")
 
 
@@ -46,10 +46,14 @@ def read_weights(source: Source) -> Weights:
         if not named:
             raise CheckpointError("the state dict holds no named tensors. Give what network.state_dict() gives.")
         return Weights(Path("the state dict"), named, None, ())
+    if isinstance(source, Checkpoint):
+        return _weights_of(source)
     place = source.folder if isinstance(source, Run) else Path(source)
     checkpoint = own_checkpoint(place)
-    if checkpoint is None:
-        return Weights(place, _read_file(place), None, ())
+    return Weights(place, _read_file(place), None, ()) if checkpoint is None else _weights_of(checkpoint)
+
+
+def _weights_of(checkpoint: Checkpoint) -> Weights:
     if "network" not in checkpoint.tensors:
         raise CheckpointError(
             f"{checkpoint.path} holds no network, only {', '.join(checkpoint.tensors) or 'nothing'}. Give another checkpoint."

@@ -32,7 +32,7 @@ from medssl.train.definition import Batches, Save, Training
 from medssl.train.device import choose_dtype
 from medssl.train.loop import StepEngine
 from medssl.train.run_folder import LABELLED
-from medssl.train.setup import documents, store_fingerprint
+from medssl.train.setup import documents, store_fingerprint, trained_on
 from medssl.train.training import run_training
 from medssl.transfer.crops import Beside, check_unlabelled
 from medssl.transfer.load import LoadReport, Stem
@@ -42,7 +42,7 @@ from medssl.transfer.segment import Windows
 from medssl.transfer.segmentation import Segmentation
 from medssl.transfer.start import Plan, first_weights, make_plan
 from medssl.transfer.validation import CaseBatches, Validate, make_evaluator
-from medssl.volumes import CropLoader, DataOptions, LabelledOptions, Store, describe_patients, kinds_document, kinds_of
+from medssl.volumes import CropLoader, DataOptions, LabelledOptions, Store, describe_patients
 
 REPORT = "load_report.json"
 
@@ -124,12 +124,9 @@ def _ready(config: FinetuneConfig, plugins: Plugins, out: Path) -> Training:
     recipe = Recipe(train.preset, parts_by_depth(plan.spec, plugins), train, train.decay_by_depth)
     document = {
         **plan.form.document(),
-        "kinds": kinds_document(kinds_of(plan.store)),
+        **trained_on(plan.store, config.data.size, config.tasks, config.consistency),
         "label_values": plan.values.document(),
-        "size": list(config.data.size),
         "overlap": config.overlap,
-        "tasks": [term.document() for term in config.tasks],
-        "consistency": [term.document() for term in config.consistency],
     }
     return Training(
         kind="finetune",

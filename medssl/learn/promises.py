@@ -246,22 +246,22 @@ def check_answer(answer: Any, task: PretextTask, key: str) -> None:
         raise PluginError(f"{Who(task, key)}: the module of its head gave {shown}; a tensor with a row a sample is needed.")
 
 
-def check_loss(value: Any, term: nn.Module, key: str, what: str, images: Tensor) -> None:
-    """That a loss or measure is one real number a sample, beside the crops' `images`."""
-    batch = len(images)
+def check_loss(value: Any, term: nn.Module, key: str, what: str, rows: Tensor) -> None:
+    """That a loss or measure is one real number a sample, beside `rows` (B, ...) such as the crops' images."""
+    batch = len(rows)
     if not isinstance(value, Tensor) or tuple(value.shape) != (batch,):
         shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise PluginError(f"{Who(term, key)}: {what} gave {shape}; one value a sample, ({batch},), is needed.")
     if not value.is_floating_point():
         raise PluginError(f"{Who(term, key)}: {what} gave {value.dtype}, which has no gradient; floating point numbers are needed.")
-    _check_tensor(Who(term, key), f"what {what} gave", value, images.device)
+    _check_tensor(Who(term, key), f"what {what} gave", value, rows.device)
 
 
-def task_loss(task: PretextTask, key: str, prediction: Tensor, batch: PretextBatch, crops: Crops) -> Tensor:
-    """(B,) the task's loss."""
+def task_loss(task: PretextTask, key: str, prediction: Tensor, batch: PretextBatch, crops: Crops | None = None) -> Tensor:
+    """(B,) the task's loss, which must leave the `crops` as they are."""
     with calling(task, key, "loss", crops):
         value = task.loss(prediction, batch)
-    check_loss(value, task, key, "loss()", crops.images)
+    check_loss(value, task, key, "loss()", batch.target)
     return value
 
 

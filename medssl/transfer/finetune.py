@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from medssl.errors import TrainingError, UsageError
+from medssl.errors import GO_ON, TrainingError, UsageError
 from medssl.faults import faults_as
 from medssl.files import write_atomically
 from medssl.learn import check_crop
@@ -205,7 +205,7 @@ def _attach(plan: Plan, recipe: Recipe, engine: StepEngine, run: Run, save_best:
     if recipe.is_staged:
         Stages(engine.objective, recipe, plan.config.train.frozen_norms == "train").attach(engine)
     if run.report is not None:
-        with faults_as(TrainingError, f"{run.folder / REPORT} cannot be written", "Then go on with --resume."):
+        with faults_as(TrainingError, f"{run.folder / REPORT} cannot be written", GO_ON):
             write_atomically(run.folder / REPORT, (json.dumps(run.report.document(), indent=1) + "\n").encode())
     if not plan.validation:
         return

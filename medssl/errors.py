@@ -5,6 +5,8 @@ Every error also inherits the natural builtin, so callers who know nothing of me
 
 RESUME = "--resume (in Python resume=True)"
 """How a run goes on, for messages."""
+GO_ON = f"Then go on with {RESUME}."
+"""What follows on what a person has to mend."""
 
 
 class MedsslError(Exception):

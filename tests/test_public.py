@@ -21,7 +21,7 @@ from medssl.train.stopping import Stopped
 def test_tab_and_help_show_the_public_names() -> None:
     assert {"pretrain", "fine_tune", "predict", "evaluate", "load_into", "encoder", "monai", "errors"} <= set(dir(medssl))
     assert all(getattr(medssl, name) is not None for name in dir(medssl))
-    assert "PretextTaskd" in dir(medssl.monai)
+    assert "PretextTaskd" in dir(medssl.monai) and not any(name.startswith("_") for name in dir(medssl.monai))
     assert all(getattr(medssl.monai, name) is not None for name in medssl.monai.__all__)
     shown = pydoc.render_doc(medssl.pretrain)
     assert "Pretrain a network on a store" in shown

@@ -12,7 +12,7 @@ from medssl.augment import ViewOptions, is_affine
 from medssl.contracts import ConsistencyLoss, Crops, NetworkInfo, PretextTask
 from medssl.errors import ConfigError, DataError, PluginError
 from medssl.learn.heads import require_dense, require_encoder
-from medssl.learn.promises import calling, cleaned, overrides, who
+from medssl.learn.promises import Who, calling, cleaned, overrides
 from medssl.learn.questions import ForwardPass
 from medssl.networks import NetworkSpec
 from medssl.plugins import Plugins
@@ -56,7 +56,7 @@ def input_channels(tasks: Mapping[str, PretextTask], channels: int) -> int:
         with calling(task, key, "input_channels"):
             asked[key] = task.input_channels(channels)
         if not isinstance(asked[key], int) or asked[key] < 1:
-            raise PluginError(f"{who(task, key)}: input_channels() gave {asked[key]!r}; a whole number of 1 or more is needed.")
+            raise PluginError(f"{Who(task, key)}: input_channels() gave {asked[key]!r}; a whole number of 1 or more is needed.")
     if len(set(asked.values())) > 1:
         raise ConfigError(f"the tasks disagree about the channels of the network's input: {asked}. Train them in rounds (`from:`).")
     return next(iter(asked.values()), channels)
@@ -108,4 +108,4 @@ def check_channels(one: ForwardPass, takes: int) -> None:
             "what it shows uncorrupted; with one that does not, train in rounds (`from:`)."
         )
     question = one.questions[0]
-    raise PluginError(f"{who(question.task, question.key)} shows {shown} channels and announced {takes}.")
+    raise PluginError(f"{Who(question.task, question.key)} shows {shown} channels and announced {takes}.")

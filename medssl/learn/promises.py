@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import torch
@@ -40,10 +40,16 @@ RESERVED = frozenset({"name", "weight", "as", "as_"})
 """Keys of every term, which no option of its own may be called."""
 
 
-def who(term: nn.Module, key: str) -> str:
-    """How a message names a term of a run and the package that it comes from."""
-    kind = "task" if isinstance(term, PretextTask) else "consistency loss"
-    return f"{kind} '{key}' ({provider_of(type(term))})"
+@dataclass(frozen=True)
+class Who:
+    """How a message names a term of a run and the package that it comes from, which is looked up where a message is made and no sooner."""
+
+    term: nn.Module
+    key: str
+
+    def __str__(self) -> str:
+        kind = "task" if isinstance(self.term, PretextTask) else "consistency loss"
+        return f"{kind} '{self.key}' ({provider_of(type(self.term))})"
 
 
 @contextmanager
@@ -55,7 +61,7 @@ def calling(term: nn.Module, key: str, what: str, crops: Crops | None = None) ->
     changed = [name for name, version in _versions(crops).items() if version != before[name]]
     if changed:
         raise PluginError(
-            f"{who(term, key)}: {what} changes crops.{changed[0]} in place, and other terms are shown the same crops. "
+            f"{Who(term, key)}: {what} changes crops.{changed[0]} in place, and other terms are shown the same crops. "
             "Work on a copy: operations without a trailing underscore, or .clone()."
         )
 
@@ -109,7 +115,7 @@ def _are_names(value: Any) -> bool:
 def check_built(term: nn.Module, key: str) -> None:
     """That its `__init__` went through the base class's."""
     if not isinstance(vars(term).get("network"), NetworkInfo) or "options" not in vars(term):
-        raise PluginError(f"{who(term, key)}: its __init__ must call super().__init__(options, network) and leave both as they are.")
+        raise PluginError(f"{Who(term, key)}: its __init__ must call super().__init__(options, network) and leave both as they are.")
 
 
 def check_head(head: Head, task: nn.Module, key: str) -> None:
@@ -129,9 +135,9 @@ def check_head(head: Head, task: nn.Module, key: str) -> None:
         elif not _are_names(head.features) or not head.features:
             problem = f"reads={head.reads!r}; the name of a feature, or a tuple of one or more, is needed"
     elif not isinstance(head, NetworkHead):
-        raise PluginError(f"{who(task, key)}: head() gave {type(head).__name__}, not a DenseHead, PooledHead, ModuleHead or NetworkHead.")
+        raise PluginError(f"{Who(task, key)}: head() gave {type(head).__name__}, not a DenseHead, PooledHead, ModuleHead or NetworkHead.")
     if problem is not None:
-        raise PluginError(f"{who(task, key)}: head() gave a {type(head).__name__} with {problem}.")
+        raise PluginError(f"{Who(task, key)}: head() gave a {type(head).__name__} with {problem}.")
 
 
 def _no_count(what: str, value: Any) -> str | None:
@@ -141,7 +147,7 @@ def _no_count(what: str, value: Any) -> str | None:
 
 def check_batch(batch: Any, task: PretextTask, key: str, crops: Crops, head: Head) -> None:
     """That what `make` gave is a question about these crops: rows, shapes, types and places that cannot be taken for others."""
-    name, rows = who(task, key), len(crops)
+    name, rows = Who(task, key), len(crops)
     if not isinstance(batch, PretextBatch):
         raise PluginError(f"{name}: make() gave {type(batch).__name__}, not a PretextBatch.")
     parts = head.parts if isinstance(head, PooledHead | ModuleHead) else 1
@@ -171,7 +177,7 @@ def is_dense(head: Head) -> bool:
     return head.dense if isinstance(head, ModuleHead) else isinstance(head, DenseHead | NetworkHead)
 
 
-def _check_tensor(name: str, what: str, value: Any, device: torch.device) -> None:
+def _check_tensor(name: Who, what: str, value: Any, device: torch.device) -> None:
     if not isinstance(value, Tensor):
         raise PluginError(f"{name}: {what} is {type(value).__name__}; a tensor is needed.")
     if value.device != device:
@@ -180,7 +186,7 @@ def _check_tensor(name: str, what: str, value: Any, device: torch.device) -> Non
         )
 
 
-def _check_inputs(name: str, inputs: Tensor, crops: Crops) -> None:
+def _check_inputs(name: Who, inputs: Tensor, crops: Crops) -> None:
     if inputs.dim() != crops.images.dim():
         raise PluginError(
             f"{name}: inputs have shape {tuple(inputs.shape)}; {crops.spatial_dims} sides behind rows and channels are needed."
@@ -189,7 +195,7 @@ def _check_inputs(name: str, inputs: Tensor, crops: Crops) -> None:
         raise PluginError(f"{name}: inputs are {inputs.dtype} and the crops {crops.images.dtype}. Keep the type of crops.images.")
 
 
-def _check_grid(name: str, target: Tensor, grid: tuple[int, ...]) -> None:
+def _check_grid(name: Who, target: Tensor, grid: tuple[int, ...]) -> None:
     """The target of a dense answer lies on the answer's grid: (B, channels, *grid), or class numbers (B, *grid)."""
     channels = target.dim() == len(grid) + 2
     classes = target.dim() == len(grid) + 1 and not target.is_floating_point()
@@ -200,7 +206,7 @@ def _check_grid(name: str, target: Tensor, grid: tuple[int, ...]) -> None:
         )
 
 
-def _check_weight(name: str, weight: Tensor, target: Tensor) -> None:
+def _check_weight(name: Who, weight: Tensor, target: Tensor) -> None:
     """One axis alone may be 1 for all: that of channels, which is the second one, or the last one of tokens."""
     one_for_all = [mine for mine, theirs in zip(weight.shape, target.shape, strict=False) if mine != theirs]
     if weight.dim() != target.dim() or one_for_all not in ([], [1]):
@@ -212,7 +218,7 @@ def cleaned(task: PretextTask, key: str, crops: Crops) -> Tensor:
     """What `clean` gives: an input of the network for each crop."""
     with calling(task, key, "clean", crops):
         clean = task.clean(crops)
-    name = who(task, key)
+    name = Who(task, key)
     _check_tensor(name, "what clean() gave", clean, crops.images.device)
     if clean.dim() != crops.images.dim() or len(clean) != len(crops) or tuple(clean.shape[2:]) != crops.size:
         raise PluginError(
@@ -225,10 +231,10 @@ def cleaned(task: PretextTask, key: str, crops: Crops) -> Tensor:
 
 def check_restored(restored: Any, answer: Tensor, task: PretextTask, key: str, crops: Crops) -> None:
     """That `restore` gave the answer on the grid of the crops."""
-    _check_tensor(who(task, key), "what restore() gave", restored, answer.device)
+    _check_tensor(Who(task, key), "what restore() gave", restored, answer.device)
     if restored.shape[:2] != answer.shape[:2] or tuple(restored.shape[2:]) != crops.size:
         raise PluginError(
-            f"{who(task, key)}: restore() gave shape {tuple(restored.shape)} for an answer of {tuple(answer.shape)}; "
+            f"{Who(task, key)}: restore() gave shape {tuple(restored.shape)} for an answer of {tuple(answer.shape)}; "
             f"the grid of the crops, {crops.size}, is needed."
         )
 
@@ -237,25 +243,25 @@ def check_answer(answer: Any, task: PretextTask, key: str) -> None:
     """That a task's own module gave a tensor."""
     if not isinstance(answer, Tensor) or answer.dim() == 0:
         shown = "a single number" if isinstance(answer, Tensor) else type(answer).__name__
-        raise PluginError(f"{who(task, key)}: the module of its head gave {shown}; a tensor with a row a sample is needed.")
+        raise PluginError(f"{Who(task, key)}: the module of its head gave {shown}; a tensor with a row a sample is needed.")
 
 
-def check_loss(value: Any, term: nn.Module, key: str, what: str, images: Tensor) -> None:
-    """That a loss or measure is one real number a sample, beside the crops' `images`."""
-    batch = len(images)
+def check_loss(value: Any, term: nn.Module, key: str, what: str, rows: Tensor) -> None:
+    """That a loss or measure is one real number a sample, beside `rows` (B, ...) such as the crops' images."""
+    batch = len(rows)
     if not isinstance(value, Tensor) or tuple(value.shape) != (batch,):
         shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise PluginError(f"{who(term, key)}: {what} gave {shape}; one value a sample, ({batch},), is needed.")
+        raise PluginError(f"{Who(term, key)}: {what} gave {shape}; one value a sample, ({batch},), is needed.")
     if not value.is_floating_point():
-        raise PluginError(f"{who(term, key)}: {what} gave {value.dtype}, which has no gradient; floating point numbers are needed.")
-    _check_tensor(who(term, key), f"what {what} gave", value, images.device)
+        raise PluginError(f"{Who(term, key)}: {what} gave {value.dtype}, which has no gradient; floating point numbers are needed.")
+    _check_tensor(Who(term, key), f"what {what} gave", value, rows.device)
 
 
-def task_loss(task: PretextTask, key: str, prediction: Tensor, batch: PretextBatch, crops: Crops) -> Tensor:
-    """(B,) the task's loss."""
+def task_loss(task: PretextTask, key: str, prediction: Tensor, batch: PretextBatch, crops: Crops | None = None) -> Tensor:
+    """(B,) the task's loss, which must leave the `crops` as they are."""
     with calling(task, key, "loss", crops):
         value = task.loss(prediction, batch)
-    check_loss(value, task, key, "loss()", crops.images)
+    check_loss(value, task, key, "loss()", batch.target)
     return value
 
 
@@ -287,7 +293,7 @@ def check_prediction(prediction: Tensor, task: PretextTask, key: str, target: Te
 def check_by_name(value: Any, term: nn.Module, key: str, what: str) -> Mapping[str, Any]:
     """A mapping from names, as `measure` and `picture` give it."""
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
-        raise PluginError(f"{who(term, key)}: {what}() gave {type(value).__name__}, not a dictionary from names to tensors.")
+        raise PluginError(f"{Who(term, key)}: {what}() gave {type(value).__name__}, not a dictionary from names to tensors.")
     return value
 
 
@@ -295,7 +301,7 @@ def check_picture(image: Any, task: PretextTask, key: str, what: str, dims: int)
     """That a picture is (B, C, *size)."""
     if not isinstance(image, Tensor) or image.dim() != dims + 2 or min(image.shape) == 0:
         shown = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
-        raise PluginError(f"{who(task, key)}: the picture '{what}' is {shown}; a tensor (B, C, *size) with {dims} sides is needed.")
+        raise PluginError(f"{Who(task, key)}: the picture '{what}' is {shown}; a tensor (B, C, *size) with {dims} sides is needed.")
 
 
 def check_connected(reached: Collection[str], terms: Mapping[str, nn.Module]) -> None:
@@ -304,7 +310,7 @@ def check_connected(reached: Collection[str], terms: Mapping[str, nn.Module]) ->
         base = PretextTask if isinstance(term, PretextTask) else ConsistencyLoss
         if key not in reached and not overrides(term, base, "commit"):
             raise PluginError(
-                f"{who(term, key)}: its loss is cut from the graph, so no gradient reaches the network and it teaches nothing. "
+                f"{Who(term, key)}: its loss is cut from the graph, so no gradient reaches the network and it teaches nothing. "
                 "Take it from the prediction or the views, without detach(), comparisons, argmax() or rounding."
             )
 
@@ -332,7 +338,7 @@ def check_own_rows(
         shapes = {"prediction": prediction, "target": batch.target, "weight": batch.weight, **batch.extra}
         shown = ", ".join(f"{what} {tuple(tensor.shape)}" for what, tensor in shapes.items() if tensor is not None)
         raise PluginError(
-            f"{who(task, key)}: the loss of a sample changes with the target of others: shapes are broadcast against each other ({shown}). "
+            f"{Who(task, key)}: the loss of a sample changes with the target of others: shapes are broadcast against each other ({shown}). "
             "Give the target the axes of the prediction, or say by `compares` that samples are compared."
         )
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from medssl.contracts import Crops, Draw, NetworkHead, PretextBatch, PretextTask
 from medssl.errors import NetworkError
 from medssl.learn.heads import BuiltHead
-from medssl.learn.promises import calling, check_batch, check_restored, who
+from medssl.learn.promises import Who, calling, check_batch, check_restored
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def ask(key: str, task: PretextTask, crops: Crops, draw: Draw, head: BuiltHead) 
         batch = task.make(crops, draw)
     check_batch(batch, task, key, crops, head.kind)
     if batch.visible is not None and not task.network.tokens:
-        raise NetworkError(f"{who(task, key)} leaves tokens out, and this network's encoder does not work on tokens. Take ViT or UNETR.")
+        raise NetworkError(f"{Who(task, key)} leaves tokens out, and this network's encoder does not work on tokens. Take ViT or UNETR.")
     return Question(key, task, replace(batch, progress=draw.progress))
 
 

@@ -11,7 +11,7 @@ from medssl.contracts import ModuleHead
 from medssl.errors import DataError, PluginError
 from medssl.learn.heads import BuiltHead
 from medssl.learn.ops import by_part, pool
-from medssl.learn.promises import who
+from medssl.learn.promises import Who
 from medssl.learn.questions import ForwardPass, Question, View, expected_shape
 from medssl.networks import Trunk
 
@@ -85,7 +85,7 @@ def _check_answer(question: Question, head: BuiltHead, answer: Tensor, one: Forw
     grid = tuple(one.inputs.shape[2:])
     if isinstance(head.kind, ModuleHead) and head.dense and (len(answer) != len(one.inputs) or tuple(answer.shape[2:]) != grid):
         raise PluginError(
-            f"{who(question.task, question.key)}: the module of its dense head gave shape {tuple(answer.shape)} for inputs of shape "
+            f"{Who(question.task, question.key)}: the module of its dense head gave shape {tuple(answer.shape)} for inputs of shape "
             f"{tuple(one.inputs.shape)}; (B, channels, *grid) is needed."
         )
     expected = expected_shape(one, head)

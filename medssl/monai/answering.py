@@ -43,7 +43,7 @@ class PretextNetwork(nn.Module):
             if isinstance(head.kind, ModuleHead):
                 raise ConfigError(f"'{cls.name}' brings its own head module. {ELSEWHERE}")
             self.network = spec.build(seed=seed)
-        self.head, self.spec = head.module, spec
+        self.head = head.module
         self._reads, self._parts, self._dims = head.reads, head.parts, info.spatial_dims
         self._trunk = Trunk(self.network, spec)
 

@@ -18,6 +18,7 @@ from medssl.config import check
 from medssl.contracts import ConsistencyLoss, Crops, NetworkInfo, Views
 from medssl.errors import ConfigError, DataError
 from medssl.learn.teacher import EMATeacher
+from medssl.monai.crops import crops_of
 from medssl.monai.tasks import ELSEWHERE
 from medssl.plugins import Plugins, blame
 
@@ -150,21 +151,6 @@ class DenseAgreementLoss(nn.Module):
 
 
 def _crops(view: Tensor, dims: int, patient: Tensor | None) -> Crops:
-    """What the views are of: as many crops, each of another volume, on the views' own grid."""
-    count, device = len(view), view.device
-    size = tuple(view.shape[2:]) if view.dim() == dims + 2 else (1,) * dims
-    each = torch.arange(count, device=device)
-    affine = torch.zeros(count, 3, dims + 1, device=device)
-    affine[:, range(dims), range(dims)] = 1.0
-    return Crops(
-        images=torch.zeros((count, 1, *size), device=device),
-        channels=("image",),
-        index=torch.arange(count),
-        sample=each,
-        patient=each if patient is None else patient,
-        group=each,
-        affine=affine,
-        extent=torch.ones(count, 3, device=device),
-        rescale=torch.tensor([1.0, 0.0], device=device).expand(count, 1, 2),
-        inside=torch.ones(count, device=device),
-    )
+    """What the views are of: as many crops, on the views' own grid."""
+    size = view.shape[2:] if view.dim() == dims + 2 else (1,) * dims
+    return crops_of(torch.zeros((len(view), 1, *size), device=view.device), patient=patient)

@@ -15,7 +15,7 @@ from medssl.config import check
 from medssl.contracts import DenseHead, PooledHead, PretextBatch, PretextTask
 from medssl.errors import ConfigError, DataError
 from medssl.learn.objective import part_of_mean
-from medssl.learn.promises import calling, check_loss, check_own_rows, check_prediction
+from medssl.learn.promises import check_own_rows, check_prediction, task_loss
 from medssl.monai.tasks import build_task, known_network, task_class, unknown_network
 
 
@@ -79,9 +79,7 @@ class PretextLoss(nn.Module):
         """(B,) the task's loss of an answer that fits the target; whether samples stay apart is tried with the first batch."""
         key = task.name
         check_prediction(prediction, task, key, batch.target)
-        with calling(task, key, "loss"):
-            losses = task.loss(prediction, batch)
-        check_loss(losses, task, key, "loss()", batch.target)
+        losses = task_loss(task, key, prediction, batch)
         if not self._tried:
             check_own_rows(task.loss, task, key, prediction.detach(), batch)
             self._tried = True

@@ -16,9 +16,10 @@ from monai.utils import TransformBackends, convert_to_dst_type, convert_to_tenso
 from torch import Tensor
 
 from medssl.config import check
-from medssl.contracts import Crops, Draw, PretextBatch, PretextTask
+from medssl.contracts import Draw, PretextBatch, PretextTask
 from medssl.errors import ConfigError, DataError
 from medssl.learn.promises import calling, check_batch
+from medssl.monai.crops import crops_of
 from medssl.monai.tasks import ELSEWHERE, build_task, known_network, refuse_unknown_network, task_class, unknown_network
 
 IMAGE, TARGET, WEIGHT = "image", "target", "weight"
@@ -84,7 +85,8 @@ class PretextTaskTransform(Randomizable, Transform):  # type: ignore[misc]
         return {IMAGE: _shown(batch, image, tensor), **answer}
 
     def _ask(self, tensor: Tensor, image: Any, name: str) -> PretextBatch:
-        crops, task = _one_crop(tensor, image), self._task_for(tensor)
+        spacing = torch.as_tensor(image.pixdim[: tensor.dim() - 1]) if isinstance(image, MetaTensor) else None
+        crops, task = crops_of(tensor[None], spacing), self._task_for(tensor)
         seed = self.randomize(tensor.cpu().numpy() if self.fixed else None)
         with torch.no_grad(), calling(task, self.task.name, "make", crops):
             batch = task.make(crops, Draw(seed, 0, crops.index, f"{self.task.name}/{name}", tensor.device))
@@ -190,44 +192,3 @@ def _shown(batch: PretextBatch, image: Any, tensor: Tensor) -> Tensor:
 def _apart(rows: Tensor, image: Tensor) -> Tensor:
     """`rows` in memory of its own: a transform that later works in place must not reach from the image into its answer."""
     return rows.clone() if rows.untyped_storage().data_ptr() == image.untyped_storage().data_ptr() else rows
-
-
-class _Unsaid:
-    """Stands in `Crops` for what an item of a MONAI pipeline does not say; using it is an error, where a made-up number would be a lie."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-
-    def _refuse(self, *_: Any, **__: Any) -> Any:
-        raise ConfigError(f"the task reads crops.{self._what}, which the items of a MONAI pipeline do not say. {ELSEWHERE}")
-
-    __getattr__ = __getitem__ = __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _refuse
-    __lt__ = __le__ = __gt__ = __ge__ = __neg__ = __len__ = __iter__ = __float__ = __bool__ = _refuse
-
-    @classmethod
-    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        next(one for one in (*args, *(kwargs or {}).values()) if isinstance(one, cls))._refuse()
-
-
-def _one_crop(tensor: Tensor, image: Any) -> Crops:
-    dims = tensor.dim() - 1
-    spacing = torch.as_tensor(image.pixdim[:dims], dtype=torch.float32) if isinstance(image, MetaTensor) else torch.ones(dims)
-    zero = torch.zeros(1, dtype=torch.int64)
-    affine, extent = torch.zeros(1, 3, dims + 1), torch.zeros(1, 3)
-    affine[0, :dims, :dims] = torch.diag(spacing)
-    extent[0, :dims] = spacing * torch.tensor(tensor.shape[1:])
-    unsaid: dict[str, Any] = {
-        "rescale": _Unsaid("rescale, the true values of the images"),
-        "inside": _Unsaid("inside, the share of a crop that is body"),
-    }
-    return Crops(
-        images=tensor[None],
-        channels=tuple(f"channel {number}" for number in range(tensor.shape[0])),
-        index=zero,
-        sample=zero,
-        patient=zero,
-        group=zero,
-        affine=affine,
-        extent=extent,
-        **unsaid,
-    )

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from medssl.networks.layout import encoder_end, encoder_layout
     from medssl.networks.probe import dense_output, main_output
     from medssl.networks.sizes import check_crop, crop_problem, network_info
-    from medssl.networks.spec import NetworkSpec, as_spec
+    from medssl.networks.spec import NetworkSpec, as_spec, first_convolution
     from medssl.networks.stored import described_spec, stored_spec
     from medssl.networks.transferable import Matched, load_matching
     from medssl.networks.trunk import Trunk
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "NetworkSpec": "spec",
     "as_spec": "spec",
+    "first_convolution": "spec",
     "dense_head": "difference",
     "head_module": "difference",
     "head_modules": "difference",
@@ -76,6 +77,7 @@ __all__ = [
     "encoder_end",
     "encoder_layout",
     "encoder_parameters",
+    "first_convolution",
     "head_module",
     "head_modules",
     "head_tensors",

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from medssl.errors import NetworkError
-from medssl.networks.layout import encoder_layout
+from medssl.networks.spec import first_convolution
 from medssl.networks.trunk import Trunk
 
+_END = frozenset({"encoder_end"})
 _SIDES = (64, 96, 128, 32, 48, 16, 224, 160, 256)
 """Sides of images on which a network is tried."""
 
@@ -28,10 +29,9 @@ class Encoder(nn.Module):
 
     def __init__(self, network: nn.Module, encoder_end: str | None = None) -> None:
         super().__init__()
-        if encoder_end is None:
-            encoder_layout(network)
         self.network = network
         self._trunk = Trunk(network, None, encoder_end=encoder_end)
+        self._trunk.check(_END)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, E): the mean over space of the encoder's end."""
@@ -39,7 +39,7 @@ class Encoder(nn.Module):
 
     def end(self, images: Tensor) -> Tensor:
         """(B, E, *grid): the encoder's end."""
-        return self._trunk(images, {"encoder_end"})["encoder_end"]
+        return self._trunk(images, _END)["encoder_end"]
 
     def maps(self, images: Tensor) -> tuple[Tensor, ...]:
         """(B, width, *grid) of each level, from fine to coarse; the last one is the encoder's end."""
@@ -76,16 +76,15 @@ def decoder_parameters(network: nn.Module, images: Tensor | None = None, encoder
 
 def _reached(network: nn.Module, images: Tensor | None, encoder_end: str | None) -> list[str]:
     """Names of the parameters that the encoder's end depends on."""
-    if encoder_end is None:
-        encoder_layout(network)
     problem: Exception | None = None
     for device in ("meta", "cpu"):
         copy = deepcopy(network).to(device).requires_grad_(True)
         trunk = Trunk(copy, None, encoder_end=encoder_end)
+        trunk.check(_END)
         for example in _examples(copy, images, device):
             try:
                 with torch.random.fork_rng(devices=[]):
-                    end = trunk(example, {"encoder_end"})["encoder_end"]
+                    end = trunk(example, _END)["encoder_end"]
             except Exception as error:  # noqa: BLE001 - whatever a network raises says that it does not take this size
                 problem = problem or error
                 continue
@@ -101,11 +100,9 @@ def _examples(network: nn.Module, images: Tensor | None, device: str) -> Iterato
     if images is not None:
         yield images.detach().to(device)
         return
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.Conv3d):
-            dims, channels = module.weight.dim() - 2, module.in_channels
-            break
-    else:
+    found = first_convolution(network)
+    if found is None:
         raise NetworkError(f"{type(network).__name__} does not say by a convolution what images it takes. Give images, a batch for it.")
+    _, first = found
     for side in _SIDES:
-        yield torch.zeros((2, channels, *[side] * dims), device=device)
+        yield torch.zeros((2, first.in_channels, *[side] * (first.weight.dim() - 2)), device=device)

@@ -274,12 +274,17 @@ def _measured(spec: NetworkSpec, given: Collection[str]) -> NetworkSpec:
     }
     if not any(unknown.values()):
         return spec
-    convolutions = (m for m in spec.skeleton().modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d))
-    first = next(convolutions, None)
-    if first is None:
+    found = first_convolution(spec.skeleton())
+    if found is None:
         return spec
+    _, first = found
     read = {"spatial_dims": first.weight.dim() - 2, "in_channels": first.in_channels}
     return spec.model_copy(update={field: read[field] for field, missing in unknown.items() if missing})
+
+
+def first_convolution(network: nn.Module) -> tuple[str, nn.Conv2d | nn.Conv3d] | None:
+    """Name and layer of the first convolution: what reads the images, as far as a network that exists can tell; None without one."""
+    return next(((name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d | nn.Conv3d)), None)
 
 
 def as_json(value: Any, where: str) -> Any:

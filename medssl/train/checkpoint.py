@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor, contiguous_format
 
 from medssl.config import shown
-from medssl.errors import RESUME, CheckpointError, MissingInput
+from medssl.errors import GO_ON, CheckpointError, MissingInput
 from medssl.faults import faults_as
 from medssl.files import create_file, make_folder, sync, sync_folder, take_folder, temporary_beside
 from medssl.run import Run
@@ -89,7 +89,7 @@ def save_checkpoint(
     """
     target = checkpoint_path(run_folder, step, series)
     partial = temporary_beside(target)
-    kept = f"Earlier checkpoints are untouched. Then go on with {RESUME}."
+    kept = f"Earlier checkpoints are untouched. {GO_ON}"
     with faults_as(CheckpointError, f"the checkpoint of step {step} cannot be written to {target}", kept):
         if not Path(run_folder).exists():
             take_folder(Path(run_folder))

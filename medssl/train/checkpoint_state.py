@@ -28,6 +28,7 @@ _BEGIN = b'{\n "checksum": "'
 Checksum = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 Channels = Annotated[int, Field(ge=1, le=10_000)]
+Place = Annotated[int, Field(ge=0, le=10_000)]
 Text = Annotated[str, Field(max_length=4096)]
 Spacing = Annotated[list[Annotated[float, Field(ge=0.01, le=1000)]], Field(min_length=3, max_length=3)]
 LabelValue = Annotated[str, StringConstraints(pattern=r"^-?[0-9]{1,9}$")]
@@ -53,6 +54,29 @@ class _Change(BaseModel):
     now: Any
 
 
+class _Channel(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    name: Text
+    modality: Text
+    array: Place = 0
+
+
+class _Kind(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    channels: Annotated[list[_Channel], Field(min_length=1)]
+    volumes: Count
+    minimum: list[float]
+    span: list[float]
+
+    @model_validator(mode="after")
+    def _one_each(self) -> _Kind:
+        if not len(self.minimum) == len(self.span) == len(self.channels):
+            raise ValueError(f"{len(self.channels)} channels have {len(self.minimum)} values of minimum and {len(self.span)} of span")
+        return self
+
+
 class _State(BaseModel):
     """Keys that are read somewhere; whoever needs one that is not there says so (`Checkpoint.need`)."""
 
@@ -70,7 +94,8 @@ class _State(BaseModel):
     channels: Channels = 1
     channel_names: list[Text] = []
     modalities: list[Text] = []
-    arrays: list[Annotated[int, Field(ge=0, le=10_000)]] = []
+    arrays: list[Place] = []
+    kinds: list[_Kind] = []
     size: Annotated[list[Annotated[int, Field(ge=1, le=4096)]], Field(min_length=2, max_length=3)] = []
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0
     label_values: dict[LabelValue, Annotated[int, Field(ge=-1, lt=2**15)]] | None = None

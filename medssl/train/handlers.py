@@ -12,7 +12,7 @@ from typing import Any
 
 from ignite.engine import Events
 
-from medssl.errors import TrainingError
+from medssl.errors import GO_ON, RESUME, TrainingError
 from medssl.faults import faults_as
 from medssl.files import FolderLock
 from medssl.plugins import Plugins, blame
@@ -112,12 +112,12 @@ class FolderWatch:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._look)
 
     def _look(self) -> None:
-        with faults_as(TrainingError, f"the run folder {self._held.folder} cannot be looked at", "Then go on with --resume."):
+        with faults_as(TrainingError, f"the run folder {self._held.folder} cannot be looked at", GO_ON):
             moved = self._held.moved()
         if moved is not None:
             raise TrainingError(
                 f"the run folder {moved} while the run was going on. Its checkpoints are good: put it back or name it anew, and go on "
-                "with --resume."
+                f"with {RESUME}."
             )
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from medssl.errors import TrainingError
+from medssl.errors import GO_ON, TrainingError
 from medssl.faults import faults_as
 from medssl.files import make_folder, replacing
 
@@ -38,7 +38,7 @@ def write_sheet(file: str | Path, images: Mapping[str, Tensor], title: str = "",
     labels = [(sample, plane) for sample in range(min(rows, first.shape[0])) for plane in range(len(planes))]
     table = [[_picture(array, first, sample, plane) for array in cells.values()] for sample, plane in labels]
     names = [f"{sample + 1} {planes[plane]}".strip() for sample, plane in labels]
-    with faults_as(TrainingError, f"the picture {path} cannot be written", "Then go on with --resume."):
+    with faults_as(TrainingError, f"the picture {path} cannot be written", GO_ON):
         make_folder(path.parent)
         with replacing(path) as stream:
             _sheet(table, list(cells), names, title).save(stream, format="PNG")

@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from medssl.config import dump_config, load_config, shown
-from medssl.errors import RESUME, ConfigError, MissingInput, TrainingError, UsageError
+from medssl.errors import GO_ON, RESUME, ConfigError, MissingInput, TrainingError, UsageError
 from medssl.faults import faults_as
 from medssl.files import LOCK, Busy, FolderLock, append_to, lock_folder, others_in, take_folder, write_atomically
 from medssl.train.checkpoint import CHECKPOINTS, list_checkpoints
@@ -36,7 +36,6 @@ LABELLED = "labelled"
 _OWN = (CONFIG, METRICS, CHECKPOINTS)
 _EARLIER = re.compile(rf".*\.(log|out|err)|{LABELLED}|{re.escape(LOCK)}")
 """What may be there before the run begins: logs of a batch system, labelled cases, and the lock of a run that did not get so far."""
-_RESUME = "Then go on with --resume."
 
 
 @contextmanager
@@ -201,7 +200,7 @@ class Rows:
     def append(self, row: Mapping[str, Any]) -> None:
         """Write one row, whole, at once. A number that is not finite becomes null, since JSON has none."""
         line = json.dumps({key: finite_or_none(value) for key, value in row.items()}, allow_nan=False) + "\n"
-        with faults_as(TrainingError, f"{self.file} cannot be written", _RESUME):
+        with faults_as(TrainingError, f"{self.file} cannot be written", GO_ON):
             if self._stream is None:
                 self._stream = append_to(self.file)
             content = memoryview(line.encode())
@@ -211,7 +210,7 @@ class Rows:
     def sync(self) -> None:
         """Flush to the disk."""
         if self._stream is not None:
-            with faults_as(TrainingError, f"{self.file} cannot be written", _RESUME):
+            with faults_as(TrainingError, f"{self.file} cannot be written", GO_ON):
                 os.fsync(self._stream.fileno())
 
     def close(self) -> None:

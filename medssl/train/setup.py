@@ -73,10 +73,7 @@ class Plan:
             "spacing": store.manifest.spacing,
             "channels": len(store.channels),
             "channel_names": list(store.channels),
-            "kinds": kinds_document(kinds_of(store)),
-            "size": list(config.data.size),
-            "tasks": [term.document() for term in config.tasks],
-            "consistency": [term.document() for term in config.consistency],
+            **trained_on(store, config.data.size, config.tasks, config.consistency),
         }
         return Training(
             kind="pretrain",
@@ -186,6 +183,16 @@ def _load_origin(objective: Objective, origin: Checkpoint) -> None:
             f"{' and others' if len(first) > 5 else ''}.",
             stacklevel=2,
         )
+
+
+def trained_on(store: Store, size: Sequence[int], tasks: Sequence[TermOptions], consistency: Sequence[TermOptions]) -> dict[str, Any]:
+    """What the checkpoints of every training say of what it sees: the kinds of images, crops of `size` (voxels), and its terms."""
+    return {
+        "kinds": kinds_document(kinds_of(store)),
+        "size": list(size),
+        "tasks": [term.document() for term in tasks],
+        "consistency": [term.document() for term in consistency],
+    }
 
 
 def store_fingerprint(store: Store) -> str:

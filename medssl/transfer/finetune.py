@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
-from medssl.errors import TrainingError, UsageError
+from medssl.errors import GO_ON, TrainingError, UsageError
 from medssl.faults import faults_as
 from medssl.files import write_atomically
 from medssl.learn import check_crop
@@ -32,19 +32,17 @@ from medssl.train.definition import Batches, Save, Training
 from medssl.train.device import choose_dtype
 from medssl.train.loop import StepEngine
 from medssl.train.run_folder import LABELLED
-from medssl.train.setup import documents, store_fingerprint
+from medssl.train.setup import documents, store_fingerprint, trained_on
 from medssl.train.training import run_training
 from medssl.transfer.crops import Beside, check_unlabelled
+from medssl.transfer.load import LoadReport, Stem
 from medssl.transfer.options import FinetuneConfig
 from medssl.transfer.recipes import Recipe, Stages
 from medssl.transfer.segment import Windows
 from medssl.transfer.segmentation import Segmentation
 from medssl.transfer.start import Plan, first_weights, make_plan
 from medssl.transfer.validation import CaseBatches, Validate, make_evaluator
-from medssl.volumes import CropLoader, DataOptions, LabelledOptions, Store, describe_patients, kinds_document, kinds_of
-
-if TYPE_CHECKING:
-    from medssl.transfer.load import LoadReport, Stem
+from medssl.volumes import CropLoader, DataOptions, LabelledOptions, Store, describe_patients
 
 REPORT = "load_report.json"
 
@@ -126,12 +124,9 @@ def _ready(config: FinetuneConfig, plugins: Plugins, out: Path) -> Training:
     recipe = Recipe(train.preset, parts_by_depth(plan.spec, plugins), train, train.decay_by_depth)
     document = {
         **plan.form.document(),
-        "kinds": kinds_document(kinds_of(plan.store)),
+        **trained_on(plan.store, config.data.size, config.tasks, config.consistency),
         "label_values": plan.values.document(),
-        "size": list(config.data.size),
         "overlap": config.overlap,
-        "tasks": [term.document() for term in config.tasks],
-        "consistency": [term.document() for term in config.consistency],
     }
     return Training(
         kind="finetune",
@@ -210,7 +205,7 @@ def _attach(plan: Plan, recipe: Recipe, engine: StepEngine, run: Run, save_best:
     if recipe.is_staged:
         Stages(engine.objective, recipe, plan.config.train.frozen_norms == "train").attach(engine)
     if run.report is not None:
-        with faults_as(TrainingError, f"{run.folder / REPORT} cannot be written", "Then go on with --resume."):
+        with faults_as(TrainingError, f"{run.folder / REPORT} cannot be written", GO_ON):
             write_atomically(run.folder / REPORT, (json.dumps(run.report.document(), indent=1) + "\n").encode())
     if not plan.validation:
         return

@@ -17,7 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from medssl.errors import TransferError, UsageError
-from medssl.networks import Matched, NetworkSpec, as_spec, head_tensors, load_matching, stem_tensors, stored_spec, unique_tensors
+from medssl.networks import (
+    Matched,
+    NetworkSpec,
+    as_spec,
+    first_convolution,
+    head_tensors,
+    load_matching,
+    stem_tensors,
+    stored_spec,
+    unique_tensors,
+)
 from medssl.notebook import html_table
 from medssl.transfer.names import best_renaming
 from medssl.transfer.weights import Source, Weights, read_weights
@@ -193,8 +203,8 @@ def _first_layers(network: nn.Module, weights: Weights) -> tuple[str, ...]:
     """The stem's tensors as the checkpoint's own network has them; for others the first convolution."""
     if weights.spec is not None and weights.spec.name is not None:
         return stem_tensors(weights.spec)
-    found = (f"{name}.weight" for name, module in network.named_modules() if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d))
-    return tuple(list(found)[:1])
+    found = first_convolution(network)
+    return (f"{found[0]}.weight",) if found is not None else ()
 
 
 def _check_patterns(patterns: Sequence[str], targets: Mapping[str, Tensor], network: str) -> None:

@@ -13,6 +13,7 @@ from medssl.networks import NetworkSpec
 from medssl.plugins import Plugins
 from medssl.train.config import Terms, TrainOptions, with_terms
 from medssl.train.device import Precision
+from medssl.transfer.load import Stem
 from medssl.transfer.recipes import DEFAULTS, Preset
 from medssl.transfer.segmentation import AugmentOptions
 from medssl.volumes import LabelledOptions, Preparation
@@ -93,7 +94,7 @@ class FinetuneConfig(BaseOptions):
     """Instead: least share of the network, its head aside, that must come from the pretrained checkpoint."""
     rename: dict[str, str] = Field(default_factory=dict)
     """Parts of the checkpoint's tensor names -> the network's, such as `{fc1: linear1}`."""
-    stem: Literal["same", "repeat", "average", "new"] = "same"
+    stem: Stem = "same"
     """What becomes of the pretrained layers that read the images where these have another number of channels: same: refused; repeat: each
     channel's weights in turn; average: their mean for every channel; new: first weights."""
     seed: Seed = 0

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,13 +18,14 @@ from torch import nn
 from medssl.config import check
 from medssl.errors import ConfigError, TransferError
 from medssl.networks import NetworkSpec, as_spec, check_crop, stored_spec
-from medssl.train.checkpoint import Checkpoint, find_checkpoint
-from medssl.train.checkpoint_state import STATE
+from medssl.train.checkpoint import Checkpoint
 from medssl.train.loop import seeded
 from medssl.train.progress import counting
 from medssl.transfer.images import ImageForm, Spacing
+from medssl.transfer.load import LoadReport, load_pretrained
 from medssl.transfer.options import FinetuneConfig
 from medssl.transfer.outputs import with_outputs
+from medssl.transfer.weights import own_checkpoint
 from medssl.volumes import (
     Case,
     Channel,
@@ -42,9 +43,6 @@ from medssl.volumes import (
     with_windows,
 )
 
-if TYPE_CHECKING:
-    from medssl.transfer.load import LoadReport
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -61,7 +59,7 @@ class Plan:
     """Which class each value of the label files is."""
     form: ImageForm
     origin: Checkpoint | None
-    """The pretrained checkpoint."""
+    """The pretrained checkpoint; None from scratch, and for files of other programs, which say nothing of images."""
 
     @property
     def classes(self) -> tuple[int, ...]:
@@ -74,7 +72,7 @@ def make_plan(config: FinetuneConfig, folder: Path) -> Plan:
 
     All cases, those of the validation too, are looked at and go into a store in `folder`, or are found there.
     """
-    origin = _origin(config.pretrained)
+    origin = own_checkpoint(Path(config.pretrained)) if config.pretrained is not None else None
     spec = _network(config, origin)
     if spec.out_channels is not None and spec.out_channels < 2:
         raise ConfigError("network.out_channels is 1; segmentation needs one for the background and one for each label value.")
@@ -115,28 +113,16 @@ def first_weights(plan: Plan) -> tuple[nn.Module, LoadReport | None]:
     config = plan.config
     if config.pretrained is None:
         return plan.spec.build(seed=config.seed), None
-    from medssl.transfer.load import load_pretrained
-
     with seeded(config.seed, 0, 0, torch.device("cpu")):
         return load_pretrained(
             plan.spec,
-            config.pretrained,
+            plan.origin or config.pretrained,
             out_channels=plan.spec.out_channels,
             min_coverage=config.min_coverage,
             allow_missing=config.allow_missing,
             rename=config.rename,
             stem=config.stem,
         )
-
-
-def _origin(pretrained: str | None) -> Checkpoint | None:
-    """The checkpoint that the weights come from; None from scratch and for files of other programs, which say nothing of images."""
-    if pretrained is None:
-        return None
-    path = Path(pretrained)
-    if path.is_file() and path.name != STATE and not (path.suffix == ".safetensors" and (path.parent / STATE).exists()):
-        return None
-    return find_checkpoint(path.parent if path.suffix == ".safetensors" else path)
 
 
 def _network(config: FinetuneConfig, origin: Checkpoint | None) -> NetworkSpec:

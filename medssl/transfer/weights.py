@@ -15,12 +15,12 @@ from medssl.errors import CheckpointError, MissingInput
 from medssl.faults import fault
 from medssl.networks import NetworkSpec, described_spec
 from medssl.run import Run
-from medssl.train.checkpoint import find_checkpoint
-from medssl.train.checkpoint_state import STATE
+from medssl.train.checkpoint import Checkpoint, find_checkpoint
+from medssl.train.checkpoint_state import STATE, TENSORS
 from medssl.transfer.inert import named_tensors, read_torch_file
 
-Source = str | Path | Run | Mapping[str, Any]
-"""Where weights come from: a run or its folder, a checkpoint, a file, or named tensors."""
+Source = str | Path | Run | Checkpoint | Mapping[str, Any]
+"""Where weights come from: a run or its folder, a checkpoint or its folder, a file, or named tensors."""
 _CONTAINERS = ("state_dict", "model_state_dict", "model_state", "network_weights", "network", "model", "net")
 
 
@@ -46,10 +46,14 @@ def read_weights(source: Source) -> Weights:
         if not named:
             raise CheckpointError("the state dict holds no named tensors. Give what network.state_dict() gives.")
         return Weights(Path("the state dict"), named, None, ())
+    if isinstance(source, Checkpoint):
+        return _weights_of(source)
     place = source.folder if isinstance(source, Run) else Path(source)
-    if place.is_file() and place.name != STATE and not (place.suffix == ".safetensors" and (place.parent / STATE).exists()):
-        return Weights(place, _read_file(place), None, ())
-    checkpoint = find_checkpoint(place.parent if place.suffix == ".safetensors" else place)
+    checkpoint = own_checkpoint(place)
+    return Weights(place, _read_file(place), None, ()) if checkpoint is None else _weights_of(checkpoint)
+
+
+def _weights_of(checkpoint: Checkpoint) -> Weights:
     if "network" not in checkpoint.tensors:
         raise CheckpointError(
             f"{checkpoint.path} holds no network, only {', '.join(checkpoint.tensors) or 'nothing'}. Give another checkpoint."
@@ -59,9 +63,17 @@ def read_weights(source: Source) -> Weights:
     return Weights(checkpoint.path, checkpoint.tensors["network"], spec, tuple(checkpoint.state.get("head") or ()))
 
 
+def own_checkpoint(place: Path) -> Checkpoint | None:
+    """The checkpoint of medssl's that a path names, as folder or by one of its files; None for a file of another program."""
+    inside = place.suffix == TENSORS and (place.parent / STATE).exists()
+    if place.is_file() and place.name != STATE and not inside:
+        return None
+    return find_checkpoint(place.parent if place.suffix == TENSORS else place)
+
+
 def _read_file(file: Path) -> dict[str, Tensor]:
     try:
-        content, left = (safetensors.torch.load_file(file), ()) if file.suffix == ".safetensors" else read_torch_file(file)
+        content, left = (safetensors.torch.load_file(file), ()) if file.suffix == TENSORS else read_torch_file(file)
     except SafetensorError as error:
         raise CheckpointError(f"{file} is no readable safetensors file: {error}. Copy it again from where it came.") from error
     except OSError as error:

@@ -9,10 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from medssl.errors import CheckpointError, MedsslError
+from medssl.monai import PrepareImage
 from medssl.networks import NetworkSpec, head_tensors
 from medssl.train.checkpoint import load_checkpoint, save_checkpoint
 from medssl.train.checkpoint_state import checksum_of
@@ -43,6 +45,7 @@ def state_of(spec: NetworkSpec = SPEC) -> State:
         "channel_names": ["MR"],
         "modalities": ["MR"],
         "arrays": [0],
+        "kinds": [{"channels": [{"name": "MR", "modality": "MR", "array": 0}], "volumes": 4, "minimum": [0.0], "span": [1.0]}],
         "label_values": None,
         "size": [16, 16],
         "overlap": 0.5,
@@ -78,6 +81,7 @@ def further_round(checkpoint: Path) -> PretrainConfig:
 def used(checkpoint: Path) -> None:
     load_segmenter(checkpoint)
     load_pretrained(None, checkpoint, out_channels=3)
+    PrepareImage(checkpoint)(np.random.default_rng(0).normal(size=(1, 8, 8, 8)))
     _network(further_round(checkpoint), load_checkpoint(checkpoint))
 
 
@@ -142,6 +146,12 @@ CHANGES: list[State] = [
     {"channel_names": []},
     {"modalities": ["MR", "CT"]},
     {"arrays": [-1]},
+    {"kinds": 3},
+    {"kinds": [{}]},
+    {"kinds": [{"channels": [], "volumes": 4, "minimum": [], "span": []}]},
+    {"kinds": [{"channels": [{"name": "MR"}], "volumes": 4}]},
+    {"kinds": [{"channels": [{"name": "MR", "modality": "MR", "other": 1}], "volumes": 4}]},
+    {"kinds": [{"channels": [{"name": "MR", "modality": "MR"}], "volumes": 4, "minimum": [], "span": [1.0]}]},
     {"label_values": {"x": 1}},
     {"label_values": {"1": 10**9}},
     {"size": [16]},

@@ -96,6 +96,19 @@ def run(*tasks: type[PretextTask], losses: tuple[type[ConsistencyLoss], ...] = (
     pictures(objective, crops, 0)
 
 
+def test_what_keeps_its_promises_is_not_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package's name is for messages: reading every installed package's metadata takes milliseconds, in each step."""
+    crops = make_crops(2, SIZE)
+    objective = build_objective(UNET, [Repeat, changed(Bright, name="bright")], [Apart])
+    objective.run(crops, 0)
+
+    def looked_up(cls: type[Any]) -> Any:
+        raise AssertionError(cls)
+
+    monkeypatch.setattr("medssl.learn.promises.provider_of", looked_up)
+    objective.run(crops, 1)
+
+
 def test_sound_terms_pass() -> None:
     run(Repeat)
     run(changed(Bright, name="bright"), Repeat, losses=(Apart,))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,22 @@ def test_a_loss_with_a_teacher_and_a_queue_keeps_them_itself() -> None:
     assert (loss.followed["projector"].module.weight > copy).all()
     with pytest.raises(DataError, match="of one shape"):
         loss(one, one[:2], teacher=(one, one))
+
+
+class Rescaled(Queue):
+    """Reads the true values of crops, which plain tensors have none of."""
+
+    def forward(self, views: Views) -> torch.Tensor:
+        return super().forward(views) * views.crops.rescale[:, 0, 0]
+
+
+def test_what_tensors_do_not_say_is_refused_and_not_made_up() -> None:
+    one = torch.randn(4, 5)
+    with pytest.raises(ConfigError, match=r"reads crops\.rescale, the true values"):
+        ConsistencyOnTensors(Rescaled, width=5)(one, one, teacher=(one, one))
+    loss = ConsistencyOnTensors(Queue, width=5)
+    loss(one, one, teacher=(one, one))
+    deepcopy(loss).commit()
 
 
 def test_every_installed_loss_is_taken_or_refused_with_the_reason() -> None:

@@ -22,6 +22,7 @@ import medssl.volumes.cases.labelled
 from medssl.errors import ConfigError, DataError, PluginError, TrainingError, UsageError
 from medssl.plugins import Plugins
 from medssl.run import Run
+from medssl.train import checkpoint as checkpoints
 from medssl.train.checkpoint import load_checkpoint, newest_good
 from medssl.train.run_folder import read_rows
 from medssl.train.stopping import Stopped
@@ -181,6 +182,22 @@ def test_what_was_loaded_and_how_many_cases_there_are_is_said_first(
     said = capsys.readouterr().err
     places = [said.index(words) for words in ("of the values outside the head", "4 cases of 4 patients to train on", "step 1/1")]
     assert places == sorted(places)
+
+
+def test_the_pretrained_checkpoint_is_read_once(
+    tmp_path: Path, tuned: Run, finetune_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a run that still goes on a second reading may find another checkpoint than the first, and each costs gigabytes."""
+    read: list[Path] = []
+    whole = checkpoints.load_checkpoint
+
+    def counted(path: str | Path) -> checkpoints.Checkpoint:
+        read.append(Path(path))
+        return whole(path)
+
+    monkeypatch.setattr(checkpoints, "load_checkpoint", counted)
+    run = fine_tune(config=finetune_config(1), out=tmp_path / "run", pretrained=tuned.folder)
+    assert [path for path in read if tuned.folder in path.parents] == [Path(run.report.checkpoint)]
 
 
 def test_a_finished_fine_tuning_can_be_lengthened(tmp_path: Path, finetune_config: Config) -> None:

@@ -13,7 +13,7 @@ from medssl.augment import Look, make_view
 from medssl.config import BaseOptions
 from medssl.contracts import TEACHER_MOMENTUM, Crops, Draw, ModuleHead, NetworkInfo, PretextBatch, PretextTask, TaskNeeds
 from medssl.errors import NetworkError
-from medssl.learn.ops import masked_mean, pool
+from medssl.learn.ops import masked_mean, pool, visible_mean
 from medssl_consistency.distillation import Prototypes, distilled, warmed
 from medssl_consistency.moco import rising
 
@@ -98,9 +98,7 @@ class IBOT(PretextTask):
         for axis, (side, stride) in enumerate(zip(crops.size, self.network.strides, strict=True)):
             hidden = hidden.repeat_interleave(stride, dim=axis + 2).narrow(axis + 2, 0, side)
         images, _ = make_view(crops.images, STILL, draw.fork("look"), crops.spacing)
-        seen = (~hidden).to(images.dtype).flatten(2)
-        mean = (images.flatten(2) @ seen.mT / seen.sum(dim=2, keepdim=True)).view(*images.shape[:2], *[1] * crops.spatial_dims)
-        return PretextBatch(torch.where(hidden, mean, images), cells, extra={"hidden": hidden})
+        return PretextBatch(torch.where(hidden, visible_mean(images, hidden), images), cells, extra={"hidden": hidden})
 
     def loss(self, prediction: Tensor, batch: PretextBatch) -> Tensor:
         """(B,) of the hidden cells and of the crop."""

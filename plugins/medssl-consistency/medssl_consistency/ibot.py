@@ -98,7 +98,7 @@ class IBOT(PretextTask):
         for axis, (side, stride) in enumerate(zip(crops.size, self.network.strides, strict=True)):
             hidden = hidden.repeat_interleave(stride, dim=axis + 2).narrow(axis + 2, 0, side)
         images, _ = make_view(crops.images, STILL, draw.fork("look"), crops.spacing)
-        return PretextBatch(torch.where(hidden, visible_mean(images, hidden), images), cells, extra={"hidden": hidden})
+        return PretextBatch(torch.where(hidden, visible_mean(images, hidden), images), cells)
 
     def loss(self, prediction: Tensor, batch: PretextBatch) -> Tensor:
         """(B,) of the hidden cells and of the crop."""

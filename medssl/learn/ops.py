@@ -1,4 +1,4 @@
-"""Tensor operations that pretext tasks share: batched, on the crops' device, everything random from a `Draw`.
+"""Tensor operations that tasks and losses share: batched, on the crops' device, everything random from a `Draw`.
 
 Shapes: images are (B, C, *size), masks (B, 1, *size) bool. Parts of a sample lie side by side: the inputs of a task with P
 parts are (B * P, C, *size), sample b at rows b * P .. b * P + P - 1.
@@ -44,10 +44,10 @@ def block_mask(draw: Draw, size: Sequence[int], block: int, low: float, high: fl
         index.append(cell)
         in_crop = torch.arange(cells[axis], device=start.device) <= cell[:, -1:]
         used &= in_crop.view(-1, *[cells[axis] if other == axis else 1 for other in range(len(size))])
-    rank = torch.where(used, order, torch.inf).flatten(1).argsort(dim=1).argsort(dim=1)
+    place = torch.where(used, order, torch.inf).flatten(1).argsort(dim=1).argsort(dim=1)
     total = used.flatten(1).sum(dim=1)
     hidden = (share * total).round().long().clamp_min(1).minimum(total - 1)
-    return take((rank < hidden[:, None]).view(-1, 1, *cells), index)
+    return take((place < hidden[:, None]).view(-1, 1, *cells), index)
 
 
 def take(images: Tensor, index: Sequence[Tensor]) -> Tensor:
@@ -190,4 +190,4 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return summed(gradients[0].contiguous()).chunk(world())[rank()]
+        return own_rows(summed(gradients[0].contiguous()))

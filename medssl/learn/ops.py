@@ -1,4 +1,4 @@
-"""Tensor operations that pretext tasks share: batched, on the crops' device, everything random from a `Draw`.
+"""Tensor operations that tasks and losses share: batched, on the crops' device, everything random from a `Draw`.
 
 Shapes: images are (B, C, *size), masks (B, 1, *size) bool. Parts of a sample lie side by side: the inputs of a task with P
 parts are (B * P, C, *size), sample b at rows b * P .. b * P + P - 1.
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from medssl.augment import spread
 from medssl.contracts import Draw
 from medssl.errors import DataError
 from medssl.learn.joining import over_ranks, rank, summed, world
@@ -43,10 +44,10 @@ def block_mask(draw: Draw, size: Sequence[int], block: int, low: float, high: fl
         index.append(cell)
         in_crop = torch.arange(cells[axis], device=start.device) <= cell[:, -1:]
         used &= in_crop.view(-1, *[cells[axis] if other == axis else 1 for other in range(len(size))])
-    rank = torch.where(used, order, torch.inf).flatten(1).argsort(dim=1).argsort(dim=1)
+    place = torch.where(used, order, torch.inf).flatten(1).argsort(dim=1).argsort(dim=1)
     total = used.flatten(1).sum(dim=1)
     hidden = (share * total).round().long().clamp_min(1).minimum(total - 1)
-    return take((rank < hidden[:, None]).view(-1, 1, *cells), index)
+    return take((place < hidden[:, None]).view(-1, 1, *cells), index)
 
 
 def take(images: Tensor, index: Sequence[Tensor]) -> Tensor:
@@ -103,6 +104,26 @@ def masked_mean(values: Tensor, weight: Tensor | None = None) -> Tensor:
     total = weight.sum(dim=1)
     mean = (values.flatten(1) * weight).sum(dim=1) / total.clamp_min(torch.finfo(values.dtype).tiny)
     return torch.where(total > 0, mean, torch.zeros_like(mean))
+
+
+def visible_mean(images: Tensor, hidden: Tensor) -> Tensor:
+    """(B, C, 1, ...) mean of each channel over the voxels that `hidden` (B, 1, *size) bool leaves; 0 where it leaves none."""
+    seen = (~hidden).to(images.dtype).flatten(2)
+    mean = images.flatten(2) @ seen.mT / seen.sum(dim=2, keepdim=True).clamp_min(1)
+    return mean.view(*images.shape[:2], *[1] * (images.dim() - 2))
+
+
+def filled(parts: Tensor, images: Tensor, empty: float) -> Tensor:
+    """(B, P) bool: which of the parts (B, P, C, *part) of `images` hold more than the share `empty` of the image's spread; less is air."""
+    floor = empty * spread(images).amax(dim=1).view(-1, 1)
+    return spread(parts.flatten(0, 1)).amax(dim=1).view(parts.shape[:2]) > floor
+
+
+def accuracy(prediction: Tensor, target: Tensor) -> Tensor:
+    """(B,) share of right answers, of the logits (B, ..., K) of K classes for `target` (B, ...); equal logits count what guessing gives."""
+    ties = (prediction == prediction.amax(dim=-1, keepdim=True)).float()
+    right = ties.gather(-1, target.unsqueeze(-1)).squeeze(-1) / ties.sum(dim=-1)
+    return right.view(len(right), -1).mean(dim=1)
 
 
 def pool(grid: Tensor) -> Tensor:
@@ -169,4 +190,4 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return summed(gradients[0].contiguous()).chunk(world())[rank()]
+        return own_rows(summed(gradients[0].contiguous()))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from medssl.contracts import Draw
 from medssl.errors import DataError
-from medssl.learn.ops import block_mask, by_part, cut, masked_mean, pool, standardise, take
+from medssl.learn.ops import accuracy, block_mask, by_part, cut, filled, masked_mean, pool, standardise, take, visible_mean
 
 SIZES = st.sampled_from([(16, 16), (13, 20), (7, 30), (12, 9, 16), (8, 8, 8), (5, 17, 11)])
 
@@ -111,3 +111,24 @@ def test_pooling_by_part():
     grid = torch.arange(24.0).view(6, 2, 2)
     assert by_part(pool(grid), 3).shape == (2, 3, 2)
     assert torch.equal(by_part(pool(grid), 3)[1, 0], pool(grid)[3])
+
+
+def test_the_visible_mean_is_that_of_what_is_not_hidden_and_0_where_all_is():
+    images, hidden = torch.randn(3, 2, 6, 7), torch.rand(3, 1, 6, 7) > 0.4
+    hidden[2] = True
+    mean = visible_mean(images, hidden)
+    assert mean.shape == (3, 2, 1, 1) and (mean[2] == 0).all()
+    for row in range(2):
+        torch.testing.assert_close(mean[row].flatten(), images[row][:, ~hidden[row, 0]].mean(dim=1))
+
+
+def test_a_part_is_filled_where_one_channel_differs_enough():
+    images = torch.stack([torch.randn(8, 8), torch.zeros(8, 8)]).unsqueeze(0)
+    parts = torch.stack([images[..., :4], images[..., :4] * 0.01, torch.full((1, 2, 8, 4), 9.0), images.flip(1)[..., 4:]], dim=1)
+    assert filled(parts, images, 0.1).tolist() == [[True, False, False, True]]
+
+
+def test_equal_logits_are_as_right_as_guessing():
+    prediction = torch.tensor([[0.0, 2.0, 1.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0], [3.0, 0.0, 0.0]])
+    assert accuracy(prediction, torch.tensor([1, 0, 2, 1])).tolist() == pytest.approx([1.0, 0.5, 1 / 3, 0.0])
+    assert accuracy(prediction.view(2, 2, 3), torch.tensor([[1, 0], [2, 1]])).tolist() == pytest.approx([0.75, 1 / 6])

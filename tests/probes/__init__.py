@@ -1,4 +1,4 @@
-"""Small plugins, each real in miniature, that need what the contracts promise beyond the simple task.
+"""Small plugins that need what the contracts promise beyond the simple task, where no plugin of ours does: we try those themselves.
 
-They keep the public contract, train and resume, and their numbers do not depend on how a batch is divided.
+All keep the public contract, train and resume, and their numbers do not depend on how a batch is divided.
 """

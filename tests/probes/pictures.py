@@ -1,4 +1,4 @@
-"""Tasks on the image itself: other input channels, other modalities, positions, several levels, an annealed part."""
+"""Tasks on the image itself: other input channels, positions, several levels, an annealed part."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from medssl.augment import add_noise
 from medssl.config import BaseOptions
 from medssl.contracts import Crops, DenseHead, Draw, ModuleHead, NetworkInfo, PooledHead, PretextBatch, PretextTask
-from medssl.errors import DataError, NetworkError
+from medssl.errors import NetworkError
 from medssl.learn.ops import block_mask, masked_mean
 
 
@@ -53,38 +53,6 @@ class Windows(Colour):
     def make(self, crops: Crops, draw: Draw) -> PretextBatch:
         noisy = add_noise(crops.images, draw.normal(*crops.images.shape[1:]), draw.uniform())
         return PretextBatch(self.clean(crops.with_images(noisy)), crops.images)
-
-
-class Translation(PretextTask):
-    """One channel from another, the rest hidden: a contrast of MR from another."""
-
-    name: ClassVar[str] = "translation"
-    answer: ClassVar[Literal["values", "logits"]] = "values"
-
-    class Options(BaseOptions):
-        """From what to what."""
-
-        source: str = "channel 0"
-        """The channel that is shown."""
-        target: str = "channel 1"
-        """The channel that is asked for."""
-
-    options: Options
-
-    def head(self) -> DenseHead:
-        return DenseHead(1)
-
-    def make(self, crops: Crops, draw: Draw) -> PretextBatch:
-        for name in (self.options.source, self.options.target):
-            if name not in crops.channels:
-                raise DataError(f"translation: no channel is called '{name}'; there are {', '.join(crops.channels)}.")
-        shown = torch.tensor([name == self.options.source for name in crops.channels], device=crops.images.device)
-        asked = crops.channels.index(self.options.target)
-        inputs = crops.images * shown.view(-1, *[1] * crops.spatial_dims)
-        return PretextBatch(inputs, crops.images[:, asked : asked + 1])
-
-    def loss(self, prediction: Tensor, batch: PretextBatch) -> Tensor:
-        return masked_mean((prediction - batch.target).abs())
 
 
 class BodyPosition(PretextTask):

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 from medssl.testing import ConsistencyLossContract, PretextTaskContract
-from probes.contrast import Alignment, BatchContrast, MomentumContrast, PretextInvariance
+from probes.alignment import Alignment
 from probes.latent_targets import LatentPrediction, SelfDistillation
-from probes.masked_autoencoder import MaskedAutoencoder
 from probes.overlap import Overlap
-from probes.pictures import BodyPosition, Colour, Halves, Hierarchy, Ramp, Translation, Windows
-
-
-class TestMaskedAutoencoder(PretextTaskContract):
-    task = MaskedAutoencoder
-    tokens = True
+from probes.pictures import BodyPosition, Colour, Halves, Hierarchy, Ramp, Windows
 
 
 class TestLatentPrediction(PretextTaskContract):
@@ -40,12 +34,6 @@ class TestWindows(PretextTaskContract):
     channels = 2
 
 
-class TestTranslation(PretextTaskContract):
-    task = Translation
-    channels = 2
-    random = False
-
-
 class TestBodyPosition(PretextTaskContract):
     task = BodyPosition
     random = False
@@ -61,19 +49,6 @@ class TestHierarchy(PretextTaskContract):
 
 class TestRamp(PretextTaskContract):
     task = Ramp
-
-
-class TestMomentumContrast(ConsistencyLossContract):
-    loss = MomentumContrast
-
-
-class TestPretextInvariance(ConsistencyLossContract):
-    loss = PretextInvariance
-    only = "parts"
-
-
-class TestBatchContrast(ConsistencyLossContract):
-    loss = BatchContrast
 
 
 class TestAlignment(ConsistencyLossContract):

@@ -68,12 +68,12 @@ def test_fewer_visible_tokens_give_another_loss(network: Any) -> None:
     network = {**network, "options": {**network["options"], "patch_size": [8, 8]}} if network["name"] == "ViT" else network
     losses = []
     for ratio in (0.25, 0.75):
-        objective = build([{"name": "token-dropping", "ratio": ratio}], network=network, crop=(32, 32))
+        objective = build([{"name": "masked-autoencoder", "ratio": ratio}], network=network, crop=(32, 32))
         losses.append(float(objective.run(make_crops(2, (32, 32)), 0)["loss"].detach()))
         assert freeze_unreached(objective, make_crops(2, (32, 32)))  # the decoder of UNETR, the head of ViT
     assert losses[0] != losses[1]
     with pytest.raises(NetworkError, match="Take ViT or UNETR"):
-        build(["token-dropping"])
+        build(["masked-autoencoder"])
 
 
 def test_the_embedding_of_view_0_is_that_of_the_clean_crop_whatever_the_tasks_and_their_order() -> None:
@@ -123,13 +123,13 @@ def test_the_teacher_follows_the_projector_and_the_queue_holds_its_keys() -> Non
     objective = scenario.objective()
     before = {name: value.clone() for name, value in objective.state_dict().items()}
     after = steps_of(scenario, objective, 0, 1).state
-    followed = "teacher.followed.momentum-contrast.projector.0.weight"
-    moved = 0.9 * before[followed] + 0.1 * after["losses.momentum-contrast.projector.0.weight"]
+    followed = "teacher.followed.moco.projector.0.weight"
+    moved = 0.9 * before[followed] + 0.1 * after["losses.moco.projector.0.weight"]
     assert not torch.equal(after[followed], before[followed])
     torch.testing.assert_close(after[followed], moved)
-    queue = "losses.momentum-contrast.queue"
+    queue = "losses.moco.queue"
     changed = (after[queue] != before[queue]).any(dim=1)
-    assert changed.tolist() == [True] * 4 + [False] * 6 and int(after["losses.momentum-contrast.place"]) == 4
+    assert changed.tolist() == [True] * 4 + [False] * 6 and int(after["losses.moco.place"]) == 4
 
 
 def test_the_momentum_of_a_teacher_rises_along_the_run() -> None:
@@ -212,7 +212,8 @@ def test_one_term_twice_has_two_names_and_two_heads() -> None:
     scenario = SCENARIOS["one modality from another, both ways"]
     objective = scenario.objective()
     values = objective.run(scenario.crops(0), 0)
-    assert set(values) == {"t1-to-t2", "t2-to-t1", "loss"} == {*objective.heads, "loss"}
+    assert set(objective.heads) == {"t1-to-t2", "t2-to-t1"}
+    assert set(values) == {"loss", *objective.heads, *(f"{name}/answerable" for name in objective.heads)}
     assert float(values["t1-to-t2"].detach()) != float(values["t2-to-t1"].detach())
 
 

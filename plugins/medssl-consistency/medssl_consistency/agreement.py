@@ -13,6 +13,7 @@ from medssl.config import BaseOptions
 from medssl.contracts import ConsistencyLoss, Needs, Views
 from medssl.errors import ConfigError
 from medssl.learn.ops import masked_mean
+from medssl_consistency.answers import class_axis, shown_of
 
 
 class Agreement(ConsistencyLoss):
@@ -48,8 +49,7 @@ class Agreement(ConsistencyLoss):
                     f"agreement with distance kl compares classes, and '{task}' answers with values. Set distance: l2 or cosine."
                 )
             for one, other in combinations(answers, 2):
-                shown = views.shown if one.shape[2:] == views.crops.images.shape[2:] and one.dim() == views.crops.images.dim() else None
-                terms.append(self._distance(one, other, shown, classes=kind == "logits"))
+                terms.append(self._distance(one, other, shown_of(views, one), classes=kind == "logits"))
         return torch.stack(terms).mean(dim=0)
 
     def _distance(self, one: Tensor, other: Tensor, shown: Tensor | None, classes: bool) -> Tensor:
@@ -57,7 +57,7 @@ class Agreement(ConsistencyLoss):
         if self.options.distance == "kl":
             return _symmetric_kl(one, other, shown)
         if classes:
-            one, other = one.softmax(dim=_class_axis(one)), other.softmax(dim=_class_axis(other))
+            one, other = one.softmax(dim=class_axis(one)), other.softmax(dim=class_axis(other))
         if self.options.distance == "l2":
             return masked_mean((one - other).square(), shown)
         kept = torch.ones_like(one) if shown is None else shown.to(one.dtype).expand_as(one)
@@ -67,12 +67,7 @@ class Agreement(ConsistencyLoss):
 
 
 def _symmetric_kl(one: Tensor, other: Tensor, shown: Tensor | None) -> Tensor:
-    axis = _class_axis(one)
+    axis = class_axis(one)
     log_p, log_q = one.log_softmax(dim=axis), other.log_softmax(dim=axis)
     divergence = ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(dim=axis, keepdim=True) / 2
     return masked_mean(divergence, shown)
-
-
-def _class_axis(answer: Tensor) -> int:
-    """Dense (B, K, *size) and pooled (B, K) answers have their classes at 1; answers by part (B, P, K) have them last."""
-    return 2 if answer.dim() == 3 else 1

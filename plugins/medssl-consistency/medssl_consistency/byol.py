@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from medssl.config import BaseOptions
 from medssl.contracts import TEACHER_MOMENTUM, Compares, ConsistencyLoss, Needs, NetworkInfo, Views
-from medssl_consistency.moco import rising
 from medssl_consistency.projectors import mlp, need_two
+from medssl_consistency.teaching import rising, taught
 
 
 class BYOL(ConsistencyLoss):
@@ -51,10 +51,8 @@ class BYOL(ConsistencyLoss):
     def forward(self, views: Views) -> Tensor:
         """(B,) mean over ordered pairs of views."""
         need_two(views, self.name, "normalises over the batch")
-        assert views.teacher is not None
-        project = views.teacher.modules["projector"]
         predictions = [self.predictor(self.projector(embedding)) for embedding in views.embeddings]
-        targets = [project(embedding).detach() for embedding in views.teacher.embeddings]
+        targets = taught(views, "projector")
         pairs = permutations(range(len(predictions)), 2)
         return torch.stack([2 - 2 * F.cosine_similarity(predictions[one], targets[other], dim=1) for one, other in pairs]).mean(dim=0)
 

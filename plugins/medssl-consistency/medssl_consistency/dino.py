@@ -10,9 +10,9 @@ from pydantic import Field
 from torch import Tensor
 
 from medssl.config import BaseOptions
-from medssl.contracts import TEACHER_MOMENTUM, ConsistencyLoss, Needs, NetworkInfo, Views
-from medssl_consistency.distillation import Prototypes, distilled, warmed
-from medssl_consistency.moco import rising
+from medssl.contracts import ConsistencyLoss, Needs, NetworkInfo, Views
+from medssl_consistency.distillation import DistillationOptions, Prototypes, distilled
+from medssl_consistency.teaching import rising, taught
 
 
 class DINO(ConsistencyLoss):
@@ -28,21 +28,13 @@ class DINO(ConsistencyLoss):
     teacher_follows: ClassVar[tuple[str, ...]] = ("prototypes",)
     citation: ClassVar[str] = "Caron et al., Emerging properties in self-supervised vision transformers, ICCV 2021"
 
-    class Options(BaseOptions):
-        """Prototypes and temperatures."""
+    class Options(DistillationOptions):
+        """Prototypes and the projector."""
 
         prototypes: int = Field(default=4096, ge=2, le=1_000_000)
         """How many directions an embedding is compared with."""
         hidden: int = Field(default=512, ge=2, le=8192)
         """Hidden width of the projector."""
-        bottleneck: int = Field(default=128, ge=2, le=8192)
-        """Width in which the prototypes lie."""
-        first: float = Field(default=0.04, gt=0, le=1)
-        """The teacher's temperature at the start."""
-        last: float = Field(default=0.07, gt=0, le=1)
-        """The teacher's temperature after 30 % of the run."""
-        momentum: float = Field(default=TEACHER_MOMENTUM, ge=0, le=1)
-        """Of the teacher at the start; it rises to 1 along half a cosine."""
 
     options: Options
 
@@ -57,20 +49,15 @@ class DINO(ConsistencyLoss):
 
     def forward(self, views: Views) -> Tensor:
         """(B,) mean over ordered pairs of views."""
-        taught, student = self._taught(views), [self.prototypes(embedding) for embedding in views.embeddings]
-        temperature = warmed(self.options.first, self.options.last, views.progress)
+        teacher, student = taught(views, "prototypes"), [self.prototypes(embedding) for embedding in views.embeddings]
+        temperature = self.options.temperature(views.progress)
         pairs = permutations(range(len(student)), 2)
-        return torch.stack([distilled(student[one], taught[other], self.centre, temperature) for one, other in pairs]).mean(dim=0)
+        return torch.stack([distilled(student[one], teacher[other], self.centre, temperature) for one, other in pairs]).mean(dim=0)
 
     def commit(self, views: Views) -> None:
         """The centre moves to the mean of what the teacher answered."""
-        self.centre.lerp_(torch.cat(self._taught(views)).mean(dim=0), 0.1)
+        self.centre.lerp_(torch.cat(taught(views, "prototypes")).mean(dim=0), 0.1)
 
     def teacher_momentum(self, progress: float) -> float:
         """Along half a cosine to 1."""
         return rising(self.options.momentum, progress)
-
-    def _taught(self, views: Views) -> list[Tensor]:
-        assert views.teacher is not None
-        project = views.teacher.modules["prototypes"]
-        return [project(embedding.detach()) for embedding in views.teacher.embeddings]

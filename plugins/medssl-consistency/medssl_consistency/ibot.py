@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from medssl.augment import Look, make_view
 from medssl.config import BaseOptions
-from medssl.contracts import TEACHER_MOMENTUM, Crops, Draw, ModuleHead, NetworkInfo, PretextBatch, PretextTask, TaskNeeds
+from medssl.contracts import Crops, Draw, ModuleHead, NetworkInfo, PretextBatch, PretextTask, TaskNeeds
 from medssl.errors import NetworkError
-from medssl.learn.ops import masked_mean, pool
-from medssl_consistency.distillation import Prototypes, distilled, warmed
-from medssl_consistency.moco import rising
+from medssl.learn.ops import masked_mean, pool, visible_mean
+from medssl_consistency.distillation import DistillationOptions, Prototypes, distilled
+from medssl_consistency.teaching import rising
 
 STILL = Look(flip=0.0, rotate=0.0, scale=1.0, shift=0.0)
 
@@ -49,8 +49,8 @@ class IBOT(PretextTask):
         "Jiang et al., Self-supervised 3D anatomy segmentation using self-distilled masked image transformer (SMIT), MICCAI 2022"
     )
 
-    class Options(BaseOptions):
-        """What is hidden, prototypes and temperatures."""
+    class Options(DistillationOptions):
+        """What is hidden, prototypes and the projector."""
 
         ratio: float = Field(default=0.5, gt=0, lt=1)
         """Share of the cells that is hidden; at least one is and one is not."""
@@ -58,16 +58,8 @@ class IBOT(PretextTask):
         """How many directions a cell is compared with."""
         hidden: int = Field(default=256, ge=2, le=8192)
         """Hidden width of the projector."""
-        bottleneck: int = Field(default=128, ge=2, le=8192)
-        """Width in which the prototypes lie."""
         whole: float = Field(default=1.0, ge=0, le=100)
         """What the global term counts beside the hidden cells' 1."""
-        first: float = Field(default=0.04, gt=0, le=1)
-        """The teacher's temperature at the start."""
-        last: float = Field(default=0.07, gt=0, le=1)
-        """The teacher's temperature after 30 % of the run."""
-        momentum: float = Field(default=TEACHER_MOMENTUM, ge=0, le=1)
-        """Of the teacher at the start; it rises to 1 along half a cosine."""
 
     options: Options
 
@@ -98,14 +90,12 @@ class IBOT(PretextTask):
         for axis, (side, stride) in enumerate(zip(crops.size, self.network.strides, strict=True)):
             hidden = hidden.repeat_interleave(stride, dim=axis + 2).narrow(axis + 2, 0, side)
         images, _ = make_view(crops.images, STILL, draw.fork("look"), crops.spacing)
-        seen = (~hidden).to(images.dtype).flatten(2)
-        mean = (images.flatten(2) @ seen.mT / seen.sum(dim=2, keepdim=True)).view(*images.shape[:2], *[1] * crops.spatial_dims)
-        return PretextBatch(torch.where(hidden, mean, images), cells, extra={"hidden": hidden})
+        return PretextBatch(torch.where(hidden, visible_mean(images, hidden), images), cells)
 
     def loss(self, prediction: Tensor, batch: PretextBatch) -> Tensor:
         """(B,) of the hidden cells and of the crop."""
         taught = self._taught(batch)
-        temperature = warmed(self.options.first, self.options.last, batch.progress)
+        temperature = self.options.temperature(batch.progress)
         whole = distilled(prediction[:, 0], taught[:, 0], self.centre[0], temperature)
         cells = distilled(prediction[:, 1:], taught[:, 1:], self.centre[1], temperature)
         return masked_mean(cells, batch.target) + self.options.whole * whole

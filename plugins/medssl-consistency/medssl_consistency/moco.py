@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from itertools import permutations
 from typing import ClassVar
 
@@ -14,7 +13,8 @@ from torch.nn import functional as F
 from medssl.config import BaseOptions
 from medssl.contracts import Compares, ConsistencyLoss, Needs, NetworkInfo, Views
 from medssl.learn.ops import gather, info_nce
-from medssl_consistency.projectors import mlp, need_two
+from medssl_consistency.projectors import ContrastOptions, mlp, need_two
+from medssl_consistency.teaching import rising, taught
 
 
 class MoCo(ConsistencyLoss):
@@ -33,19 +33,13 @@ class MoCo(ConsistencyLoss):
         "Chen et al., Improved baselines with momentum contrastive learning, arXiv 2003.04297"
     )
 
-    class Options(BaseOptions):
-        """Queue, teacher, temperature and projector."""
+    class Options(ContrastOptions):
+        """Queue and teacher."""
 
         queue: int = Field(default=4096, ge=1, le=1_000_000)
         """Embeddings that are kept."""
         momentum: float = Field(default=0.999, ge=0, le=1)
         """Of the teacher."""
-        temperature: float = Field(default=0.2, ge=0.001, le=100)
-        """Cosines are divided by it."""
-        hidden: int = Field(default=256, ge=2, le=8192)
-        """Hidden width of the projector."""
-        width: int = Field(default=128, ge=2, le=8192)
-        """Outputs of the projector."""
 
     options: Options
 
@@ -65,7 +59,7 @@ class MoCo(ConsistencyLoss):
 
     def forward(self, views: Views) -> Tensor:
         """(B,) mean over ordered pairs of views."""
-        queries, keys = [F.normalize(self.projector(embedding), dim=1) for embedding in views.embeddings], self.keys(views)
+        queries, keys = [F.normalize(self.projector(embedding), dim=1) for embedding in views.embeddings], _keys(views)
         alike = views.crops.patient[:, None] == self.owner
         terms = []
         for one, other in permutations(range(len(queries)), 2):
@@ -75,7 +69,7 @@ class MoCo(ConsistencyLoss):
 
     def commit(self, views: Views) -> None:
         """The teacher's embeddings of the last view come in, the oldest go."""
-        keys = self.keys(views)[-1][-len(self.queue) :]
+        keys = _keys(views)[-1][-len(self.queue) :]
         where = (self.place + torch.arange(len(keys), device=keys.device)) % len(self.queue)
         self.queue[where], self.owner[where] = keys, views.crops.patient[-len(keys) :]
         self.place.copy_((self.place + len(keys)) % len(self.queue))
@@ -83,12 +77,6 @@ class MoCo(ConsistencyLoss):
     def teacher_momentum(self, progress: float) -> float:
         """Constant, as in the paper."""
         return self.options.momentum
-
-    def keys(self, views: Views) -> list[Tensor]:
-        """V x (B, W): what the teacher makes of the views."""
-        assert views.teacher is not None
-        project = views.teacher.modules["projector"]
-        return [F.normalize(project(embedding.detach()), dim=1) for embedding in views.teacher.embeddings]
 
 
 class MoCoV3(ConsistencyLoss):
@@ -105,17 +93,11 @@ class MoCoV3(ConsistencyLoss):
     teacher_follows: ClassVar[tuple[str, ...]] = ("projector",)
     citation: ClassVar[str] = "Chen, Xie and He, An empirical study of training self-supervised vision transformers, ICCV 2021"
 
-    class Options(BaseOptions):
-        """Teacher, temperature and projector."""
+    class Options(ContrastOptions):
+        """The teacher."""
 
         momentum: float = Field(default=0.99, ge=0, le=1)
         """Of the teacher at the start; it rises to 1 along half a cosine."""
-        temperature: float = Field(default=0.2, ge=0.001, le=100)
-        """Cosines are divided by it."""
-        hidden: int = Field(default=256, ge=2, le=8192)
-        """Hidden width of projector and predictor."""
-        width: int = Field(default=128, ge=2, le=8192)
-        """Outputs of both."""
 
     options: Options
 
@@ -128,10 +110,9 @@ class MoCoV3(ConsistencyLoss):
     def forward(self, views: Views) -> Tensor:
         """(B,) mean over ordered pairs of views."""
         need_two(views, self.name, "sets crops against each other")
-        assert views.teacher is not None
-        project, temperature = views.teacher.modules["projector"], self.options.temperature
+        temperature = self.options.temperature
         queries = [F.normalize(self.predictor(self.projector(embedding)), dim=1) for embedding in views.embeddings]
-        keys = [F.normalize(project(embedding.detach()), dim=1) for embedding in views.teacher.embeddings]
+        keys = _keys(views)
         alike = views.crops.patient[:, None] == gather(views.crops.patient)
         terms = []
         for one, other in permutations(range(len(queries)), 2):
@@ -144,6 +125,6 @@ class MoCoV3(ConsistencyLoss):
         return rising(self.options.momentum, progress)
 
 
-def rising(momentum: float, progress: float) -> float:
-    """From `momentum` to 1 along half a cosine (Grill et al., NeurIPS 2020)."""
-    return 1 - (1 - momentum) * (math.cos(math.pi * progress) + 1) / 2
+def _keys(views: Views) -> list[Tensor]:
+    """V x (B, W): what the teacher makes of the views, of length 1."""
+    return [F.normalize(key, dim=1) for key in taught(views, "projector")]

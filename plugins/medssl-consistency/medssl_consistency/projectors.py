@@ -1,14 +1,27 @@
-"""The small networks between an embedding and a loss."""
+"""The small networks between an embedding and a loss, and their options."""
 
 from __future__ import annotations
 
 from itertools import pairwise
 
+from pydantic import Field
 from torch import Tensor, nn
 
+from medssl.config import BaseOptions
 from medssl.contracts import Views
 from medssl.errors import DataError
 from medssl.learn.ops import gather, own_rows
+
+
+class ContrastOptions(BaseOptions):
+    """Temperature and projector of a loss that finds an embedding among others."""
+
+    temperature: float = Field(default=0.2, ge=0.001, le=100)
+    """Cosines are divided by it; low ones let the most similar negatives decide."""
+    hidden: int = Field(default=256, ge=2, le=8192)
+    """Hidden width of the projector, and of the predictor where there is one."""
+    width: int = Field(default=128, ge=2, le=8192)
+    """Width in which views are compared."""
 
 
 class BatchNorm(nn.BatchNorm1d):

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from medssl.config import BaseOptions
 from medssl.contracts import Compares, ConsistencyLoss, Needs, NetworkInfo, Views
 from medssl.learn.ops import gather, info_nce
-from medssl_consistency.projectors import mlp, need_two
+from medssl_consistency.projectors import ContrastOptions, mlp, need_two
 
 
 class SimCLR(ConsistencyLoss):
@@ -28,15 +27,8 @@ class SimCLR(ConsistencyLoss):
     compares: ClassVar[Compares] = "batch"
     citation: ClassVar[str] = "Chen et al., A simple framework for contrastive learning of visual representations, ICML 2020"
 
-    class Options(BaseOptions):
+    class Options(ContrastOptions):
         """Temperature and projector."""
-
-        temperature: float = Field(default=0.2, ge=0.001, le=100)
-        """Cosines are divided by it; low ones let the most similar negatives decide."""
-        hidden: int = Field(default=256, ge=2, le=8192)
-        """Hidden width of the projector."""
-        width: int = Field(default=128, ge=2, le=8192)
-        """Outputs of the projector, in which views are compared."""
 
     options: Options
 

@@ -12,6 +12,7 @@ from medssl.config import BaseOptions
 from medssl.contracts import ConsistencyLoss, Needs, Views
 from medssl.errors import ConfigError
 from medssl.learn.ops import masked_mean
+from medssl_consistency.answers import class_axis, shown_of
 
 
 class UDA(ConsistencyLoss):
@@ -45,13 +46,12 @@ class UDA(ConsistencyLoss):
         for task, (clean, *changed) in views.answers.items():
             if views.kinds[task] != "logits":
                 raise ConfigError(f"uda compares classes, and '{task}' answers with values. Take agreement for it.")
-            dense = clean.shape[2:] == views.crops.images.shape[2:] and clean.dim() == views.crops.images.dim()
-            terms += [self._distance(clean, answer, views.shown if dense else None) for answer in changed]
+            terms += [self._distance(clean, answer, shown_of(views, clean)) for answer in changed]
         weight = min(1.0, views.progress / self.options.ramp) if self.options.ramp else 1.0
         return weight * torch.stack(terms).mean(dim=0)
 
     def _distance(self, clean: Tensor, changed: Tensor, shown: Tensor | None) -> Tensor:
-        axis = 2 if clean.dim() == 3 else 1
+        axis = class_axis(clean)
         with torch.no_grad():
             sure = clean.softmax(dim=axis).amax(dim=axis, keepdim=True) >= self.options.sure
             target = (clean / self.options.temperature).log_softmax(dim=axis)

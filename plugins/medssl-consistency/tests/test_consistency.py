@@ -1,4 +1,4 @@
-"""Agreement and SimSiam keep the public contract, agree with implementations we did not write, and do not collapse."""
+"""Consistency losses and iBOT keep the public contract, compare what they say they do, and SimSiam does not collapse."""
 
 from __future__ import annotations
 

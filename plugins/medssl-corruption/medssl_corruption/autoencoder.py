@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from medssl.config import BaseOptions
 from medssl.contracts import Crops, Draw, ModuleHead, NetworkInfo, PretextBatch, PretextTask
 from medssl.learn.ops import masked_mean
-from medssl_corruption.layers import conv, upward
 
 
 class Autoencoder(PretextTask):
@@ -34,14 +33,14 @@ class Autoencoder(PretextTask):
 
     def __init__(self, options: BaseOptions, network: NetworkInfo) -> None:
         super().__init__(options, network)
-        dims, width = network.spatial_dims, self.options.width
+        conv, width = nn.Conv2d if network.spatial_dims == 2 else nn.Conv3d, self.options.width
         layers: list[nn.Module] = []
         inputs, left = max(network.embedding_width, 1), list(network.strides)
         while max(left, default=1) > 1:
             step = tuple(2 if stride % 2 == 0 else stride for stride in left)
-            layers.append(upward(dims, inputs, width, step))
+            layers.append(_upward(conv, inputs, width, step))
             inputs, left = width, [stride // by for stride, by in zip(left, step, strict=True)]
-        self.decoder = nn.Sequential(*layers, conv(dims)(inputs, network.channels, 1))
+        self.decoder = nn.Sequential(*layers, conv(inputs, network.channels, 1))
 
     def head(self) -> ModuleHead:
         """The crop, from the encoder's end."""
@@ -62,3 +61,10 @@ class Autoencoder(PretextTask):
     def picture(self, prediction: Tensor, batch: PretextBatch) -> dict[str, Tensor]:
         """The crop and what came back."""
         return {"input": batch.target, "prediction": prediction}
+
+
+def _upward(conv: Any, inputs: int, outputs: int, scale: tuple[int, ...]) -> nn.Sequential:
+    """`scale` times the size along each axis, a 3-wide convolution, normalised in groups, and ReLU."""
+    groups = next(count for count in (8, 4, 2, 1) if outputs % count == 0)
+    block = nn.Sequential(conv(inputs, outputs, 3, padding=1), nn.GroupNorm(groups, outputs), nn.ReLU())
+    return nn.Sequential(nn.Upsample(scale_factor=scale, mode="bilinear" if len(scale) == 2 else "trilinear"), block)

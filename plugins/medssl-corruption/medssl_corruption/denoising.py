@@ -40,8 +40,7 @@ class Denoising(PretextTask):
     def make(self, crops: Crops, draw: Draw) -> PretextBatch:
         """The crop with noise; the crop is the target."""
         amount = draw.uniform() * self.options.amount
-        noisy = add_noise(crops.images, draw.normal(*crops.images.shape[1:]), amount)
-        return PretextBatch(noisy, crops.images, extra={"noisy": noisy})
+        return PretextBatch(add_noise(crops.images, draw.normal(*crops.images.shape[1:]), amount), crops.images)
 
     def loss(self, prediction: Tensor, batch: PretextBatch) -> Tensor:
         """(B,) mean squared error."""
@@ -49,9 +48,10 @@ class Denoising(PretextTask):
 
     def trivial(self, batch: PretextBatch) -> Tensor:
         """The noisy crop, blurred."""
-        noisy = batch.extra["noisy"]
-        return blur(noisy, noisy.new_full((len(noisy),), 1.0))
+        assert batch.inputs is not None
+        return blur(batch.inputs, batch.inputs.new_ones(len(batch.inputs)))
 
     def picture(self, prediction: Tensor, batch: PretextBatch) -> dict[str, Tensor]:
         """With noise, without, and the truth."""
-        return {"input": batch.extra["noisy"], "prediction": prediction, "target": batch.target}
+        assert batch.inputs is not None
+        return {"input": batch.inputs, "prediction": prediction, "target": batch.target}

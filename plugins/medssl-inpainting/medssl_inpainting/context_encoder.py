@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from medssl.config import BaseOptions
 from medssl.contracts import Crops, DenseHead, Draw, NetworkInfo, PretextBatch, PretextTask
-from medssl.learn.ops import masked_mean
+from medssl.learn.ops import masked_mean, visible_mean
 
 
 class ContextEncoder(PretextTask):
@@ -56,10 +56,7 @@ class ContextEncoder(PretextTask):
         """Crops with holes that show the mean of the rest."""
         depth = self._depth(crops, draw)
         hidden = depth > 0
-        seen = (~hidden).to(crops.images.dtype).flatten(2)
-        mean = (crops.images.flatten(2) @ seen.mT / seen.sum(dim=2, keepdim=True).clamp_min(1)).view(
-            *crops.images.shape[:2], *[1] * crops.spatial_dims
-        )
+        mean = visible_mean(crops.images, hidden)
         band = hidden & (depth <= self.options.overlap)
         weight = hidden.to(crops.images.dtype) * torch.where(band, self.options.overlap_weight, 1.0)
         return PretextBatch(torch.where(hidden, mean, crops.images), crops.images, weight, extra={"hidden": hidden, "mean": mean})

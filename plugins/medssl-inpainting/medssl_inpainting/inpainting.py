@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from medssl.config import BaseOptions
 from medssl.contracts import Crops, DenseHead, Draw, PretextBatch, PretextTask
-from medssl.learn.ops import block_mask, masked_mean
+from medssl.learn.ops import block_mask, masked_mean, visible_mean
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 
@@ -77,7 +77,7 @@ class Inpainting(PretextTask):
 
     def trivial(self, batch: PretextBatch) -> Tensor:
         """The mean of the visible voxels of each channel everywhere."""
-        return _visible_mean(batch.target, batch.extra["hidden"]).expand_as(batch.target)
+        return visible_mean(batch.target, batch.extra["hidden"]).expand_as(batch.target)
 
     def picture(self, prediction: Tensor, batch: PretextBatch) -> dict[str, Tensor]:
         """What was shown, the answer pasted into the hidden blocks, and the truth."""
@@ -91,15 +91,8 @@ class Inpainting(PretextTask):
     def _fill(self, images: Tensor, mask: Tensor, draw: Draw) -> Tensor:
         if self.options.fill == "zero":
             return torch.zeros_like(images)
-        mean = _visible_mean(images, mask)
+        mean = visible_mean(images, mask)
         if self.options.fill == "mean":
             return mean.expand_as(images)
-        spread = _visible_mean((images - mean).square(), mask).sqrt()
+        spread = visible_mean((images - mean).square(), mask).sqrt()
         return mean + spread * draw.normal(*images.shape[1:]).to(images.dtype)
-
-
-def _visible_mean(images: Tensor, mask: Tensor) -> Tensor:
-    """(B, C, 1, ...) mean of each channel over the voxels that `mask` (B, 1, *size) does not hide."""
-    seen = (~mask).to(images.dtype).flatten(2)
-    mean = images.flatten(2) @ seen.mT / seen.sum(dim=2, keepdim=True).clamp_min(1)
-    return mean.view(*images.shape[:2], *[1] * (images.dim() - 2))

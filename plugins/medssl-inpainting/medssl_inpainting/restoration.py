@@ -65,7 +65,7 @@ class Restoration(PretextTask):
         damaged = torch.where(chance[1] < own.shuffle, shuffled(damaged, own.block, draw.fork("shuffle")), damaged)
         painted, noise = self._painted(crops, draw.fork("paint"))
         damaged = torch.where((chance[2] < own.paint) & painted, noise, damaged)
-        return PretextBatch(damaged * (high - low) + low, images, extra={"damaged": damaged * (high - low) + low})
+        return PretextBatch(damaged * (high - low) + low, images)
 
     def loss(self, prediction: Tensor, batch: PretextBatch) -> Tensor:
         """(B,) mean squared error over the whole crop."""
@@ -73,11 +73,13 @@ class Restoration(PretextTask):
 
     def trivial(self, batch: PretextBatch) -> Tensor:
         """The damaged crop as it is shown."""
-        return batch.extra["damaged"]
+        assert batch.inputs is not None
+        return batch.inputs
 
     def picture(self, prediction: Tensor, batch: PretextBatch) -> dict[str, Tensor]:
         """Damaged, restored, and the truth."""
-        return {"input": batch.extra["damaged"], "prediction": prediction, "target": batch.target}
+        assert batch.inputs is not None
+        return {"input": batch.inputs, "prediction": prediction, "target": batch.target}
 
     def _painted(self, crops: Crops, draw: Draw) -> tuple[Tensor, Tensor]:
         """(B, 1, *size) what is painted over, and with what."""

@@ -12,8 +12,7 @@ from torch.nn import functional as F
 from medssl.config import BaseOptions
 from medssl.contracts import Crops, Draw, NetworkInfo, PooledHead, PretextBatch, PretextTask
 from medssl.errors import ConfigError
-from medssl.learn.ops import spread_permutations, standardise
-from medssl_ordering.slice_order import accuracy
+from medssl.learn.ops import accuracy, spread_permutations, standardise
 
 
 class FrameOrder(PretextTask):

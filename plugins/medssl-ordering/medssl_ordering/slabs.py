@@ -7,7 +7,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from medssl.augment import spread
 from medssl.contracts import Crops, Draw
 from medssl.errors import NetworkError
 from medssl.learn.ops import cut, standardise
@@ -50,9 +49,3 @@ def cut_slabs(name: str, crops: Crops, axis: int, count: int, gap: int, strides:
 def normalised(slabs: Tensor) -> Tensor:
     """(B * count, C, *slab), each channel of each slab by itself, so that brightness that drifts says nothing."""
     return standardise(slabs.flatten(0, 1))
-
-
-def all_full(slabs: Tensor, crops: Crops, empty: float) -> Tensor:
-    """(B,) bool: every slab holds more than the share `empty` of the crop's spread."""
-    floor = empty * spread(crops.images).amax(dim=1).view(-1, 1)
-    return (spread(slabs.flatten(0, 1)).amax(dim=1).view(len(crops), -1) > floor).all(dim=1)

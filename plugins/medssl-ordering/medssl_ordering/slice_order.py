@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from medssl.config import BaseOptions
 from medssl.contracts import Crops, Draw, NetworkInfo, PooledHead, PretextBatch, PretextTask
-from medssl_ordering.slabs import Axis, all_full, axis_of, cut_slabs, normalised
+from medssl.learn.ops import accuracy, filled
+from medssl_ordering.slabs import Axis, axis_of, cut_slabs, normalised
 
 
 class SliceOrder(PretextTask):
@@ -71,7 +72,8 @@ class SliceOrder(PretextTask):
         number = draw.integers(0, len(self.orders))
         order = self.orders.to(number.device)[number]
         shuffled = slabs.gather(1, order.view(*order.shape, *[1] * (slabs.dim() - 2)).expand_as(slabs))
-        return PretextBatch(normalised(shuffled), self.answers.to(number.device)[number], answerable=all_full(slabs, crops, own.empty))
+        answerable = filled(slabs, crops.images, own.empty).all(dim=1)
+        return PretextBatch(normalised(shuffled), self.answers.to(number.device)[number], answerable=answerable)
 
     def loss(self, prediction: Tensor, batch: PretextBatch) -> Tensor:
         """(B,) cross entropy."""
@@ -137,7 +139,8 @@ class OrderVerification(PretextTask):
         number = draw.integers(0, len(self.triplets))
         chosen = self.triplets.to(number.device)[number]
         shown = slabs.gather(1, chosen.view(-1, 3, *[1] * (slabs.dim() - 2)).expand(-1, -1, *slabs.shape[2:]))
-        return PretextBatch(normalised(shown), (chosen[:, 1] == 2).long(), answerable=all_full(slabs, crops, own.empty))
+        answerable = filled(slabs, crops.images, own.empty).all(dim=1)
+        return PretextBatch(normalised(shown), (chosen[:, 1] == 2).long(), answerable=answerable)
 
     def loss(self, prediction: Tensor, batch: PretextBatch) -> Tensor:
         """(B,) cross entropy."""
@@ -150,9 +153,3 @@ class OrderVerification(PretextTask):
     def measure(self, prediction: Tensor, batch: PretextBatch) -> dict[str, Tensor]:
         """Share of right answers; ties count by chance."""
         return {"accuracy": accuracy(prediction, batch.target)}
-
-
-def accuracy(prediction: Tensor, target: Tensor) -> Tensor:
-    """(B,) 1 for a right answer, of equally likely ones what guessing gives."""
-    ties = (prediction == prediction.amax(dim=1, keepdim=True)).float()
-    return ties.gather(1, target[:, None]).squeeze(1) / ties.sum(dim=1)

@@ -8,7 +8,6 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from medssl.augment import spread
 from medssl.contracts import Draw
 from medssl.errors import NetworkError
 from medssl.learn.ops import cut
@@ -40,10 +39,3 @@ def cut_cells(images: Tensor, grid: Sequence[int], patch: Sequence[int], draw: D
     free = cell - torch.tensor(list(patch), device=device) + 1
     corner = start + (draw.uniform(len(start), len(patch)) * free).long()
     return torch.stack([cut(images, corner[:, number], patch) for number in range(len(start))], dim=1)
-
-
-def full(patches: Tensor, images: Tensor, empty: float) -> Tensor:
-    """(B, cells) bool: which patches hold more than the share `empty` of the crop's spread; less is air."""
-    floor = empty * spread(images).amax(dim=1, keepdim=True).flatten(1)
-    held = spread(patches.flatten(0, 1)).amax(dim=1).view(len(patches), -1)
-    return held > floor

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from medssl.config import BaseOptions
 from medssl.contracts import Crops, Draw, NetworkInfo, PooledHead, PretextBatch, PretextTask
 from medssl.errors import ConfigError
-from medssl.learn.ops import spread_permutations, standardise
-from medssl_placement.cells import cells_of, cut_cells, full, patch_sides
+from medssl.learn.ops import accuracy, filled, spread_permutations, standardise
+from medssl_placement.cells import cells_of, cut_cells, patch_sides
 
 
 class Jigsaw(PretextTask):
@@ -65,7 +65,7 @@ class Jigsaw(PretextTask):
         """The patches in another order; the target is the number of the order, or where each patch belongs."""
         patch = patch_sides(self.name, crops.size, self.grid, self.network.strides, self.options.jitter)
         patches = cut_cells(crops.images, self.grid, patch, draw.fork("cells"))
-        answerable = full(patches, crops.images, self.options.empty).all(dim=1)
+        answerable = filled(patches, crops.images, self.options.empty).all(dim=1)
         if self.options.ask == "places":
             target = order = draw.permutation(len(cells_of(self.grid)))
         else:
@@ -87,9 +87,7 @@ class Jigsaw(PretextTask):
 
     def measure(self, prediction: Tensor, batch: PretextBatch) -> dict[str, Tensor]:
         """Share of right answers; ties count by chance."""
-        ties = (prediction == prediction.amax(dim=-1, keepdim=True)).float()
-        right = ties.gather(-1, batch.target.unsqueeze(-1)).squeeze(-1) / ties.sum(dim=-1)
-        return {"accuracy": right.mean(dim=1) if right.dim() == 2 else right}
+        return {"accuracy": accuracy(prediction, batch.target)}
 
     def picture(self, prediction: Tensor, batch: PretextBatch) -> dict[str, Tensor]:
         """The patches that came first and last."""

@@ -11,11 +11,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from medssl.augment import spread
 from medssl.config import BaseOptions
 from medssl.contracts import Crops, Draw, PooledHead, PretextBatch, PretextTask
 from medssl.errors import NetworkError
-from medssl.learn.ops import cut, standardise
+from medssl.learn.ops import accuracy, cut, filled, standardise
 
 
 class RelativePosition(PretextTask):
@@ -60,11 +59,9 @@ class RelativePosition(PretextTask):
         patch = self.patch_size(crops.size)
         target = draw.integers(0, len(self.directions))
         first, second = self._corners(crops.size, patch, self.directions.to(target.device)[target], draw)
-        pair = [cut(crops.images, corner, patch) for corner in (first, second)]
-        floor = self.options.empty * spread(crops.images).amax(dim=1, keepdim=True)
-        full = [(spread(part).amax(dim=1, keepdim=True) > floor).flatten(1).all(dim=1) for part in pair]
-        parts = torch.stack([standardise(part) for part in pair], dim=1).flatten(0, 1)
-        return PretextBatch(parts, target, answerable=full[0] & full[1])
+        pair = torch.stack([cut(crops.images, corner, patch) for corner in (first, second)], dim=1)
+        answerable = filled(pair, crops.images, self.options.empty).all(dim=1)
+        return PretextBatch(standardise(pair.flatten(0, 1)), target, answerable=answerable)
 
     def loss(self, prediction: Tensor, batch: PretextBatch) -> Tensor:
         """(B,) cross entropy."""
@@ -76,8 +73,7 @@ class RelativePosition(PretextTask):
 
     def measure(self, prediction: Tensor, batch: PretextBatch) -> dict[str, Tensor]:
         """Share of pairs that are placed rightly; of equal answers, what guessing gives."""
-        ties = (prediction == prediction.amax(dim=1, keepdim=True)).float()
-        return {"accuracy": ties.gather(1, batch.target[:, None]).squeeze(1) / ties.sum(dim=1)}
+        return {"accuracy": accuracy(prediction, batch.target)}
 
     def picture(self, prediction: Tensor, batch: PretextBatch) -> dict[str, Tensor]:
         """Both patches."""

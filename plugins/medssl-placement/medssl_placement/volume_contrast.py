@@ -55,11 +55,11 @@ class VolumeContrast(PretextTask):
         """All boxes, each normalised by itself; the target is how much each random one overlaps each base box, as a share of a box."""
         patch = patch_sides(self.name, crops.size, self.grid, self.network.strides, 0)
         device = crops.images.device
-        side, room = torch.tensor(patch, device=device), torch.tensor(crops.size, device=device)
+        side = torch.tensor(patch, device=device)
         bases = torch.tensor(cells_of(self.grid), device=device) * side
         # Random boxes lie where base boxes are; a border that no base covers has no answer.
-        covered = torch.minimum(torch.tensor(self.grid, device=device) * side, room)
-        places = (draw.uniform(self.options.boxes, len(patch)) * (covered - side + 1)).long()
+        free = (torch.tensor(self.grid, device=device) - 1) * side
+        places = (draw.uniform(self.options.boxes, len(patch)) * (free + 1)).long()
         common = (side - (places.unsqueeze(2) - bases).abs()).clamp_min(0)
         overlap = (common / side).prod(dim=3)
         corners = torch.cat([bases.expand(len(crops), -1, -1), places], dim=1)

@@ -143,7 +143,7 @@ class RegionMatching(PretextTask):
         target = resample(regions, affine) * real
         answerable = (target.flatten(2).sum(dim=2) > 0).any(dim=1)
         shown = torch.stack([reference, query], dim=1).flatten(0, 1)
-        return PretextBatch(shown, target, real.to(images.dtype), answerable, extra={"regions": regions, "affine": affine})
+        return PretextBatch(shown, target, real.to(images.dtype), answerable, extra={"regions": regions})
 
     def loss(self, prediction: Tensor, batch: PretextBatch) -> Tensor:
         """(B,) cross entropy and Dice, mean over the regions that the query shows."""

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from medssl.config import BaseOptions
 from medssl.contracts import Crops, Draw, NetworkInfo, PooledHead, PretextBatch, PretextTask
 from medssl.errors import NetworkError
-from medssl.learn.ops import cut
+from medssl.learn.ops import accuracy, cut
 
 ISOTROPIC = 1.1
 """How much longer than wide a voxel may be: slices thicker than that would tell how they were turned."""
@@ -82,8 +82,7 @@ class Rotation(PretextTask):
 
     def measure(self, prediction: Tensor, batch: PretextBatch) -> dict[str, Tensor]:
         """Share of right answers; ties count by chance."""
-        ties = (prediction == prediction.amax(dim=1, keepdim=True)).float()
-        return {"accuracy": ties.gather(1, batch.target[:, None]).squeeze(1) / ties.sum(dim=1)}
+        return {"accuracy": accuracy(prediction, batch.target)}
 
     def picture(self, prediction: Tensor, batch: PretextBatch) -> dict[str, Tensor]:
         """The turned cube."""

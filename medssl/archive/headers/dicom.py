@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import fields, replace
+from dataclasses import replace
 from io import BytesIO
 from typing import Any, BinaryIO
 
@@ -195,10 +195,10 @@ def _with_place(found: Instance, dataset: pydicom.Dataset) -> Instance:
 
 def _with_order(found: Instance, dataset: pydicom.Dataset) -> Instance:
     types = tuple(value.upper() for value in texts(dataset, "ImageType"))
-    directed, taken = diffusion.diffusion(dataset), acquisition.acquisition(dataset)
+    directed = diffusion.diffusion(dataset)
     return replace(
         found,
-        **{field.name: getattr(taken, field.name) for field in fields(taken)},
+        taken=acquisition.acquisition(dataset),
         image_type=types,
         component=_component(types, text(dataset, "ComplexImageComponent")),
         echo="/".join((text(dataset, "EchoNumbers"), *(f"{value:.2f}" for value in tolerant(dataset, "EchoTime")))),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def index(
-    sources: Annotated[list[str], typer.Argument(metavar="PATH...", help="Folders of DICOM or NIfTI files, or zip files.")],
+    sources: Annotated[list[str], typer.Argument(metavar="PATH...", help="Folders of DICOM or NIfTI files, zip or tar files.")],
     index: Annotated[Path, typer.Option("--index", metavar="DIR", help="The index folder to write.")],
     workers: Annotated[int, typer.Option(min=1, help="Processes that read headers.")] = 2,
     slice_location: Annotated[

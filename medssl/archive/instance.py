@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any, get_type_hints
 
@@ -13,6 +14,32 @@ WHOLE = -1
 """The frame number of a file that is one image."""
 UNNUMBERED = -(2**53)
 """The InstanceNumber of an image that has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Acquisition:
+    """How one image was taken; what is empty the header does not say, or says as no list knows it."""
+
+    study_date: str = ""
+    """Private: only its order reaches the public table."""
+    series_number: int = -1
+    body_part: str = ""
+    sequence: str = ""
+    """ScanningSequence, its codes between slashes."""
+    variant: str = ""
+    """SequenceVariant, likewise."""
+    echo_time: tuple[float, ...] = ()
+    """Milliseconds, as all times."""
+    repetition_time: tuple[float, ...] = ()
+    inversion_time: tuple[float, ...] = ()
+    flip_angle: tuple[float, ...] = ()
+    contrast: str = ""
+    """"yes", "no", or empty where the element is missing."""
+    kernel: str = ""
+    manufacturer: str = ""
+    model: str = ""
+    field_strength: tuple[float, ...] = ()
+    kvp: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,21 +119,7 @@ class Instance:
     number: int = UNNUMBERED
     """InstanceNumber: trusted for nothing but telling repetitions apart that nothing else does, and only where it runs in order."""
 
-    study_date: str = ""
-    series_number: int = -1
-    body_part: str = ""
-    sequence: str = ""
-    variant: str = ""
-    echo_time: tuple[float, ...] = ()
-    repetition_time: tuple[float, ...] = ()
-    inversion_time: tuple[float, ...] = ()
-    flip_angle: tuple[float, ...] = ()
-    contrast: str = ""
-    kernel: str = ""
-    manufacturer: str = ""
-    model: str = ""
-    field_strength: tuple[float, ...] = ()
-    kvp: tuple[float, ...] = ()
+    taken: Acquisition = Acquisition()
 
     shape: tuple[int, ...] = ()
     affine: tuple[float, ...] = ()
@@ -143,18 +156,31 @@ _ARROW: dict[Any, pa.DataType] = {
     tuple[float, ...]: pa.list_(pa.float64()),
 }
 
-SCHEMA = pa.schema([pa.field(field.name, _ARROW[get_type_hints(Instance)[field.name]]) for field in fields(Instance)])
-"""One column a field."""
+_OWN, _TAKEN = ([field.name for field in fields(cls)] for cls in (Instance, Acquisition))
+
+
+def _columns() -> Iterator[pa.Field]:
+    hints = {**get_type_hints(Instance), **get_type_hints(Acquisition)}
+    for name in _OWN:
+        for column in _TAKEN if name == "taken" else [name]:
+            yield pa.field(column, _ARROW[hints[column]])
+
+
+SCHEMA = pa.schema(_columns())
+"""One column a field; those of `taken` stand among the others."""
 
 
 def to_table(instances: list[Instance]) -> pa.Table:
     """Instances as rows, in order."""
-    columns = {name: [getattr(instance, name) for instance in instances] for name in SCHEMA.names}
+    taken = [instance.taken for instance in instances]
+    columns = {name: [getattr(part, name) for part in (taken if name in _TAKEN else instances)] for name in SCHEMA.names}
     return pa.table(columns, schema=SCHEMA)
 
 
 def from_table(table: pa.Table) -> list[Instance]:
     """The instances of `to_table`."""
     lists = {field.name for field in SCHEMA if pa.types.is_list(field.type)}
-    columns = [[tuple(value) for value in table[name].to_pylist()] if name in lists else table[name].to_pylist() for name in SCHEMA.names]
-    return [Instance(*row) for row in zip(*columns, strict=True)]
+    columns: dict[str, list[Any]] = {name: table[name].to_pylist() for name in SCHEMA.names}
+    columns |= {name: [tuple(value) for value in columns[name]] for name in lists}
+    columns["taken"] = [Acquisition(*row) for row in zip(*(columns[name] for name in _TAKEN), strict=True)]
+    return [Instance(*row) for row in zip(*(columns[name] for name in _OWN), strict=True)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def index(
-    sources: Annotated[list[str], typer.Argument(metavar="PATH...", help="Folders of DICOM or NIfTI files, or zip files.")],
+    sources: Annotated[list[str], typer.Argument(metavar="PATH...", help="Folders of DICOM or NIfTI files, zip or tar files.")],
     index: Annotated[Path, typer.Option("--index", metavar="DIR", help="The index folder to write.")],
     workers: Annotated[int, typer.Option(min=1, help="Processes that read headers.")] = 2,
     slice_location: Annotated[
@@ -43,7 +42,7 @@ def index(
         return
     _print_volumes(f"Volumes in {index}", summary.volumes)
     if summary.rejected:
-        print_table("Not volumes", ("reason", "files"), Counter(summary.rejected).most_common())
+        print_table("Not volumes", ("reason", "files"), list(summary.rejected.items()))
     say(f"{summary.files} files, {summary.instances} instances, {len(summary.volumes)} volumes.")
     if summary.volumes:
         say(f"Next: medssl store {index} --out STORE")

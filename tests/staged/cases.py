@@ -22,13 +22,12 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
-    MRImageStorage,
     RLELossless,
 )
 
 from medssl.testing import dicom
 from medssl.testing.dicom import made_affine, made_volume, uid, write_localizer, write_secondary_capture
-from staged.multiframe import base, frame, item, place, plane, tiled, write_enhanced, write_mosaic
+from staged.multiframe import frame, item, write_enhanced, write_grid, write_mosaic
 
 Volume = tuple[np.ndarray, np.ndarray]
 """Voxels (x, y, z) and affine to RAS+ mm."""
@@ -530,14 +529,5 @@ def _(folder: Path) -> list[Volume]:
 @case("grid of tiles with a position each")
 def _(folder: Path) -> list[Volume]:
     voxels, affine = made_volume((20, 16, 20)), made_affine()
-    made = base(MRImageStorage, *tiled(voxels, 5, 4).shape)
-    made.ImageType, made.Manufacturer = ["ORIGINAL", "PRIMARY", "M", "VFRAME"], "UIH"
-    made.ImageOrientationPatient, made.PixelSpacing = plane(affine)
-    made.add_new(0x00650010, "LO", "Image Private Header")
-    made.add_new(0x00651050, "DS", "20")
-    made.add_new(0x00651051, "SQ", Items([item(ImagePositionPatient=place(affine, z)) for z in range(20)]))
-    made.PixelData = tiled(voxels, 5, 4).tobytes()
-    made["PixelData"].VR = "OW"
-    folder.mkdir(parents=True, exist_ok=True)
-    made.save_as(folder / "a", enforce_file_format=True)
+    write_grid(folder / "a", voxels, affine, 5, 4)
     return [(voxels, affine)]

@@ -161,3 +161,19 @@ def write_mosaic(file: Path, voxels: np.ndarray, affine: np.ndarray, normal: flo
     made["PixelData"].VR = "OW"
     file.parent.mkdir(parents=True, exist_ok=True)
     made.save_as(file, enforce_file_format=True)
+
+
+def write_grid(file: Path, voxels: np.ndarray, affine: np.ndarray, across: int, down: int) -> None:
+    """United Imaging's: a private sequence holds the position of each tile."""
+    depth, whole = voxels.shape[2], tiled(voxels, across, down)
+    made = base(MRImageStorage, *whole.shape)
+    made.ImageType, made.Manufacturer = ["ORIGINAL", "PRIMARY", "M", "VFRAME"], "UIH"
+    made.ImageOrientationPatient, made.PixelSpacing = plane(affine)
+    made.add_new(0x00650010, "LO", "Image Private Header")
+    made.add_new(0x00651050, "DS", str(depth))
+    tiles = [item(ImagePositionPatient=place(affine, z), AcquisitionTime=f"1010{z:02d}") for z in range(depth)]
+    made.add_new(0x00651051, "SQ", Items(tiles))
+    made.PixelData = whole.tobytes()
+    made["PixelData"].VR = "OW"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    made.save_as(file, enforce_file_format=True)

@@ -50,10 +50,10 @@ def _of_monai(image: object) -> Volume:
     return array.reshape(array.shape[:3]) if array.ndim > 3 and array.shape[3:] == (1,) else array, np.asarray(image.affine)  # type: ignore[attr-defined]
 
 
-def dcm2niix(folder: Path, scratch: Path) -> list[Volume]:
-    """The command; an image of four dimensions is as many volumes."""
+def dcm2niix(folder: Path, scratch: Path, *options: str) -> list[Volume]:
+    """The command, with further options; an image of four dimensions is as many volumes."""
     scratch.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "dcm2niix", "-b", "n", "-z", "n", "-d", "9", "-o", str(scratch), str(folder)]
+    command = [sys.executable, "-m", "dcm2niix", "-b", "n", "-z", "n", "-d", "9", *options, "-o", str(scratch), str(folder)]
     subprocess.run(command, capture_output=True, check=False, timeout=120)
     found: list[Volume] = []
     for file in sorted(scratch.glob("*.nii")):
@@ -83,16 +83,17 @@ def verdict(reader: Reader, folder: Path, scratch: Path, wanted: Sequence[Volume
         found = []
     if not found:
         return "refused" if wanted else "right"
-    left = [_canonical(one) for one in wanted or ()]
-    for one in map(_canonical, found):
-        place = next((index for index, other in enumerate(left) if _same(one, other)), None)
+    left = [canonical(one) for one in wanted or ()]
+    for one in map(canonical, found):
+        place = next((index for index, other in enumerate(left) if same(one, other, _NEAR)), None)
         if place is None:
             return "wrong"
         del left[place]
     return "wrong" if left else "right"
 
 
-def _canonical(volume: Volume) -> Volume:
+def canonical(volume: Volume) -> Volume:
+    """Along the closest axes of RAS+."""
     array, affine = volume
     if array.ndim != 3:
         return array, np.asarray(affine)
@@ -100,9 +101,10 @@ def _canonical(volume: Volume) -> Volume:
     return flips.apply(array), flips.affine(affine, array.shape)
 
 
-def _same(one: Volume, other: Volume) -> bool:
+def same(one: Volume, other: Volume, near: float) -> bool:
+    """Is every voxel of two canonical volumes alike, and at most so many millimetres off?"""
     if one[0].shape != other[0].shape:
         return False
     corners = np.array([[x, y, z, 1.0] for x in (0, one[0].shape[0]) for y in (0, one[0].shape[1]) for z in (0, one[0].shape[2])]).T
-    near = np.abs((one[1] - other[1]) @ corners).max() <= _NEAR
-    return bool(near and np.allclose(one[0], other[0], rtol=1e-5, atol=1e-4))
+    apart = np.abs((one[1] - other[1]) @ corners).max()
+    return bool(apart <= near and np.allclose(one[0], other[0], rtol=1e-5, atol=1e-4))

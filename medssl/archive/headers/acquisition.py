@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
 
 from pydicom import Dataset
 
 from medssl.archive.headers.elements import text, texts, tolerant, whole
+from medssl.archive.instance import Acquisition
 
 ELEMENTS = (
     "StudyDate SeriesNumber BodyPartExamined ScanningSequence SequenceVariant EchoTime RepetitionTime InversionTime FlipAngle "
@@ -67,32 +67,6 @@ _KERNEL = re.compile(r"[A-Z]{1,2}\d{2}[a-z]{0,2}(\\\d)?")
 _RECONSTRUCTIONS = "STANDARD BONE BONEPLUS LUNG SOFT DETAIL EDGE CHEST BODY HEAD SHARP SMOOTH ULTRA A B C D E L YA YB YC"
 _KERNEL_WORDS = frozenset(_RECONSTRUCTIONS.split())
 _NO_CONTRAST = frozenset(("", "NONE", "NO", "N", "NO CONTRAST", "WITHOUT"))
-
-
-@dataclass(frozen=True, slots=True)
-class Acquisition:
-    """Of one image; what is empty the header does not say, or says as no list knows it."""
-
-    study_date: str = ""
-    """Private: only its order reaches the public table."""
-    series_number: int = -1
-    body_part: str = ""
-    sequence: str = ""
-    """ScanningSequence, its codes between slashes."""
-    variant: str = ""
-    """SequenceVariant, likewise."""
-    echo_time: tuple[float, ...] = ()
-    """Milliseconds, as all times."""
-    repetition_time: tuple[float, ...] = ()
-    inversion_time: tuple[float, ...] = ()
-    flip_angle: tuple[float, ...] = ()
-    contrast: str = ""
-    """"yes", "no", or empty where the element is missing."""
-    kernel: str = ""
-    manufacturer: str = ""
-    model: str = ""
-    field_strength: tuple[float, ...] = ()
-    kvp: tuple[float, ...] = ()
 
 
 def acquisition(dataset: Dataset) -> Acquisition:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
-from dataclasses import fields, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from io import BytesIO
 from typing import Any, BinaryIO
 
@@ -122,14 +122,10 @@ def read_instances(file: BinaryIO, instance: Instance) -> list[Instance]:
     if all(one.reason for one in found):
         return found
     if is_truncated(file, found[0], at, 1 if found[0].tile else len(found)):
-        return [replace(whole_file(found[0]), reason=Reason.TRUNCATED.value)]
+        # The file ends as one.
+        return [replace(found[0], frame=WHOLE, tile=(), reason=Reason.TRUNCATED.value)]
     known = found[0].syntax in UNCOMPRESSED and found[0].syntax != DEFLATED
     return [replace(one, pixels_at=at) for one in found] if known else found
-
-
-def whole_file(one: Instance) -> Instance:
-    """The file of a slice, where it ends as one."""
-    return replace(one, frame=WHOLE, tile=())
 
 
 def from_header(dataset: pydicom.Dataset, instance: Instance) -> list[Instance]:
@@ -157,23 +153,36 @@ def from_header(dataset: pydicom.Dataset, instance: Instance) -> list[Instance]:
     if isinstance(slices, Reason):
         return [replace(found, reason=slices.value)]
     if slices is not None:
-        return [_slice(_framed(found, frame), frame.header, frame) for frame in slices]
+        return list(_slices(found, slices))
     if is_projection(found, dataset):
         return [replace(found, reason=Reason.PROJECTION.value)]
-    return [_slice(found, dataset)]
+    return [_judged(_filled(found, dataset), dataset)]
 
 
-def _framed(found: Instance, frame: Frame) -> Instance:
-    tile = () if frame.tile is None else (frame.tile.whole_rows, frame.tile.whole_columns, frame.tile.top, frame.tile.left)
-    return replace(found, frame=frame.number, tile=tile, dimensions=frame.dimensions)
+def _slices(found: Instance, frames: Sequence[Frame]) -> Iterator[Instance]:
+    """Tiles of one plane share its header, which is read once."""
+    header, filled = None, found
+    for frame in frames:
+        if frame.header is not header:
+            header, filled = frame.header, _filled(found, frame.header)
+        yield _judged(_framed(filled, frame), frame.header)
 
 
-def _slice(found: Instance, dataset: pydicom.Dataset, frame: Frame | None = None) -> Instance:
-    found = _with_pixels(_with_order(_with_place(found, dataset), dataset), dataset)
-    if frame is not None and frame.tile is not None:
-        found = replace(found, rows=frame.tile.rows, columns=frame.tile.columns, position=frame.position, decimals=-1)
-    reason = _flaw(found, dataset)
-    return replace(found, reason=reason.value if reason else "")
+def _framed(filled: Instance, frame: Frame) -> Instance:
+    one = replace(filled, frame=frame.number, dimensions=frame.dimensions)
+    if frame.tile is None:
+        return one
+    rows, columns, *tile = frame.tile
+    return replace(one, rows=rows, columns=columns, tile=tuple(tile), position=frame.position, decimals=-1)
+
+
+def _filled(found: Instance, dataset: pydicom.Dataset) -> Instance:
+    return _with_pixels(_with_order(_with_place(found, dataset), dataset), dataset)
+
+
+def _judged(filled: Instance, dataset: pydicom.Dataset) -> Instance:
+    reason = _flaw(filled, dataset)
+    return replace(filled, reason=reason.value if reason else "")
 
 
 def _with_place(found: Instance, dataset: pydicom.Dataset) -> Instance:
@@ -195,10 +204,10 @@ def _with_place(found: Instance, dataset: pydicom.Dataset) -> Instance:
 
 def _with_order(found: Instance, dataset: pydicom.Dataset) -> Instance:
     types = tuple(value.upper() for value in texts(dataset, "ImageType"))
-    directed, taken = diffusion.diffusion(dataset), acquisition.acquisition(dataset)
+    directed = diffusion.diffusion(dataset)
     return replace(
         found,
-        **{field.name: getattr(taken, field.name) for field in fields(taken)},
+        taken=acquisition.acquisition(dataset),
         image_type=types,
         component=_component(types, text(dataset, "ComplexImageComponent")),
         echo="/".join((text(dataset, "EchoNumbers"), *(f"{value:.2f}" for value in tolerant(dataset, "EchoTime")))),

@@ -32,7 +32,7 @@ def pixel_element(file: BinaryIO, at: int, syntax: str) -> tuple[bytes, int] | N
     return b"", int.from_bytes(start[4:], order)
 
 
-def is_truncated(file: BinaryIO, found: Instance, at: int, frames: int = 1) -> bool:
+def is_truncated(file: BinaryIO, found: Instance, at: int, frames: int) -> bool:
     """Does the file end before its pixels do, or are there fewer than its planes need?"""
     if found.syntax == DEFLATED:
         return False

@@ -99,7 +99,7 @@ def _instances_table(instances: Sequence[Instance], made: Sequence[Made], names:
             "series": [names.name("series", one.series) if one.series else "" for one in instances],
             "rows": pa.array([one.rows for one in instances], pa.int64()),
             "columns": pa.array([one.columns for one in instances], pa.int64()),
-            "manufacturer": [one.manufacturer for one in instances],
+            "manufacturer": [one.taken.manufacturer for one in instances],
             "ending": [ending(one.why) for one in instances],
             "reason": [one.reason for one in instances],
             "volume": pa.array([volume for volume, _ in where], pa.string()),

@@ -16,7 +16,7 @@ from medssl.archive.instance import Instance
 from medssl.archive.series.splitting import Left, Stack, split_volumes
 
 _WORDS = ("body_part", "sequence", "variant", "contrast", "kernel", "manufacturer", "model")
-_NUMBERS = ("echo_time", "repetition_time", "inversion_time", "flip_angle", "b_value", "field_strength", "kvp")
+_NUMBERS = ("echo_time", "repetition_time", "inversion_time", "flip_angle", "field_strength", "kvp")
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def _from_stack(stack: Stack, names: Pseudonyms) -> Made:
             split_by=split_by,
             warnings=stack.warnings,
             deviation=stack.deviation,
-            **taken(stack.slices),
+            **_taken(stack.slices),
         ),
         stack.slices,
     )
@@ -96,14 +96,21 @@ def _patient(one: Instance, names: Pseudonyms) -> str:
     return names.name("patient", f"{one.kind}\n{one.patient}" if one.patient else f"study\n{one.study or one.series}")
 
 
-def taken(slices: Sequence[Instance]) -> dict[str, Any]:
+def _taken(slices: Sequence[Instance]) -> dict[str, Any]:
     """How a volume was taken: what all its slices agree in."""
-    found: dict[str, Any] = {name: _common([getattr(one, name) for one in slices]) or None for name in _WORDS}
-    for name in _NUMBERS:
-        values = _common([getattr(one, name) for one in slices])
-        found[name] = values[0] if values else None
-    number = _common([one.series_number for one in slices])
-    return {**found, "series_number": number if number is not None and number >= 0 else None}
+    words = {name: _common([getattr(one.taken, name) for one in slices]) or None for name in _WORDS}
+    numbers = {name: _first(_common([getattr(one.taken, name) for one in slices])) for name in _NUMBERS}
+    series = _common([one.taken.series_number for one in slices])
+    return {
+        **words,
+        **numbers,
+        "b_value": _first(_common([one.b_value for one in slices])),
+        "series_number": series if series is not None and series >= 0 else None,
+    }
+
+
+def _first(values: tuple[float, ...] | None) -> float | None:
+    return values[0] if values else None
 
 
 def _common(values: Sequence[Any]) -> Any:
@@ -114,8 +121,8 @@ def _study_numbers(made: Sequence[Made]) -> Mapping[str, int]:
     """Study -> its number among those of its patient that are dated, by date: an order without dates."""
     dated: dict[str, set[tuple[str, str]]] = defaultdict(set)
     for one in made:
-        if one.slices[0].study_date:
-            dated[one.record.patient].add((min(part.study_date for part in one.slices), one.record.study))
+        if one.slices[0].taken.study_date:
+            dated[one.record.patient].add((min(part.taken.study_date for part in one.slices), one.record.study))
     numbers: dict[str, int] = {}
     for studies in dated.values():
         for _, study in sorted(studies):

@@ -79,7 +79,6 @@ def read_nifti(path: str | Path) -> Nifti:
 
 def read_nifti_channels(path: str | Path) -> Nifti:
     """As `read_nifti`, with an array (C, X, Y, Z): the fourth axis of a 4D file counts channels, a 3D file has one."""
-
     return _read_file(Path(path), read_stream_channels)
 
 

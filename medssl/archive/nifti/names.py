@@ -43,7 +43,7 @@ def patient_of(name: str) -> str:
         subject = _SUBJECT.match(part)
         if subject:
             return subject.group(1)
-    return _CHANNEL.sub("", stem(name))
+    return case_of(name)
 
 
 def session_of(name: str) -> str:

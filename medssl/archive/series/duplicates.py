@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from hashlib import blake2b
 
-from medssl.archive.headers.acquisition import Acquisition
 from medssl.archive.instance import Instance
 from medssl.archive.outcomes import Reason
 from medssl.archive.pixels.values import PixelProblem, rescaled, slice_values
 from medssl.source import ArchiveSource
 
 _NAMING = frozenset({"source", "key", "size", "version", "reason", "warnings"})
-_WRITING = frozenset({"decimals", "location", "number", *(field.name for field in fields(Acquisition))})
+_WRITING = frozenset({"decimals", "location", "number", "taken"})
 _ENCODING = frozenset({"syntax", "pixels_at", "bits_allocated", "bits_stored", "high_bit", "padding"})
 """Fields that may differ between two files, between two ways of writing, and between two encodings of one image."""
 _CONTENT = [field.name for field in fields(Instance) if field.name not in _NAMING | _WRITING | _ENCODING]

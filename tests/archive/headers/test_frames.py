@@ -8,31 +8,22 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from archive.contents import contents, wanted
 from pydicom.sequence import Sequence as Items
 from pydicom.uid import (
     EnhancedCTImageStorage,
     EnhancedMRImageStorage,
     EnhancedPETImageStorage,
-    MRImageStorage,
     MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
     RLELossless,
     XRay3DAngiographicImageStorage,
 )
-from staged.multiframe import Frame, base, frame, item, place, plane, tiled, write_enhanced, write_mosaic
+from staged.multiframe import Frame, base, frame, item, plane, write_enhanced, write_grid, write_mosaic
 
 from medssl.archive import Index, Reason
 from medssl.testing.dicom import made_affine, made_volume, write_series
 
 Indexed = Callable[..., Index]
-
-
-def contents(index: Index) -> list[tuple[bytes, list[float]]]:
-    volumes = [index.read(record.volume) for record in index.volumes()]
-    return sorted((volume.array.astype(np.float32).tobytes(), np.round(volume.affine, 4).ravel().tolist()) for volume in volumes)
-
-
-def wanted(*volumes: tuple[np.ndarray, np.ndarray]) -> list[tuple[bytes, list[float]]]:
-    return sorted((voxels.astype(np.float32).tobytes(), np.round(affine, 4).ravel().tolist()) for voxels, affine in volumes)
 
 
 @pytest.mark.parametrize("syntax", ["", RLELossless], ids=["uncompressed", "RLE"])
@@ -217,15 +208,5 @@ def test_a_mosaic_that_does_not_say_which_way_its_slices_run_is_a_reason(archive
 @pytest.mark.parametrize(("depth", "across", "down"), [(20, 5, 4), (4, 2, 2), (7, 3, 3)])
 def test_a_grid_says_where_each_of_its_tiles_lies(depth: int, across: int, down: int, archive: Path, indexed: Indexed) -> None:
     voxels, affine = made_volume((6, 5, depth)), made_affine()
-    whole = tiled(voxels, across, down)
-    made = base(MRImageStorage, *whole.shape)
-    made.ImageType, made.Manufacturer = ["ORIGINAL", "PRIMARY", "M", "VFRAME"], "UIH"
-    made.ImageOrientationPatient, made.PixelSpacing = plane(affine)
-    made.add_new(0x00650010, "LO", "Image Private Header")
-    made.add_new(0x00651050, "DS", str(depth))
-    tiles = [item(ImagePositionPatient=place(affine, z), AcquisitionTime=f"1010{z:02d}") for z in range(depth)]
-    made.add_new(0x00651051, "SQ", Items(tiles))
-    made.PixelData = whole.tobytes()
-    made["PixelData"].VR = "OW"
-    made.save_as(archive / "a", enforce_file_format=True)
+    write_grid(archive / "a", voxels, affine, across, down)
     assert contents(indexed(archive)) == wanted((voxels, affine))

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from archive.contents import contents, wanted
 from pydicom.dataset import Dataset
+from staged.cases import along
 
 from medssl.archive import Index, Reason
 from medssl.testing.dicom import made_affine, made_volume, uid, write_series
@@ -34,18 +36,8 @@ def repetitions(count: int, depth: int = 6, **tags: list[object]) -> list[Part]:
     return [(made_volume((5, 4, depth), t), made_affine(), {name: values[t] for name, values in tags.items()}) for t in range(count)]
 
 
-def contents(index: Index) -> list[tuple[bytes, list[float]]]:
-    volumes = [index.read(record.volume) for record in index.volumes()]
-    return sorted((volume.array.astype(np.int16).tobytes(), np.round(volume.affine, 4).ravel().tolist()) for volume in volumes)
-
-
-def wanted(parts: Iterable[tuple[np.ndarray, np.ndarray, object]]) -> list[tuple[bytes, list[float]]]:
-    return sorted((voxels.astype(np.int16).tobytes(), np.round(affine, 4).ravel().tolist()) for voxels, affine, _ in parts)
-
-
-def along(affine: np.ndarray, slices: float) -> np.ndarray:
-    """The affine of the slices from that one on."""
-    return affine @ np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, slices], [0, 0, 0, 1.0]])
+def volumes_of(parts: Iterable[Part]) -> list[tuple[np.ndarray, np.ndarray]]:
+    return [(voxels, affine) for voxels, affine, _ in parts]
 
 
 def test_a_repetition_that_breaks_off_costs_nothing(archive: Path, indexed: Indexed) -> None:
@@ -53,7 +45,7 @@ def test_a_repetition_that_breaks_off_costs_nothing(archive: Path, indexed: Inde
     parts[3] = (parts[3][0][:, :, :3], *parts[3][1:])
     write_parts(archive, parts)
     index = indexed(archive)
-    assert contents(index) == wanted(parts) and index.rejected() == {}
+    assert contents(index) == wanted(*volumes_of(parts)) and index.rejected() == {}
     assert {record.split_by for record in index.volumes()} == {"temporal position"}
 
 
@@ -66,14 +58,14 @@ def test_acquisitions_that_overlap_in_part_are_told_apart(shift: float, archive:
     ]
     write_parts(archive, parts)
     index = indexed(archive)
-    assert contents(index) == wanted(parts) and {record.split_by for record in index.volumes()} == {"acquisition number"}
+    assert contents(index) == wanted(*volumes_of(parts)) and {record.split_by for record in index.volumes()} == {"acquisition number"}
 
 
 def test_a_place_that_occurs_twice_is_set_aside_and_the_others_become_volumes(archive: Path, indexed: Indexed) -> None:
     whole = made_volume((5, 4, 10))
     write_parts(archive, [(whole, made_affine(), {}), (made_volume((5, 4, 1), 9), along(made_affine(), 4), {})], lambda part, z: 7)
     index = indexed(archive)
-    assert contents(index) == wanted([(whole[:, :, :4], made_affine(), 0), (whole[:, :, 5:], along(made_affine(), 5), 0)])
+    assert contents(index) == wanted((whole[:, :, :4], made_affine()), (whole[:, :, 5:], along(made_affine(), 5)))
     assert index.rejected() == {Reason.REPEATED_POSITION: 2}
     assert all("nothing tells their slices apart" in " ".join(record.warnings) for record in index.volumes())
 
@@ -82,7 +74,7 @@ def test_two_values_together_tell_apart_what_neither_does_alone(archive: Path, i
     parts = repetitions(4, TemporalPositionIdentifier=[1, 1, 2, 2], AcquisitionNumber=[1, 2, 1, 2])
     write_parts(archive, parts, lambda part, z: 1)
     index = indexed(archive)
-    assert contents(index) == wanted(parts)
+    assert contents(index) == wanted(*volumes_of(parts))
     assert {record.split_by for record in index.volumes()} == {"temporal position, acquisition number"}
 
 
@@ -94,7 +86,7 @@ def test_a_clock_that_ticks_within_a_volume_tears_none_to_pieces(archive: Path, 
     ]
     write_parts(archive, parts)
     index = indexed(archive)
-    assert contents(index) == wanted(parts)
+    assert contents(index) == wanted(*volumes_of(parts))
     assert {record.split_by for record in index.volumes()} == {"instance number"}
 
 
@@ -111,7 +103,7 @@ def test_numbers_that_run_in_order_tell_repetitions_apart(number: Callable[[int,
     parts = repetitions(4)
     write_parts(archive, parts, number)
     index = indexed(archive)
-    assert contents(index) == wanted(parts)
+    assert contents(index) == wanted(*volumes_of(parts))
     assert all(record.split_by == "instance number" and "InstanceNumber alone" in record.warnings[0] for record in index.volumes())
 
 
@@ -183,5 +175,5 @@ def test_private_b_values_and_directions_separate_and_name(vendor: str, implicit
     for t, (voxels, affine, _) in enumerate(parts):
         write_series(archive / str(t), voxels, affine, modality="MR", syntax=syntax, adjust=change(t))
     index = indexed(archive)
-    assert contents(index) == wanted(parts)
+    assert contents(index) == wanted(*volumes_of(parts))
     assert {(record.split_by, record.b_value) for record in index.volumes()} == {("b-value", 1000.0)}

@@ -89,25 +89,35 @@ def _build(
     plugins: Plugins | None,
     asked: Asked,
 ) -> None:
-    mark = root.mark()
-    names = Pseudonyms.of(root.key)
-    usable = mark.tables if mark.tables and mark.asked.read == asked.read else ()
+    usable = _usable_tables(root, asked)
     with root.building() as new:
         facts = Facts(root, usable, new.work)
         scan = Scan(root, facts, Sources.of(root.sources, plugins), reading, progress, lambda content: content, f"read-{asked.read}")
         read_new(scan, chosen)
-        with facts.asked() as connection:
-            changed = find_changes(connection, scan.first, asked != mark.asked)
-            if changed.anything or not usable:
-                buckets = _distributed(connection, changed, scan, new, asked)
-        if changed.anything or not usable:
-            _settle(buckets, new, names, asked, workers)
-            earlier = () if changed.everything else usable
-            write_table(studies(root, earlier, new), new.public / "studies.parquet")
-            root.take_over(new, earlier, asked)
+        add_tables(scan, new, asked, workers)
         write_archives(scan.archives, root.archives)
     for file in root.scan.iterdir():
         file.unlink()
+
+
+def _usable_tables(root: IndexFolder, asked: Asked) -> tuple[str, ...]:
+    """Those of which the rows still hold: they say what would be read now."""
+    mark = root.mark()
+    return mark.tables if mark.tables and mark.asked.read == asked.read else ()
+
+
+def add_tables(scan: Scan, new: New, asked: Asked, workers: int) -> None:
+    """Settle what `scan` found to be new or changed, and add the tables of it to those of the index."""
+    root, usable = scan.root, scan.facts.tables
+    with scan.facts.asked() as connection:
+        changed = find_changes(connection, scan.first, asked != root.mark().asked)
+        if not changed.anything and usable:
+            return
+        buckets = _distributed(connection, changed, scan, new, asked)
+    _settle(buckets, new, Pseudonyms.of(root.key), asked, workers)
+    earlier = () if changed.everything else usable
+    write_table(studies(root, earlier, new), new.public / "studies.parquet")
+    root.take_over(new, earlier, asked)
 
 
 def _distributed(connection: duckdb.DuckDBPyConnection, changed: Changed, scan: Scan, new: New, asked: Asked) -> list[tuple[Path, ...]]:

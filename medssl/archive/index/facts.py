@@ -30,8 +30,10 @@ from medssl.errors import ArchiveError
 
 MEMORY = "1GB"
 """What DuckDB holds before it spills."""
-BUCKET = 2**17
+BUCKET = 2**16
 """Rows that are settled at once: some hundred MB."""
+_OPEN = 500
+"""Buckets that are open at once; a process may have some thousand files."""
 LISTING = pa.schema(
     {
         "source": pa.int64(),
@@ -71,6 +73,7 @@ class Facts:
         }
         with duckdb.connect(":memory:", config=settings) as connection:
             try:
+                _done(connection, "SET enable_progress_bar = false")
                 self._views(connection)
                 yield connection
             except duckdb.IOException as error:
@@ -306,7 +309,7 @@ def write_buckets(connection: duckdb.DuckDBPyConnection, rows: int, marks: Path,
         file = folder / "bucket.parquet"
         _done(connection, f"COPY ({marked}) TO '{_name(file)}' (FORMAT parquet)")
         return [(file,)]
-    _done(connection, f"SET partitioned_write_max_open_files = {max(count, 100)}")
+    _done(connection, f"SET partitioned_write_max_open_files = {min(count, _OPEN)}")
     _done(
         connection,
         f"COPY (SELECT *, {whole} % {count} AS bucket FROM ({marked})) "

@@ -169,7 +169,8 @@ def _objective(
         found.append(report)
         return network
 
-    built = assemble(plan.spec, [segmentation, *tasks], losses, config.views, config.seed, plugins, config.data.size, first)
+    terms = [segmentation, *tasks], losses
+    built = assemble(plan.spec, *terms, config.views, config.seed, plugins, config.data.size, first, config.combine)
     check_crop(built, config.data.size, config.data.batch)
     return built, found[0]
 

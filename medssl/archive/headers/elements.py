@@ -17,6 +17,11 @@ from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.tag import BaseTag, Tag
 
+from medssl.archive.headers.plain import NotPlain, PlainHeader
+
+Header = Dataset | PlainHeader
+"""As pydicom parsed it, or as it was walked here."""
+
 _BINARY = {"US": "H", "SS": "h", "UL": "I", "SL": "i", "FL": "f", "FD": "d", "UV": "Q", "SV": "q", "AT": "H"}
 """Numbers that are kept as such, by how `struct` calls them."""
 _BYTES = frozenset({"OB", "OW", "OF", "OD", "OL", "OV", "UN"})
@@ -41,41 +46,48 @@ def _usual(tag: int) -> str:
         return "LO" if BaseTag(tag).is_private_creator else "UN"
 
 
-def has(dataset: Dataset, name: str | int) -> bool:
+def parsed(dataset: Header) -> Dataset:
+    """As pydicom has it: what has sequences within sequences is read by it."""
+    if isinstance(dataset, PlainHeader):
+        raise NotPlain("an object of many slices")
+    return dataset
+
+
+def has(dataset: Header, name: str | int) -> bool:
     """Is the element there, be it empty?"""
     return tag_of(name) in dataset
 
 
-def values(dataset: Dataset, name: str | int) -> list[Any]:
+def values(dataset: Header, name: str | int) -> list[Any]:
     """Texts, numbers or one `bytes`, as the value representation has it; nothing where the element is missing or empty."""
-    element = dataset.get_item(tag_of(name))
+    tag = tag_of(name)
+    if isinstance(dataset, PlainHeader):
+        found = dataset.get(tag)
+        return [] if found is None else _decoded(tag, *found, True, dataset)
+    element = dataset.get_item(tag)
     if element is None:
         return []
     if isinstance(element, RawDataElement):
-        return _decoded(element, dataset)
+        return _decoded(tag, element.VR, element.value, element.is_little_endian, dataset)
     return _converted(element)
 
 
-def _decoded(element: RawDataElement, dataset: Dataset) -> list[Any]:
-    content = element.value
+def _decoded(tag: BaseTag, vr: str | None, content: bytes | None, little: bool, dataset: Header) -> list[Any]:
     if not content:
         return []
-    vr = element.VR or _usual(element.tag)
-    if vr == "UN":
+    if vr is None or vr == "UN":
         # Written by a program that does not know the element; that of the standard is known here.
-        vr = _usual(element.tag)
+        vr = _usual(tag)
     if vr in _BINARY:
-        return _unpacked(content, _BINARY[vr], element.is_little_endian)
+        return _unpacked(content, _BINARY[vr], little)
     if vr in _BYTES:
         return [bytes(content)]
-    if vr == "SQ":
-        return list(dataset[element.tag].value)
-    try:
-        text = content.decode("ascii")
-    except UnicodeDecodeError:
+    if vr == "SQ" or not content.isascii():
+        if isinstance(dataset, PlainHeader):
+            raise NotPlain("a sequence, or text in another character set")
         # In the character set that the file states.
-        return _converted(dataset[element.tag])
-    stripped = text.strip(" \0")
+        return list(dataset[tag].value) if vr == "SQ" else _converted(dataset[tag])
+    stripped = content.decode("ascii").strip(" \0")
     return stripped.split("\\") if stripped else []
 
 
@@ -93,7 +105,7 @@ def _unpacked(content: bytes, code: str, little: bool) -> list[Any]:
     return list(struct.unpack(f"{'<' if little else '>'}{len(content) // size}{code}", content))
 
 
-def texts(dataset: Dataset, name: str | int) -> list[str]:
+def texts(dataset: Header, name: str | int) -> list[str]:
     """Each value as text, without padding."""
     return [_text_of(value).strip(" \0").encode("utf-8", "replace").decode() for value in values(dataset, name)]
 
@@ -102,12 +114,12 @@ def _text_of(value: Any) -> str:
     return value.hex() if isinstance(value, bytes) else str(value)
 
 
-def text(dataset: Dataset, name: str | int) -> str:
+def text(dataset: Header, name: str | int) -> str:
     """All values as one text, between backslashes."""
     return "\\".join(texts(dataset, name))
 
 
-def numbers(dataset: Dataset, name: str | int) -> tuple[float, ...]:
+def numbers(dataset: Header, name: str | int) -> tuple[float, ...]:
     """Each value as a number; raises `ValueError` where one is none."""
     return tuple(_number_of(value) for value in values(dataset, name))
 
@@ -121,7 +133,7 @@ def _number_of(value: Any) -> float:
     return float(plain)
 
 
-def number(dataset: Dataset, name: str | int, missing: float) -> float:
+def number(dataset: Header, name: str | int, missing: float) -> float:
     """The one value, or what stands for it; raises `ValueError` for several."""
     found = numbers(dataset, name)
     if len(found) > 1:
@@ -129,7 +141,7 @@ def number(dataset: Dataset, name: str | int, missing: float) -> float:
     return found[0] if found else missing
 
 
-def count(dataset: Dataset, name: str | int, missing: int) -> int:
+def count(dataset: Header, name: str | int, missing: int) -> int:
     """What the standard keeps in 16 bits: a file can state it as any number, of any length."""
     value = number(dataset, name, missing)
     if not 0 <= value <= 0xFFFF:
@@ -137,7 +149,7 @@ def count(dataset: Dataset, name: str | int, missing: int) -> int:
     return int(value)
 
 
-def tolerant(dataset: Dataset, name: str | int) -> tuple[float, ...]:
+def tolerant(dataset: Header, name: str | int) -> tuple[float, ...]:
     """Numbers that nothing depends on: unreadable ones are as good as absent."""
     try:
         return numbers(dataset, name)
@@ -145,14 +157,14 @@ def tolerant(dataset: Dataset, name: str | int) -> tuple[float, ...]:
         return ()
 
 
-def whole(dataset: Dataset, name: str | int, missing: int) -> int:
+def whole(dataset: Header, name: str | int, missing: int) -> int:
     """A whole number that nothing depends on, such as InstanceNumber."""
     found = tolerant(dataset, name)
     fits = len(found) == 1 and found[0].is_integer() and abs(found[0]) < 2**53
     return int(found[0]) if fits else missing
 
 
-def decimals(dataset: Dataset, name: str | int) -> int:
+def decimals(dataset: Header, name: str | int) -> int:
     """How many digits after the point the numbers of an element are written with, at most; -1 where they are not written as text."""
     written = values(dataset, name)
     if not written or not all(isinstance(value, str) for value in written):
@@ -168,17 +180,25 @@ def _decimals(written: str | None) -> int:
     return max(len(mantissa.partition(".")[2]) - int(exponent or 0), 0)
 
 
-def number_warnings(dataset: Dataset, names: Iterable[str]) -> tuple[str, ...]:
+def number_warnings(dataset: Header, names: Iterable[str]) -> tuple[str, ...]:
     """What is not as the standard has it, of numbers that could be read all the same."""
     found: set[str] = set()
     for name in names:
-        element = dataset.get_item(tag_of(name))
-        if not isinstance(element, RawDataElement) or not element.value or (element.VR or _usual(element.tag)) != "DS":
-            continue
-        if b"," in element.value:
+        content = _as_decimals(dataset, tag_of(name))
+        if b"," in content:
             found.add(f"{name} is written with a decimal comma")
-        if b"\0" in element.value:
+        if b"\0" in content:
             found.add(f"{name} ends with a zero byte")
-        if any(len(part.strip(b" \0")) > LONGEST_NUMBER for part in element.value.split(b"\\")):
+        if len(content) > LONGEST_NUMBER and any(len(part.strip(b" \0")) > LONGEST_NUMBER for part in content.split(b"\\")):
             found.add(f"{name} is written with more than {LONGEST_NUMBER} characters")
     return tuple(sorted(found))
+
+
+def _as_decimals(dataset: Header, tag: BaseTag) -> bytes:
+    """Decimal strings as they lie in the file; nothing where the element is none of those."""
+    if isinstance(dataset, PlainHeader):
+        vr, content = dataset.get(tag) or (None, b"")
+    else:
+        element = dataset.get_item(tag)
+        vr, content = (element.VR, element.value or b"") if isinstance(element, RawDataElement) else (None, b"")
+    return content if content and (vr or _usual(tag)) == "DS" else b""

@@ -20,8 +20,11 @@ from functools import lru_cache
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
+from medssl.archive.headers.dicom import PARSE_ERRORS, from_header, looks_like_dicom
+from medssl.archive.headers.plain import HEAD
+from medssl.archive.headers.reader import HeaderReader
 from medssl.archive.instance import SCHEMA, Instance, from_table, to_table
 from medssl.archive.limits import Refused, limit_memory, watched
 from medssl.archive.nifti import names
@@ -148,7 +151,8 @@ def scan_shard(shard: Shard, source: ArchiveSource, folder: Path) -> int:
     with quiet_pydicom():
         found = scan_headers(source, shard.source, shard.keys) if isinstance(source, HeaderSource) else {}
         side_files: dict[str, Any] = {}
-        instances = [one for key in shard.keys for one in found.get(key) or _opened(source, shard.source, key, side_files)]
+        reader = HeaderReader()
+        instances = [one for key in shard.keys for one in found.get(key) or _opened(source, shard.source, key, side_files, reader)]
     write_table(to_table(instances), folder / _name(shard))
     return len(shard.keys)
 
@@ -167,8 +171,8 @@ def quiet_pydicom() -> Iterator[None]:
         logger.disabled = disabled
 
 
-def _opened(source: ArchiveSource, number: int, key: str, side_files: dict[str, Any]) -> list[Instance]:
-    found = scan_file(source, number, key)
+def _opened(source: ArchiveSource, number: int, key: str, side_files: dict[str, Any], reader: HeaderReader) -> list[Instance]:
+    found = scan_file(source, number, key, reader)
     if found[0].kind != "nifti" or found[0].reason:
         return found
     return [replace(found[0], modality=modality_of(source, key, side_files))]
@@ -176,15 +180,20 @@ def _opened(source: ArchiveSource, number: int, key: str, side_files: dict[str, 
 
 def _unread(source: ArchiveSource, number: int, key: str) -> Instance:
     """What the source says of a file without opening it."""
-    instance = Instance(number, os.fsencode(key))
-    if not isinstance(source, StatSource):
-        return instance
+    if not _has_stat(type(source)):
+        return Instance(number, os.fsencode(key))
     try:
-        size, version = source.stat(key)
+        size, version = cast(StatSource, source).stat(key)
     except OSError:
         # Opening it tells more; what cannot be opened either ends there.
-        return instance
-    return replace(instance, size=size, version=version)
+        return Instance(number, os.fsencode(key))
+    return Instance(number, os.fsencode(key), size=size, version=version)
+
+
+@lru_cache(maxsize=16)
+def _has_stat(source: type[ArchiveSource]) -> bool:
+    """Asking a protocol costs more than asking the file."""
+    return issubclass(source, StatSource)
 
 
 def scan_headers(source: HeaderSource, number: int, keys: Sequence[str]) -> dict[str, list[Instance]]:
@@ -203,21 +212,21 @@ def scan_headers(source: HeaderSource, number: int, keys: Sequence[str]) -> dict
 
 
 def _scan_header(header: Dataset, instance: Instance) -> list[Instance]:
-    from medssl.archive.headers.dicom import PARSE_ERRORS, from_header
-
     try:
         return from_header(header, instance)
     except (*PARSE_ERRORS, OSError, struct.error, zlib.error):
         return [replace(instance, kind="dicom", reason=Reason.CORRUPT.value)]
 
 
-def scan_file(source: ArchiveSource, number: int, key: str) -> list[Instance]:
-    """What one file is, or each of its slices; never raises for what the file holds."""
+def scan_file(source: ArchiveSource, number: int, key: str, reader: HeaderReader) -> list[Instance]:
+    """What one file is, or each of its slices; never raises for what the file holds. `reader` remembers the last file."""
     instance = _unread(source, number, key)
     try:
         with source.open(key) as file:
-            instance = replace(instance, size=file.seek(0, os.SEEK_END))
-            return _scan_open(watched(file), instance, os.path.join(Path(source.location).name, key))  # noqa: PTH118 - any encoding
+            size = file.seek(0, os.SEEK_END)
+            if size != instance.size:
+                instance = replace(instance, size=size)
+            return _scan_open(file, instance, source.location, reader)
     except Refused as refused:
         return [replace(instance, reason=refused.reason.value)]
     except MemoryError:
@@ -226,16 +235,17 @@ def scan_file(source: ArchiveSource, number: int, key: str) -> list[Instance]:
         return [replace(instance, reason=Reason.UNREADABLE.value)]
 
 
-def _scan_open(file: BinaryIO, instance: Instance, name: str) -> list[Instance]:
+def _scan_open(file: BinaryIO, instance: Instance, location: str, reader: HeaderReader) -> list[Instance]:
     if instance.size == 0:
         return [replace(instance, reason=Reason.EMPTY_FILE.value)]
     file.seek(0)
-    start = file.read(348)
-    if names.is_nifti_name(name) or is_nifti(start) or (start[:2] == b"\x1f\x8b" and is_nifti(_unpacked_start(file))):
-        return [_scan_nifti(file, instance, name)]
+    start = file.read(HEAD)
+    key = os.fsdecode(instance.key)
+    if names.is_nifti_name(key) or is_nifti(start) or (start[:2] == b"\x1f\x8b" and is_nifti(_unpacked_start(watched(file)))):
+        return [_scan_nifti(watched(file), instance, os.path.join(Path(location).name, key))]  # noqa: PTH118 - any encoding
     if start.startswith(_PACKED) or start[257:262] == b"ustar":
         return [replace(instance, reason=Reason.COMPRESSED_ARCHIVE.value)]
-    return _scan_dicom(file, instance)
+    return _scan_dicom(file, start, instance, reader)
 
 
 def _unpacked_start(file: BinaryIO) -> bytes:
@@ -273,13 +283,11 @@ def _scan_nifti(file: BinaryIO, instance: Instance, name: str) -> Instance:
     )
 
 
-def _scan_dicom(file: BinaryIO, instance: Instance) -> list[Instance]:
-    from medssl.archive.headers.dicom import PARSE_ERRORS, looks_like_dicom, read_instances
-
-    if not looks_like_dicom(file):
+def _scan_dicom(file: BinaryIO, start: bytes, instance: Instance, reader: HeaderReader) -> list[Instance]:
+    if not looks_like_dicom(start):
         return [replace(instance, reason=Reason.NOT_MEDICAL.value)]
     try:
-        return read_instances(file, instance)
+        return reader.read(file, start, instance)
     except (Refused, MemoryError):
         raise
     except (*PARSE_ERRORS, struct.error, zlib.error):

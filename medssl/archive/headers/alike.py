@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
+from medssl.archive.headers.pixel_element import PixelElement, pixel_element
 from medssl.archive.headers.plain import Element, PlainHeader
 from medssl.archive.instance import Instance
 
@@ -16,13 +17,12 @@ _ALWAYS = frozenset({0x00020000, 0x00020003, 0x00080018, 0x00200013, 0x00200032,
 """Elements that differ from slice to slice: length and UID of the file's own, UID, number, position, location."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Piece:
+class _Piece(NamedTuple):
     """Bytes that are the same in every file, up to the length of an element that differs."""
 
     same: bytes
-    wide: bool
-    """Is the length one of four bytes?"""
+    length_of: int
+    """Bytes that its length is written in."""
     tag: int
     """0 where the element is not wanted."""
     vr: str | None
@@ -34,7 +34,9 @@ class Likeness:
 
     pieces: list[_Piece]
     end: bytes
-    """What follows the last element that differs, up to the pixels."""
+    """What follows the last element that differs, up to the pixels themselves."""
+    pixels: PixelElement
+    """What stands before them."""
     header: PlainHeader
     head: bytes
     differ: frozenset[int]
@@ -44,24 +46,30 @@ class Likeness:
     """Its fields, in their order."""
     again: list[tuple[int, Read]]
     """The fields that follow from elements that differ, with how they are read."""
+    judged: bool
+    """Can all such a slice lack be a sound position?"""
 
-    def place_of_pixels(self, head: bytes) -> int:
-        """Where the pixels of a file begin whose header is this one, but for elements that may differ; -1 if it is another.
+    def first_pixel(self, head: bytes) -> int:
+        """Where the pixels of a file lie whose header is this one, but for elements that may differ; -1 if it is another.
 
         Then `header` holds those elements of that file.
         """
-        at, items = 128, self.header.items
-        for piece in self.pieces:
-            if not head.startswith(piece.same, at):
+        at, items, size = 128, self.header.items, len(head)
+        for same, length_of, tag, vr in self.pieces:
+            if not head.startswith(same, at):
                 return -1
-            at += len(piece.same)
-            value = at + (4 if piece.wide else 2)
-            length = int.from_bytes(head[at:value], "little")
+            at += len(same)
+            value = at + length_of
+            if value > size:
+                return -1
+            length = head[at] | head[at + 1] << 8
+            if length_of == 4:
+                length |= head[at + 2] << 16 | head[at + 3] << 24
             at = value + length
-            if length & 1 or at > len(head):
+            if length & 1 or at > size:
                 return -1
-            if piece.tag:
-                items[piece.tag] = piece.vr, head[value:at]
+            if tag:
+                items[tag] = vr, head[value:at]
         return at + len(self.end) if head.startswith(self.end, at) else -1
 
 
@@ -83,26 +91,36 @@ def _content(head: bytes, header: PlainHeader, tag: int) -> bytes:
 
 
 def likeness(
-    head: bytes, header: PlainHeader, differ: frozenset[int], one: Instance, reads: Mapping[int, tuple[Read, Collection[int]]]
+    head: bytes,
+    header: PlainHeader,
+    differ: frozenset[int],
+    one: Instance,
+    reads: Mapping[int, tuple[Read, Collection[int]]],
+    judging: Collection[int],
 ) -> Likeness | None:
     """What files like this one share; None where its header does not lie in `head`, or an element that differs has no length.
 
-    `reads`: place of each field of an instance -> how it is read and the elements that it was read from.
+    `reads`: place of each field of an instance -> how it is read and the elements that it was read from. `judging`:
+    fields that say whether a slice can be used, beside its position.
     """
-    if not 0 < header.pixels_at <= len(head):
+    pixels = pixel_element(header.pixels, one.syntax)
+    if pixels is None or header.pixels_at + pixels.value > len(head):
         return None
     pieces: list[_Piece] = []
     at = 128
     for element in header.elements:
         if element.tag in differ:
             wide = element.value - element.at == 12 or (header.implicit and element.tag >> 16 != 2)
-            start = element.value - (4 if wide else 2)
+            start = element.value - (length_of := 4 if wide else 2)
             if int.from_bytes(head[start : element.value], "little") != element.end - element.value:
                 return None
-            pieces.append(_Piece(head[at:start], wide, *_wanted(header, element)))
+            pieces.append(_Piece(head[at:start], length_of, *_wanted(header, element)))
             at = element.end
     again = [(place, read) for place, (read, elements) in reads.items() if not differ.isdisjoint(elements)]
-    return Likeness(pieces, head[at : header.pixels_at], header, head, differ, one, [getattr(one, name) for name in _FIELDS], again)
+    end = head[at : header.pixels_at + pixels.value]
+    values = [getattr(one, name) for name in _FIELDS]
+    judged = all(place not in judging for place, _ in again)
+    return Likeness(pieces, end, pixels, header, head, differ, one, values, again, judged)
 
 
 def _wanted(header: PlainHeader, element: Element) -> tuple[int, str | None]:

@@ -281,10 +281,14 @@ def flaw(found: Instance, header: Header) -> Reason | None:
     sizes = found.rows > 0 and found.columns > 0
     if not (sizes and grey and found.has_usable_bits and _is_usable_scaling(found.slope, found.intercept, found.bits_allocated)):
         return Reason.BAD_PIXELS
-    plane = _is_usable_plane(found.pixel_spacing, found.orientation)
-    if plane and not found.position:
+    return flaw_of_position(found.position) if _is_usable_plane(found.pixel_spacing, found.orientation) else Reason.BAD_GEOMETRY
+
+
+def flaw_of_position(position: tuple[float, ...]) -> Reason | None:
+    """Why a slice has no place, whatever else its header says."""
+    if not position:
         return Reason.NO_POSITION
-    return None if plane and len(found.position) == 3 and usable_position(found.position) else Reason.BAD_GEOMETRY
+    return None if len(position) == 3 and usable_position(position) else Reason.BAD_GEOMETRY
 
 
 @lru_cache(maxsize=128)

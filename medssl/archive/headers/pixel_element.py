@@ -13,7 +13,7 @@ UNCOMPRESSED = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2
 _ITEM, _END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Bytes:
     """A file, of which the first bytes may be known."""
 
@@ -71,16 +71,21 @@ def frame_places(content: Bytes, at: int, found: Instance, size: int, frames: in
     element = pixel_element(content.read(at, 12), found.syntax)
     if element is None:
         return None
-    first, plane = at + element.value, plane_length(found)
-    if found.syntax not in UNCOMPRESSED:
-        fragments = _fragments(content, first, size)
-        if fragments is None:
+    return frames_from(content, at + element.value, element.length, found, size, frames)
+
+
+def frames_from(content: Bytes, first: int, length: int, found: Instance, size: int, frames: int) -> list[Place] | None:
+    """The same for pixels of `length` that begin at `first`."""
+    if found.syntax in UNCOMPRESSED:
+        plane = plane_length(found)
+        if frames * plane > min(length, size - first):
             return None
-        # The first item says where frames begin, or nothing.
-        return fragments[1:] if len(fragments) == frames + 1 else [Place()] * frames
-    if element.length < frames * plane or size - first < frames * plane:
+        return [Place(first + number * plane, plane) for number in range(frames)]
+    fragments = _fragments(content, first, size)
+    if fragments is None:
         return None
-    return [Place(first + number * plane, plane) for number in range(frames)]
+    # The first item says where frames begin, or nothing.
+    return fragments[1:] if len(fragments) == frames + 1 else [Place()] * frames
 
 
 def _fragments(content: Bytes, at: int, size: int) -> list[Place] | None:

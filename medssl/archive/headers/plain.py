@@ -7,10 +7,11 @@ length. Whatever is not, or is not surely, raises `NotPlain`: then pydicom reads
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from struct import Struct
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from pydicom.datadict import dictionary_VR
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
@@ -39,6 +40,10 @@ _PLAIN_CHARACTERS = re.compile(rb"(ISO_IR \d+|ISO 2022 IR 6|ISO 2022 IR 100)? ?"
 _ENCAPSULATED = re.compile(rb"1\.2\.840\.10008\.1\.2\.(4\.\d+|5)\0?")
 
 
+Content = tuple[str | None, bytes]
+"""Value representation, None where the file states none, and the bytes of an element."""
+
+
 class NotPlain(Exception):
     """A file, or an element of it, that is left to pydicom."""
 
@@ -55,13 +60,24 @@ class Element(NamedTuple):
     """The first byte after it."""
 
 
+class _Asked(dict[int, Content]):
+    """Remembers what was asked for."""
+
+    def __init__(self, items: dict[int, Content]) -> None:
+        super().__init__(items)
+        self.tags: set[int] = set()
+
+    def get(self, tag: int, default: Any = None) -> Any:
+        self.tags.add(tag)
+        return super().get(tag, default)
+
+
 @dataclass(slots=True)
 class PlainHeader:
     """The wanted elements of a header, as they lie in the file."""
 
     wanted: frozenset[int]
-    items: dict[int, tuple[str | None, bytes]] = field(default_factory=dict)
-    """Value representation, None where the file states none, and content."""
+    items: dict[int, Content] = field(default_factory=dict)
     elements: list[Element] = field(default_factory=list)
     """All of the top level, in order, up to the pixels."""
     pixels_at: int = -1
@@ -69,20 +85,27 @@ class PlainHeader:
     pixels: bytes = b""
     """Its first bytes: tag, representation and length."""
     implicit: bool = False
-    reads: set[int] = field(default_factory=set)
-    """Whose content was asked for."""
 
     def __contains__(self, tag: int) -> bool:
         self._check(tag)
         return tag in self.items
 
-    def get(self, tag: int) -> tuple[str | None, bytes] | None:
+    def get(self, tag: int) -> Content | None:
         """Representation and content; None where the element is missing."""
-        self.reads.add(tag)
         found = self.items.get(tag)
         if found is None:
             self._check(tag)
         return found
+
+    def reads(self, read: Callable[[PlainHeader], object]) -> frozenset[int]:
+        """The elements whose content `read` asks for."""
+        items = self.items
+        self.items = asked = _Asked(items)
+        try:
+            read(self)
+        finally:
+            self.items = items
+        return frozenset(asked.tags)
 
     def _check(self, tag: int) -> None:
         if tag not in self.wanted:
@@ -231,7 +254,7 @@ def _after_sequence(window: _Window, at: int, value: int, tag: int, vr: str | No
 @lru_cache(maxsize=512)
 def _is_sequence(tag: int, first: int) -> bool:
     try:
-        return dictionary_VR(tag) == "SQ"
+        return bool(dictionary_VR(tag) == "SQ")
     except KeyError:
         return first == _START
 

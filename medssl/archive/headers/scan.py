@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from medssl.archive.headers.dicom import PARSE_ERRORS, from_header, looks_like_dicom
 from medssl.archive.headers.plain import HEAD
-from medssl.archive.headers.reader import HeaderReader
+from medssl.archive.headers.reader import HeaderReader, Unread
 from medssl.archive.instance import SCHEMA, Instance, from_table, to_table
 from medssl.archive.limits import Refused, limit_memory, watched
 from medssl.archive.nifti import names
@@ -178,16 +178,17 @@ def _opened(source: ArchiveSource, number: int, key: str, side_files: dict[str, 
     return [replace(found[0], modality=modality_of(source, key, side_files))]
 
 
-def _unread(source: ArchiveSource, number: int, key: str) -> Instance:
+def _unread(source: ArchiveSource, number: int, key: str) -> Unread:
     """What the source says of a file without opening it."""
+    name = os.fsencode(key)
     if not _has_stat(type(source)):
-        return Instance(number, os.fsencode(key))
+        return Unread(number, name)
     try:
         size, version = cast(StatSource, source).stat(key)
+        return Unread(number, name, size, version)
     except OSError:
         # Opening it tells more; what cannot be opened either ends there.
-        return Instance(number, os.fsencode(key))
-    return Instance(number, os.fsencode(key), size=size, version=version)
+        return Unread(number, name)
 
 
 @lru_cache(maxsize=16)
@@ -204,9 +205,9 @@ def scan_headers(source: HeaderSource, number: int, keys: Sequence[str]) -> dict
         try:
             for key, header in source.headers(keys):
                 if key in asked:
-                    found[key] = _scan_header(header, _unread(source, number, key))
+                    found[key] = _scan_header(header, _unread(source, number, key).instance())
         except OSError:
-            left = (_unread(source, number, key) for key in keys if key not in found)
+            left = (_unread(source, number, key).instance() for key in keys if key not in found)
             found |= {os.fsdecode(one.key): [replace(one, reason=Reason.UNREADABLE.value)] for one in left}
     return found
 
@@ -220,32 +221,34 @@ def _scan_header(header: Dataset, instance: Instance) -> list[Instance]:
 
 def scan_file(source: ArchiveSource, number: int, key: str, reader: HeaderReader) -> list[Instance]:
     """What one file is, or each of its slices; never raises for what the file holds. `reader` remembers the last file."""
-    instance = _unread(source, number, key)
+    unread = _unread(source, number, key)
     try:
         with source.open(key) as file:
-            size = file.seek(0, os.SEEK_END)
-            if size != instance.size:
-                instance = replace(instance, size=size)
-            return _scan_open(file, instance, source.location, reader)
+            start = file.read(HEAD)
+            size = file.seek(0, os.SEEK_END) if len(start) == HEAD else len(start)
+            if size != unread.size:
+                unread = unread._replace(size=size)
+            return _scan_open(file, start, unread, key, source.location, reader)
     except Refused as refused:
-        return [replace(instance, reason=refused.reason.value)]
+        return _left_out(unread, refused.reason)
     except MemoryError:
-        return [replace(instance, reason=Reason.TOO_LARGE.value)]
+        return _left_out(unread, Reason.TOO_LARGE)
     except OSError:
-        return [replace(instance, reason=Reason.UNREADABLE.value)]
+        return _left_out(unread, Reason.UNREADABLE)
 
 
-def _scan_open(file: BinaryIO, instance: Instance, location: str, reader: HeaderReader) -> list[Instance]:
-    if instance.size == 0:
-        return [replace(instance, reason=Reason.EMPTY_FILE.value)]
-    file.seek(0)
-    start = file.read(HEAD)
-    key = os.fsdecode(instance.key)
+def _left_out(unread: Unread, reason: Reason) -> list[Instance]:
+    return [replace(unread.instance(), reason=reason.value)]
+
+
+def _scan_open(file: BinaryIO, start: bytes, unread: Unread, key: str, location: str, reader: HeaderReader) -> list[Instance]:
+    if not start:
+        return _left_out(unread, Reason.EMPTY_FILE)
     if names.is_nifti_name(key) or is_nifti(start) or (start[:2] == b"\x1f\x8b" and is_nifti(_unpacked_start(watched(file)))):
-        return [_scan_nifti(watched(file), instance, os.path.join(Path(location).name, key))]  # noqa: PTH118 - any encoding
+        return [_scan_nifti(watched(file), unread.instance(), os.path.join(Path(location).name, key))]  # noqa: PTH118 - any encoding
     if start.startswith(_PACKED) or start[257:262] == b"ustar":
-        return [replace(instance, reason=Reason.COMPRESSED_ARCHIVE.value)]
-    return _scan_dicom(file, start, instance, reader)
+        return _left_out(unread, Reason.COMPRESSED_ARCHIVE)
+    return _scan_dicom(file, start, unread, reader)
 
 
 def _unpacked_start(file: BinaryIO) -> bytes:
@@ -283,15 +286,15 @@ def _scan_nifti(file: BinaryIO, instance: Instance, name: str) -> Instance:
     )
 
 
-def _scan_dicom(file: BinaryIO, start: bytes, instance: Instance, reader: HeaderReader) -> list[Instance]:
+def _scan_dicom(file: BinaryIO, start: bytes, unread: Unread, reader: HeaderReader) -> list[Instance]:
     if not looks_like_dicom(start):
-        return [replace(instance, reason=Reason.NOT_MEDICAL.value)]
+        return _left_out(unread, Reason.NOT_MEDICAL)
     try:
-        return reader.read(file, start, instance)
+        return reader.read(file, start, unread)
     except (Refused, MemoryError):
         raise
     except (*PARSE_ERRORS, struct.error, zlib.error):
-        return [replace(instance, reason=Reason.CORRUPT.value)]
+        return _left_out(unread, Reason.CORRUPT)
     except OSError as error:
         # pydicom raises its own, without a number, for what it cannot parse; the system's have one.
-        return [replace(instance, reason=(Reason.CORRUPT if error.errno is None else Reason.UNREADABLE).value)]
+        return _left_out(unread, Reason.CORRUPT if error.errno is None else Reason.UNREADABLE)

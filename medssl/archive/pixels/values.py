@@ -150,14 +150,15 @@ def whole_range(instance: Instance) -> tuple[float, float] | None:
 
 
 def _at_offset(file: BinaryIO, instance: Instance) -> NDArray[Any]:
-    element = pixel_element(file, instance.pixels_at, instance.syntax)
+    file.seek(instance.pixels_at)
+    element = pixel_element(file.read(12), instance.syntax)
     if element is None:
         raise PixelProblem("the pixels are not where they were when the archive was indexed; index it again")
-    big, words = instance.syntax == _BIG_ENDIAN, element[0] == b"OW"
+    big, words = instance.syntax == _BIG_ENDIAN, element.vr == b"OW"
     start = max(instance.frame, 0) * plane_length(instance)
     if start % 2 and big and words:
         raise PixelProblem("a frame that begins within a swapped word is not read")
-    file.seek(start, os.SEEK_CUR)
+    file.seek(instance.pixels_at + element.value + start)
     return _shaped(file.read(plane_length(instance)), instance, big=big, words=words)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from medssl.archive.headers.pixel_element import PixelElement, pixel_element
-from medssl.archive.headers.plain import Element, PlainHeader
+from medssl.archive.headers.plain import Beyond, Element, NotPlain, PlainHeader, end_of_sequence
 from medssl.archive.instance import Instance
 
 Read = Callable[[PlainHeader], Any]
@@ -22,9 +22,9 @@ class _Piece(NamedTuple):
 
     same: bytes
     length_of: int
-    """Bytes that its length is written in."""
+    """Bytes that its length is written in; 0 where it is a sequence that says itself where it ends."""
     tag: int
-    """0 where the element is not wanted."""
+    """0 where it is of no use."""
     vr: str | None
 
 
@@ -59,6 +59,11 @@ class Likeness:
             if not head.startswith(same, at):
                 return -1
             at += len(same)
+            if not length_of:
+                at = _after_sequence(head, at, tag, self.header.implicit)
+                if at < 0:
+                    return -1
+                continue
             value = at + length_of
             if value > size:
                 return -1
@@ -71,6 +76,13 @@ class Likeness:
             if tag:
                 items[tag] = vr, head[value:at]
         return at + len(self.end) if head.startswith(self.end, at) else -1
+
+
+def _after_sequence(head: bytes, at: int, tag: int, implicit: bool) -> int:
+    try:
+        return end_of_sequence(head, at, tag, implicit)
+    except (NotPlain, Beyond):
+        return -1
 
 
 def differing(head: bytes, header: PlainHeader, last: Likeness | None) -> frozenset[int]:
@@ -98,7 +110,7 @@ def likeness(
     reads: Mapping[int, tuple[Read, Collection[int]]],
     judging: Collection[int],
 ) -> Likeness | None:
-    """What files like this one share; None where its header does not lie in `head`, or an element that differs has no length.
+    """What files like this one share; None where its header does not lie in `head`.
 
     `reads`: place of each field of an instance -> how it is read and the elements that it was read from. `judging`:
     fields that say whether a slice can be used, beside its position.
@@ -112,9 +124,10 @@ def likeness(
         if element.tag in differ:
             wide = element.value - element.at == 12 or (header.implicit and element.tag >> 16 != 2)
             start = element.value - (length_of := 4 if wide else 2)
-            if int.from_bytes(head[start : element.value], "little") != element.end - element.value:
-                return None
-            pieces.append(_Piece(head[at:start], length_of, *_wanted(header, element)))
+            if int.from_bytes(head[start : element.value], "little") == element.end - element.value:
+                pieces.append(_Piece(head[at:start], length_of, *_wanted(header, element)))
+            else:
+                pieces.append(_Piece(head[at : element.value], 0, element.tag, None))
             at = element.end
     again = [(place, read) for place, (read, elements) in reads.items() if not differ.isdisjoint(elements)]
     end = head[at : header.pixels_at + pixels.value]

@@ -229,7 +229,7 @@ def _walk(window: _Window, found: PlainHeader, start: int, size: int) -> None:
         at, last = end, tag
 
 
-class _Beyond(Exception):
+class Beyond(Exception):
     """More of the file is needed."""
 
 
@@ -237,18 +237,21 @@ def _after_sequence(window: _Window, at: int, value: int, tag: int, vr: str | No
     """Where a sequence of unknown length ends, which is walked element by element."""
     if vr not in ("SQ", None):
         raise NotPlain("an element without a length")
-    implicit = vr is None
     for size in (0, 2**16, _LARGEST):
         if size:
             window.move(at, size)
         try:
-            start = value - window.base
-            if implicit and not _is_sequence(tag, _item(window.buffer, start)[0]):
-                break
-            return window.base + _end_of_sequence(window.buffer, start, implicit, 0)
-        except _Beyond:
+            return window.base + end_of_sequence(window.buffer, value - window.base, tag, vr is None)
+        except Beyond:
             continue
     raise NotPlain("a sequence that does not end")
+
+
+def end_of_sequence(buffer: bytes, at: int, tag: int, implicit: bool) -> int:
+    """Where a sequence ends whose items begin at `at`; raises `NotPlain`, or `Beyond` where the buffer ends before."""
+    if implicit and not _is_sequence(tag, _item(buffer, at)[0]):
+        raise NotPlain("an element without a length")
+    return _end_of_sequence(buffer, at, implicit, 0)
 
 
 @lru_cache(maxsize=512)
@@ -261,7 +264,7 @@ def _is_sequence(tag: int, first: int) -> bool:
 
 def _item(buffer: bytes, at: int) -> tuple[int, int]:
     if at + 8 > len(buffer):
-        raise _Beyond
+        raise Beyond
     tag, length = _ITEM(buffer, at)
     return tag, length
 
@@ -300,7 +303,7 @@ def _end_of_item(buffer: bytes, at: int, end: int | None, implicit: bool, depth:
                 if vr is None:
                     raise NotPlain("an unknown representation within an item")
                 if value > len(buffer):
-                    raise _Beyond
+                    raise Beyond
                 length = _LENGTH(buffer, at + 8)[0]
         if length == _UNKNOWN:
             if not (vr == "SQ" or (implicit and _is_sequence(order, _item(buffer, value)[0]))):
@@ -311,5 +314,5 @@ def _end_of_item(buffer: bytes, at: int, end: int | None, implicit: bool, depth:
         if end is not None and at > end:
             raise NotPlain("an item that is longer than it says")
         if at > len(buffer):
-            raise _Beyond
+            raise Beyond
     return at

@@ -66,15 +66,14 @@ def resample(array: Array, affine: Array, spacing: Sequence[float]) -> tuple[Arr
         return np.stack([part for part, _ in parts]), parts[0][1]
     whole = np.issubdtype(array.dtype, np.integer) and _spans(array, WHOLE_RANGE)
     where = [positions(side, a, b) for side, a, b in zip(array.shape, old, spacing, strict=True)]
-    result = np.empty([len(one) for one in where], array.dtype if whole else np.float32)
-    # From the axis that lies slowest in memory to the one that lies closest.
-    order = sorted(range(3), key=lambda axis: -abs(array.strides[axis]))
+    # z before y before x whatever the order in memory, since another order rounds otherwise; series and NIfTI lie in this one.
     lines = [
         bands(where[axis], array.shape[axis], max(1.0, spacing[axis] / old[axis]), side)
-        for axis, side in zip(order, (BAND, BAND, WIDE_BAND), strict=True)
+        for axis, side in zip((2, 1, 0), (BAND, BAND, WIDE_BAND), strict=True)
     ]
-    _resampled_into(result.transpose(order), array.transpose(order), lines)
-    return result, _affine(affine, array.shape, old, spacing)
+    result = np.empty([len(one) for one in where[::-1]], array.dtype if whole else np.float32)
+    resampled_into(result, array.T, lines)
+    return result.T, _affine(affine, array.shape, old, spacing)
 
 
 def _spans(array: Array, least: float) -> bool:
@@ -129,22 +128,25 @@ def _band(first: int, taps: NDArray[np.int64], weight: NDArray[np.float64]) -> B
     return Band(first, first + len(taps), low, high, weights)
 
 
-def _resampled_into(out: Array, array: Array, lines: Sequence[Sequence[Band]]) -> None:
-    """The second axis in each layer, then the first and the third in a few layers at a time: next to nothing is held beside both arrays.
+def resampled_into(out: Array, array: Array, lines: Sequence[Sequence[Band]]) -> None:
+    """`out` = the 3D `array` by the `lines` of its axes, which go in bands of at most `BAND`, `BAND` and `WIDE_BAND`.
 
+    The second axis in each layer, then the first and the third in a few layers at a time: next to nothing is held beside both arrays.
     numpy is the faster one for many small products, torch for few large ones.
     """
     along, across, close = lines
+    # Where the layers' axis lies closest in memory, single layers would fetch everything many times.
+    at_once = AT_ONCE if abs(array.strides[0]) > min(map(abs, array.strides)) else 8 * AT_ONCE
     deep, sides = max(band.high - band.low for band in along), (out.shape[1], array.shape[2])
-    layers, raw = np.empty((deep, *sides), np.float32), np.empty((AT_ONCE, *array.shape[1:]), np.float32)
+    layers, raw = np.empty((deep, *sides), np.float32), np.empty((at_once, *array.shape[1:]), np.float32)
     rows, done = torch.empty(BAND, math.prod(sides)), torch.empty(BAND * sides[0], out.shape[2])
     low = ready = 0
     for band in along:
         kept = max(0, ready - band.low)
         layers[:kept] = layers[band.low - low : band.low - low + kept].copy()
         low, ready = band.low, max(ready, band.low)
-        for first in range(ready, band.high, AT_ONCE):
-            end = min(first + AT_ONCE, band.high)
+        for first in range(ready, band.high, at_once):
+            end = min(first + at_once, band.high)
             np.copyto(raw[: end - first], array[first:end])
             for part in across:
                 old, new = raw[: end - first, part.low : part.high], layers[first - low : end - low, part.first : part.end]

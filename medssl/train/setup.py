@@ -71,7 +71,7 @@ class Plan:
 
         document = {
             "preparation": store.preparation.model_dump(mode="json"),
-            "spacing": store.manifest.spacing,
+            "spacing": config.data.voxel_mm if len(config.data.voxel_mm or ()) == 3 else store.manifest.spacing,
             "channels": len(store.channels),
             "channel_names": list(store.channels),
             **trained_on(store, config.data.size, config.tasks, config.consistency),

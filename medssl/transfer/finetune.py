@@ -82,7 +82,7 @@ def fine_tune(
         key: value for key, value in (("seed", seed), ("stem", stem)) if value is not None
     }
     checked = read_config(FinetuneConfig, config, overrides, given, "fine-tuning")
-    run = run_training(out, partial(_ready, checked, plugins or Plugins.load()), resume=resume, handlers=handlers, verbose=verbose)
+    run = run_training(out, partial(_ready, checked, plugins or Plugins.load(), verbose), resume=resume, handlers=handlers, verbose=verbose)
     _take_best(run)
     return run
 
@@ -111,9 +111,9 @@ def _data(data: Any, labelled: int | None) -> dict[str, Any]:
     return values if labelled is None else {**values, "labelled": labelled}
 
 
-def _ready(config: FinetuneConfig, plugins: Plugins, out: Path) -> Training:
+def _ready(config: FinetuneConfig, plugins: Plugins, verbose: bool, out: Path) -> Training:
     """Cases in a store, the network with its first weights, segmentation and whatever trains beside it as one objective."""
-    plan = make_plan(config, out / LABELLED)
+    plan = make_plan(config, out / LABELLED, verbose)
     tasks = resolve_tasks([term.document() for term in config.tasks], plugins)
     losses = resolve_losses([term.document() for term in config.consistency], plugins)
     config = plan.config.model_copy(update={"tasks": documents(tasks), "consistency": documents(losses)})

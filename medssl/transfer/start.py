@@ -67,10 +67,11 @@ class Plan:
         return tuple(range(1, int(self.spec.out_channels or 0)))
 
 
-def make_plan(config: FinetuneConfig, folder: Path) -> Plan:
+def make_plan(config: FinetuneConfig, folder: Path, verbose: bool = True) -> Plan:
     """Check cases, labels, crop and pretrained checkpoint; the resolved configuration is the plan's.
 
-    All cases, those of the validation too, are looked at and go into a store in `folder`, or are found there.
+    All cases, those of the validation too, are looked at and go into a store in `folder`, or are found there; without `verbose` the
+    logger alone hears how that is going.
     """
     origin = own_checkpoint(Path(config.pretrained)) if config.pretrained is not None else None
     spec = _network(config, origin)
@@ -87,7 +88,7 @@ def make_plan(config: FinetuneConfig, folder: Path) -> Plan:
         )
     check_crop(spec, config.data.size, config.data.batch)
     values = label_values_of(config.data)
-    with counting("looking at labelled cases") as report:
+    with counting("looking at labelled cases", verbose=verbose) as report:
         store_cases(
             [*training, *validation],
             folder,

@@ -161,10 +161,12 @@ def _plain(tensor: Tensor) -> Tensor:
 
 def _fitting(weight: Any, target: Tensor) -> Tensor:
     """`weight`, if it lies on the target's grid: of one channel, or as many as the target has."""
-    problem = weight_problem(weight, target) if isinstance(weight, Tensor) else f"`weight` is a {type(weight).__name__}"
+    fits = isinstance(weight, Tensor)
+    problem = weight_problem(weight, target) if fits else f"`weight` is a {type(weight).__name__}"
     if problem is not None:
         raise DataError(f"{problem}. Hand over what PretextTaskd put beside the target.")
-    return weight
+    fitting: Tensor = weight
+    return fitting
 
 
 class DeepSupervisionLoss(nn.Module):

@@ -26,7 +26,7 @@ from medssl.learn.terms import Term, resolve_losses, resolve_tasks
 from medssl.networks import NetworkSpec, as_spec, parts_by_depth
 from medssl.plugins import Plugins
 from medssl.run import Run
-from medssl.train.checkpoint import newest_good
+from medssl.train.checkpoint import Checkpoint, newest_good, origin_path
 from medssl.train.config import read_config
 from medssl.train.definition import Batches, Save, Training
 from medssl.train.device import choose_dtype
@@ -50,7 +50,7 @@ REPORT = "load_report.json"
 def fine_tune(
     network: Any = None,
     data: LabelledOptions | Mapping[str, Any] | str | Path | None = None,
-    pretrained: str | Path | Run | None = None,
+    pretrained: str | Path | Run | Checkpoint | None = None,
     out: str | Path | None = None,
     *,
     labelled: int | None = None,
@@ -95,7 +95,7 @@ def _parts(network: Any, data: Any, pretrained: Any, labelled: int | None, train
     if data is not None or labelled is not None:
         given["data"] = _data(data, labelled)
     if pretrained is not None:
-        given["pretrained"] = str(pretrained.folder if isinstance(pretrained, Run) else pretrained)
+        given["pretrained"] = origin_path(pretrained)
     if train:
         given["train"] = dict(train)
     return given

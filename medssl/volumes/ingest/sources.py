@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medssl.archive.nifti.modality import checked_modality
+from medssl.archive.outcomes import counted
 from medssl.config import BaseOptions, check
 from medssl.errors import ArchiveError, UsageError
 from medssl.faults import faults_as
@@ -66,7 +67,7 @@ def make_store(
     indexes, unread = _indexes(sources, Path(out), workers)
     incoming = list({item.volume: item for index in indexes for item in from_index(index, where, modality, options)}.values())
     if not incoming:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(unread.items()))
+        reasons = counted(unread)
         raise ArchiveError(
             f"no volumes in {', '.join(str(source) for source in sources)}{f' where {where}' if where else ''}"
             f"{f'; its files: {reasons}' if reasons else ''}. "

@@ -5,7 +5,7 @@ from medssl.archive.index.export import write_volumes
 from medssl.archive.index.left_out import LeftOut
 from medssl.archive.index.reading import Index
 from medssl.archive.index.records import IndexSummary, Volume, VolumeRecord
-from medssl.archive.index.single import no_volume, read_single
+from medssl.archive.index.single import no_volume, read_single, single_modality
 from medssl.archive.narrowing import narrow
 from medssl.archive.nifti.files import Nifti, read_nifti, read_nifti_channels, write_nifti
 from medssl.archive.outcomes import Reason, counted
@@ -38,6 +38,7 @@ __all__ = [
     "read_nifti",
     "read_nifti_channels",
     "read_single",
+    "single_modality",
     "write_nifti",
     "write_volumes",
 ]

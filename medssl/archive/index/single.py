@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -11,10 +13,13 @@ from numpy.typing import NDArray
 
 from medssl.archive.index.build import build_index
 from medssl.archive.index.reading import Index
+from medssl.archive.index.records import VolumeRecord
 from medssl.archive.nifti.files import read_nifti_channels
+from medssl.archive.nifti.modality import UNKNOWN, modality_of
 from medssl.archive.nifti.names import is_nifti_name
 from medssl.archive.outcomes import counted
-from medssl.errors import DataError, UsageError
+from medssl.archive.sources.folder import FolderSource
+from medssl.errors import ArchiveError, DataError, UsageError
 
 
 class Single(NamedTuple):
@@ -25,7 +30,7 @@ class Single(NamedTuple):
     affine: NDArray[np.float64]
     """(4, 4) voxel -> RAS+ mm."""
     modality: str
-    """By its DICOM headers; "" of a NIfTI file."""
+    """By its DICOM headers; of a NIfTI file by what lies beside it or its name, else "unknown"."""
 
 
 def read_single(path: str | Path, modality: str | None = None) -> Single:
@@ -36,7 +41,26 @@ def read_single(path: str | Path, modality: str | None = None) -> Single:
     place = Path(path)
     if is_nifti_name(place.name):
         found = read_nifti_channels(place)
-        return Single(found.array if len(found.array) > 1 else found.array[0], found.affine, "")
+        return Single(found.array if len(found.array) > 1 else found.array[0], found.affine, single_modality(place))
+    with _indexed(place, modality) as (index, record):
+        volume = index.read(record.volume)
+        return Single(volume.array, np.asarray(volume.affine, np.float64), record.modality)
+
+
+def single_modality(path: str | Path) -> str:
+    """The modality of what `read_single` would read, without its voxels; "unknown" where it reads nothing."""
+    place = Path(path)
+    if is_nifti_name(place.name):
+        return modality_of(FolderSource(str(place.parent)), place.name, {})
+    try:
+        with _indexed(place, None) as (_, record):
+            return record.modality
+    except (ArchiveError, DataError, UsageError):
+        return UNKNOWN
+
+
+@contextmanager
+def _indexed(place: Path, modality: str | None) -> Iterator[tuple[Index, VolumeRecord]]:
     with TemporaryDirectory(prefix="medssl-") as folder:
         build_index([place], folder, workers=1)  # a worker process of a loader may have no workers of its own
         index = Index(folder)
@@ -46,8 +70,7 @@ def read_single(path: str | Path, modality: str | None = None) -> Single:
         if len(records) > 1:
             listed = ", ".join(f"{one.modality} {'x'.join(map(str, one.shape))} ({one.instances} files)" for one in records)
             raise UsageError(f"{place} holds {len(records)} volumes: {listed}. Give each series a folder, or name one: modality=...")
-        volume = index.read(records[0].volume)
-        return Single(volume.array, np.asarray(volume.affine, np.float64), records[0].modality)
+        yield index, records[0]
 
 
 def no_volume(index: Index, place: Path, modality: str | None = None) -> str:

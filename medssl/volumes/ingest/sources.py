@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medssl.archive.nifti.modality import checked_modality
-from medssl.archive.outcomes import counted
 from medssl.config import BaseOptions, check
 from medssl.errors import ArchiveError, UsageError
 from medssl.faults import faults_as
@@ -67,7 +66,7 @@ def make_store(
     indexes, unread = _indexes(sources, Path(out), workers)
     incoming = list({item.volume: item for index in indexes for item in from_index(index, where, modality, options)}.values())
     if not incoming:
-        reasons = counted(unread)
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(unread.items()))
         raise ArchiveError(
             f"no volumes in {', '.join(str(source) for source in sources)}{f' where {where}' if where else ''}"
             f"{f'; its files: {reasons}' if reasons else ''}. "

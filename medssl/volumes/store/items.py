@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.utils import MetaKeys, SpaceKeys
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from medssl.volumes.store.reading import Store
+from medssl.volumes.preparation import Preparation
+from medssl.volumes.store.rows import StoredVolume
 
 IMAGE, LABEL = "image", "label"
 
 
-def item_of(store: Store, number: int) -> dict[str, Any]:
-    """`image` (C, *shape) float32 as it is prepared for a network and, where the volume has one, `label` (1, *shape) of classes."""
-    volume = store.volume(number)
-    arrays = store.read_whole(number)
+def item_of(volume: StoredVolume, preparation: Preparation, arrays: NDArray[Any], classes: NDArray[Any] | None) -> dict[str, Any]:
+    """`image` (C, *shape) float32 as a network sees it of raw `arrays` (A, *shape), and `label`, the `classes` (1, *shape) if there are."""
     image = np.empty((len(volume.channels), *volume.shape), np.float32)
-    for channel, line, out in zip(volume.channels, volume.lines(store.preparation), image, strict=True):
+    for channel, line, out in zip(volume.channels, volume.lines(preparation), image, strict=True):
         line.into(arrays[channel.array], out)
     meta = {
         MetaKeys.SPACE: SpaceKeys.RAS,
@@ -35,7 +34,6 @@ def item_of(store: Store, number: int) -> dict[str, Any]:
     }
     affine = torch.from_numpy(volume.affine.copy())
     item: dict[str, Any] = {IMAGE: MetaTensor(torch.from_numpy(image), affine=affine, meta=dict(meta))}
-    if volume.classes is not None:
-        classes = store.read_labels(number, (0,) * len(volume.shape), volume.shape)
+    if classes is not None:
         item[LABEL] = MetaTensor(torch.from_numpy(classes), affine=affine.clone(), meta={**meta, "channels": [LABEL]})
     return item

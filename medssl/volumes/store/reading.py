@@ -93,7 +93,11 @@ class Store:
         number = index(place)
         if not -len(self) <= number < len(self):
             raise IndexError(f"the store {self.folder} holds {len(self)} volumes, and there is no number {number}.")
-        return item_of(self, number % len(self))
+        number %= len(self)
+        volume = self.volume(number)
+        origin = (0,) * len(volume.shape)
+        classes = None if volume.classes is None else self.read_labels(number, origin, volume.shape)
+        return item_of(volume, self.preparation, self.read_whole(number), classes)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[number] for number in range(len(self)))

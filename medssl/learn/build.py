@@ -14,7 +14,7 @@ from medssl.learn.checks import input_channels
 from medssl.learn.objective import Objective
 from medssl.learn.terms import Term, check_keys, resolve_losses, resolve_tasks
 from medssl.learn.weighing import Combine
-from medssl.networks import NetworkSpec, as_spec, network_info
+from medssl.networks import NetworkSpec, as_spec, first_network, network_info
 from medssl.plugins import Plugins
 
 
@@ -38,7 +38,7 @@ def build_objective(
     plugins = plugins or Plugins.load()
     terms = resolve_tasks(tasks, plugins), resolve_losses(consistency, plugins)
     spec = as_spec(network).pretraining()
-    return assemble(spec, *terms, views or ViewOptions(), seed, plugins, crop, lambda own: own.build(seed=seed), combine)
+    return assemble(spec, *terms, views or ViewOptions(), seed, plugins, crop, lambda own: first_network(own, seed), combine)
 
 
 def assemble(

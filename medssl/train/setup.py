@@ -24,7 +24,7 @@ from medssl.networks.difference import head_tensors
 from medssl.networks.transferable import load_matching
 from medssl.plugins import Plugins
 from medssl.run import Run
-from medssl.train.checkpoint import Checkpoint, find_checkpoint
+from medssl.train.checkpoint import Checkpoint, find_checkpoint, origin_path
 from medssl.train.checkpoint_state import checksum_of
 from medssl.train.config import PretrainConfig, read_config
 from medssl.train.definition import Training
@@ -232,7 +232,7 @@ def given_parts(
     if seed is not None:
         given["seed"] = seed
     if origin is not None:
-        given["from"] = str(origin.folder if isinstance(origin, Run) else origin)
+        given["from"] = origin_path(origin)
     if train:
         given["train"] = dict(train)
     return given

@@ -29,7 +29,16 @@ from medssl.volumes.crops import (
     on_device,
 )
 from medssl.volumes.grid import as_spacing
-from medssl.volumes.ingest import ChannelOptions, Incoming, StoreOptions, StoreSummary, make_store, write_store
+from medssl.volumes.ingest import (
+    ChannelOptions,
+    Incoming,
+    StoreOptions,
+    StoreSummary,
+    are_items,
+    make_store,
+    store_items,
+    write_store,
+)
 from medssl.volumes.preparation import Channel, IntensityRule, Preparation, Statistics, statistics, with_windows
 from medssl.volumes.store import Kind, Store, StoredVolume, choose_kind, kinds_document, kinds_of, kinds_seen
 
@@ -55,6 +64,7 @@ __all__ = [
     "StoreOptions",
     "StoreSummary",
     "StoredVolume",
+    "are_items",
     "as_spacing",
     "channels_of",
     "choose_kind",
@@ -74,6 +84,7 @@ __all__ = [
     "restore_labels",
     "statistics",
     "store_cases",
+    "store_items",
     "stored_cases",
     "training_cases",
     "with_windows",

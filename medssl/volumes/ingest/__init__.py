@@ -1,6 +1,7 @@
 """From images to a store: which images become which volumes, on which grid, and what is written of them."""
 
 from medssl.volumes.ingest.channels import ChannelOptions
+from medssl.volumes.ingest.items import are_items, store_items
 from medssl.volumes.ingest.sources import StoreOptions, is_index, make_store
 from medssl.volumes.ingest.writing import Incoming, Progress, StoreSummary, Unusable, placed, write_store
 
@@ -11,8 +12,10 @@ __all__ = [
     "StoreOptions",
     "StoreSummary",
     "Unusable",
+    "are_items",
     "is_index",
     "make_store",
     "placed",
+    "store_items",
     "write_store",
 ]

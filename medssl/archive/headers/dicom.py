@@ -47,6 +47,8 @@ _TAGS: list[Any] = [
     Tag(tag) for tag in (*_WANTED.split(), *acquisition.ELEMENTS.split(), *diffusion.TAGS, *frames.ELEMENTS, *siemens.ELEMENTS)
 ]
 
+_ALL = frozenset(map(int, _TAGS))
+
 PARSE_ERRORS = (
     pydicom.errors.InvalidDicomError,
     pydicom.errors.BytesLengthException,
@@ -94,6 +96,11 @@ def read_dataset(file: BinaryIO, tags: Iterable[Any], pixels: bool) -> pydicom.D
         return dataset
     file.seek(0)
     return pydicom.filereader.read_partial(file, stop, force=bare, specific_tags=wanted)
+
+
+def wanted_elements(header: pydicom.Dataset) -> frozenset[int]:
+    """The tags that an index reads of this header: a source that fetches long values one by one need not fetch others."""
+    return _ALL if frames.is_mosaic(header) else _ALL - {siemens.CSA}
 
 
 def _not_of_meta(tag: BaseTag, vr: str | None, length: int) -> bool:

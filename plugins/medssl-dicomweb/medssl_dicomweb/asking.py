@@ -27,8 +27,9 @@ from medssl_dicomweb.parts import Part, parts_of
 from medssl_dicomweb.settings import Settings
 
 Answer = TypeVar("Answer")
-# It logs UIDs at a level that programs commonly show.
-logging.getLogger("dicomweb_client").setLevel(logging.CRITICAL)
+# They log UIDs, and tracebacks, at levels that are commonly shown.
+for _name in ("dicomweb_client", "retrying"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 AT_FIRST = 3
 """Attempts at the first question: whoever mistyped an address need not wait for minutes."""
@@ -163,7 +164,8 @@ class Asking:
                 "MEDSSL_DICOMWEB_KEY to one that it knows."
             )
         if not any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
-            return _Again("the encrypted connection broke off")
+            hint = "" if self.settings.cert else " (does it want a client certificate? Then set MEDSSL_DICOMWEB_CERT)"
+            return _Again(f"the encrypted connection broke off{hint}")
         return ArchiveError(
             f"the certificate of {self.place.server} is not one that is trusted here. Set MEDSSL_DICOMWEB_CA to the file of the "
             "certificates that sign it, and write the host as the certificate does."

@@ -20,7 +20,7 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from medssl.archive import ArchiveSource, Stat, wanted_elements
 from medssl.errors import ArchiveError
-from medssl_dicomweb.asking import AT_FIRST, Asking, Unanswered
+from medssl_dicomweb.asking import AT_FIRST, Asking, Connection, Unanswered
 from medssl_dicomweb.location import EXAMPLE, place_of
 from medssl_dicomweb.settings import settings_from
 
@@ -120,8 +120,8 @@ class DicomwebSource(ArchiveSource):
         """All results, page by page, until as many are there as `expected`, or a page brings nothing new."""
         found: dict[tuple[str, str, str], Json] = {}
         while True:
-            page = self._asking.ask(partial(search, limit=PAGE, offset=len(found)), attempts)
-            new = {_identity(one): one for one in page if isinstance(one, dict)}
+            page = self._asking.ask(partial(_results, partial(search, limit=PAGE, offset=len(found))), attempts)
+            new = {_identity(one): one for one in page}
             if not new.keys() - found.keys():
                 return list(found.values())
             found |= new
@@ -152,8 +152,8 @@ class DicomwebSource(ArchiveSource):
                     yield name.key, header
 
     def _asked_metadata(self, study: str, series: str) -> dict[str, Json]:
-        found = self._asking.ask(lambda to: to.client.retrieve_series_metadata(study, series))
-        return {_text(one, _INSTANCE): one for one in found if isinstance(one, dict)}
+        found = self._asking.ask(partial(_results, lambda to: to.client.retrieve_series_metadata(study, series)))
+        return {_text(one, _INSTANCE): one for one in found}
 
     def _header(self, given: Json | None) -> Dataset | None:
         """The header without the pixels, with those values that stand elsewhere (bulk data) and are read of it."""
@@ -239,6 +239,16 @@ def _single(parts: Sequence[bytes]) -> bytes:
     if len(parts) != 1:
         raise Unanswered(f"{len(parts)} parts came where one was asked for")
     return bytes(parts[0])
+
+
+def _results(question: Callable[[Connection], list[Json]], to: Connection) -> list[Json]:
+    """A list of data sets, as DICOM JSON has them; raises `ValueError` for anything else."""
+    found: object = question(to)
+    if not isinstance(found, list) or not all(
+        isinstance(one, dict) and all(isinstance(value, dict) for value in one.values()) for one in found
+    ):
+        raise ValueError("no data sets")
+    return found
 
 
 def _text(result: Json, tag: str) -> str:

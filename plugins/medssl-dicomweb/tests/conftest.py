@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
+
+sys.path.append(str(Path(__file__).parent))
+from fake_pacs import Fake
 
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 
@@ -49,8 +56,6 @@ class Orthanc:
         self._auth = next(iter(users.items())) if users else None
         self._process: subprocess.Popen[bytes] | None = None
         folder.mkdir()
-        import json
-
         config = {
             "Name": "TEST",
             "StorageDirectory": str(folder / "db"),
@@ -106,6 +111,22 @@ def orthanc(tmp_path: Path) -> Iterator[Callable[..., Orthanc]]:
     yield start
     for server in started:
         server.kill()
+
+
+@pytest.fixture
+def fake(archive: Path) -> Iterator[Callable[..., Fake]]:
+    """Starts small servers over the files of `archive`, which end with the test."""
+    started: list[Fake] = []
+
+    def start(tls: ssl.SSLContext | None = None, **settings: Any) -> Fake:
+        server = Fake(archive, **settings)
+        server.start(tls)
+        started.append(server)
+        return server
+
+    yield start
+    for server in started:
+        server.stop()
 
 
 @pytest.fixture

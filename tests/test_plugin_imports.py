@@ -14,7 +14,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = sorted([*ROOT.glob("plugins/medssl-*/medssl_*"), ROOT / "medssl/testing/new_plugin/module.py.txt"])
 MODULES = {f"medssl.{name}" for name in ("contracts", "config", "errors", "augment", "learn.ops", "run", "testing")}
 """Every public name of these may be used."""
-NAMES = {"medssl": set(medssl.__all__), "medssl.archive": {"ArchiveSource", "Stat", "StatSource", "HeaderSource", "FrameSource"}}
+NAMES = {
+    "medssl": set(medssl.__all__),
+    "medssl.archive": {"ArchiveSource", "Stat", "StatSource", "HeaderSource", "FrameSource", "wanted_elements"},
+}
 """Of these, some names only."""
 
 

@@ -17,6 +17,8 @@ IGNORE = "ignore"
 """The name of the class whose voxels count for nothing."""
 IGNORED = -1
 """What these voxels hold."""
+BACKGROUND = "background"
+"""The name of no class."""
 Overlaps = Literal["refuse", "later"]
 
 
@@ -31,7 +33,8 @@ class Classes:
 
     def number(self, name: str) -> int:
         """What the label map holds where the class is."""
-        return IGNORED if name == IGNORE else 1 + [one for one in self.named if one != IGNORE].index(name)
+        special = {BACKGROUND: 0, IGNORE: IGNORED}
+        return special[name] if name in special else 1 + [one for one in self.named if one not in special].index(name)
 
     def wanted(self, name: str, segment: Segment) -> bool:
         """Whether the segment is of that class."""
@@ -39,9 +42,12 @@ class Classes:
 
 
 def _matches(wanted: str | int, segment: Segment) -> bool:
-    if isinstance(wanted, int):
-        return wanted == segment.number
-    return fnmatchcase(_plain(segment.name), _plain(wanted))
+    return wanted == segment.number if isinstance(wanted, int) else matches(wanted, segment.name)
+
+
+def matches(wanted: str, name: str) -> bool:
+    """Whether a name is the wanted one, in any case and spacing; `*` and `?` stand for others."""
+    return fnmatchcase(_plain(name), _plain(wanted))
 
 
 def _plain(text: str) -> str:
@@ -67,7 +73,7 @@ def label_map(objects: Sequence[LabelObject], classes: Classes, grid: Grid, resa
     owners: list[str] = []
     voxels: dict[str, int] = {}
     notes: list[str] = []
-    for name in classes.named:
+    for name in (name for name in classes.named if name != BACKGROUND):
         masks = [one.mask(segment, grid, resample) for one in objects for segment in one.segments if classes.wanted(name, segment)]
         if not masks:
             continue
@@ -83,7 +89,7 @@ def label_map(objects: Sequence[LabelObject], classes: Classes, grid: Grid, resa
             f"none of the label's {count} segments has a name or number of data.labels ({', '.join(classes.named)}). "
             "`medssl labels` lists the names of an index, folder or file."
         )
-    absent = [name for name in classes.named if name not in voxels]
+    absent = [name for name in classes.named if name not in voxels and name not in (IGNORE, BACKGROUND)]
     return LabelMap(out, voxels, (*notes, *([f"no segment is of the class(es) {', '.join(absent)}"] if absent else [])))
 
 

@@ -174,8 +174,8 @@ def _planes(flat: Sequence[_Flat], grid: Grid, resample: bool) -> dict[tuple[int
         return planes
     if not resample:
         raise OtherGrid(
-            f"the structure set has {len(between)} of {len(flat)} contours of a region between the slices of the image, which {grid}. "
-            f"It was drawn on another one. {WAY_OUT}"
+            f"the structure set has {len(between)} of {len(flat)} contours of a region between the slices of the image: it was drawn on "
+            f"another one. {WAY_OUT}"
         )
     for axis in sorted({one.axis for one in flat}):
         here = [one for one in flat if one.axis == axis]

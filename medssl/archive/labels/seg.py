@@ -184,8 +184,8 @@ def _mask(seg: _Seg, segment: Segment, grid: Grid, resample: bool) -> Mask:
         if None in places:
             if not resample:
                 raise OtherGrid(
-                    f"the segmentation has frames that lie between the voxels of the image, which {grid}; its first frame "
-                    f"{Grid((seg.columns, seg.rows, 1), frames[0].affine(_normal(frames[0])))}. {WAY_OUT}"
+                    f"the segmentation has frames that lie between the voxels of the image. {WAY_OUT} The image {grid}; the first frame "
+                    f"{Grid((seg.columns, seg.rows, 1), frames[0].affine(_normal(frames[0])))}"
                 )
             return _resampled(seg, segment.number, frames, grid)
         inside, outside = np.zeros(grid.shape, np.bool_), 0

@@ -126,6 +126,7 @@ def _ready(config: FinetuneConfig, plugins: Plugins, verbose: bool, out: Path) -
         **plan.form.document(),
         **trained_on(plan.store, config.data.size, config.tasks, config.consistency),
         "label_values": plan.values.document(),
+        "label_names": {str(number): name for number, name in sorted(plan.values.class_names().items())},
         "overlap": config.overlap,
     }
     return Training(

@@ -29,7 +29,17 @@ from medssl.volumes.crops import (
     on_device,
 )
 from medssl.volumes.grid import as_spacing
-from medssl.volumes.ingest import ChannelOptions, Incoming, StoreOptions, StoreSummary, make_store, write_store
+from medssl.volumes.ingest import (
+    ChannelOptions,
+    ChoiceOptions,
+    Incoming,
+    StoreEstimate,
+    StoreOptions,
+    StoreSummary,
+    estimate_store,
+    make_store,
+    write_store,
+)
 from medssl.volumes.preparation import Channel, IntensityRule, Preparation, Statistics, statistics, with_windows
 from medssl.volumes.store import Kind, Store, StoredVolume, choose_kind, kinds_document, kinds_of, kinds_seen
 
@@ -37,6 +47,7 @@ __all__ = [
     "Case",
     "Channel",
     "ChannelOptions",
+    "ChoiceOptions",
     "Crop",
     "CropLoader",
     "CropOptions",
@@ -52,6 +63,7 @@ __all__ = [
     "Prepared",
     "Statistics",
     "Store",
+    "StoreEstimate",
     "StoreOptions",
     "StoreSummary",
     "StoredVolume",
@@ -60,6 +72,7 @@ __all__ = [
     "choose_kind",
     "crop_at",
     "describe_patients",
+    "estimate_store",
     "find_cases",
     "kinds_document",
     "kinds_of",

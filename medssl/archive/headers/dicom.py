@@ -38,7 +38,7 @@ _WANTED = (
     "RescaleIntercept ModalityLUTSequence PixelPaddingValue PixelPaddingRangeLimit ImagePositionPatient ImageOrientationPatient "
     "PixelSpacing SpacingBetweenSlices SliceThickness FrameOfReferenceUID EchoNumbers EchoTime InversionTime FlipAngle ConvolutionKernel "
     "TemporalPositionIdentifier AcquisitionNumber TriggerTime AcquisitionDate AcquisitionTime AcquisitionDateTime "
-    "ComplexImageComponent DiffusionBValue DiffusionGradientOrientation InstanceNumber SliceLocation"
+    "ComplexImageComponent DiffusionBValue DiffusionGradientOrientation InstanceNumber SliceLocation SeriesDescription"
 )
 _NUMBERS = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept")
 """Where a flaw in how a number is written is told."""
@@ -208,6 +208,7 @@ def _with_order(found: Instance, dataset: pydicom.Dataset) -> Instance:
     return replace(
         found,
         taken=acquisition.acquisition(dataset),
+        description=text(dataset, "SeriesDescription"),
         image_type=types,
         component=_component(types, text(dataset, "ComplexImageComponent")),
         echo="/".join((text(dataset, "EchoNumbers"), *(f"{value:.2f}" for value in tolerant(dataset, "EchoTime")))),

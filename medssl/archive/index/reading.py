@@ -103,6 +103,10 @@ class Index:
         first = self._slices[volume][0]
         return first.source, os.fsdecode(first.key)
 
+    def slices(self, volume: str) -> tuple[Instance, ...]:
+        """What the headers say of a volume's slices, in order. Private: to be compared, never to be shown or stored."""
+        return tuple(self._slices.get(volume, ()))
+
     def moment(self, volume: str) -> tuple[tuple[float, str], ...]:
         """What orders the volumes of a dynamic series in time: to be compared within a series only."""
         first = self._slices[volume][0]

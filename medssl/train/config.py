@@ -106,7 +106,7 @@ def read_config(model: type[Config], config: Any, overrides: Sequence[str], give
         base = dict(config or {}) if isinstance(config, Mapping) or config is None else load_config(config)
     base = with_overrides(base, overrides)
     for key, value in given.items():
-        base[key] = {**(base.get(key) or {}), **value} if isinstance(value, Mapping) and key in ("data", "train") else value
+        base[key] = {**(base.get(key) or {}), **value} if isinstance(value, Mapping) and key in ("data", "train", "choice") else value
     return check(model, base, where)
 
 

@@ -53,7 +53,7 @@ _WANTED = (
     "RescaleIntercept ModalityLUTSequence PixelPaddingValue PixelPaddingRangeLimit ImagePositionPatient ImageOrientationPatient "
     "PixelSpacing SpacingBetweenSlices SliceThickness FrameOfReferenceUID EchoNumbers EchoTime InversionTime FlipAngle ConvolutionKernel "
     "TemporalPositionIdentifier AcquisitionNumber TriggerTime AcquisitionDate AcquisitionTime AcquisitionDateTime "
-    "ComplexImageComponent DiffusionBValue DiffusionGradientOrientation InstanceNumber SliceLocation StackID"
+    "ComplexImageComponent DiffusionBValue DiffusionGradientOrientation InstanceNumber SliceLocation StackID SeriesDescription"
 )
 Field = Callable[[Header], Any]
 _NUMBERS = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept")
@@ -83,6 +83,7 @@ _PLACE: dict[str, Field] = {
 }
 _ORDER: dict[str, Field] = {
     "taken": lambda header: acquisition.acquisition(header),
+    "description": lambda header: text(header, "SeriesDescription"),
     "image_type": lambda header: _image_type(header),
     "component": lambda header: _component(_image_type(header), text(header, "ComplexImageComponent")),
     "echo": lambda header: "/".join((text(header, "EchoNumbers"), *(f"{value:.2f}" for value in tolerant(header, "EchoTime")))),

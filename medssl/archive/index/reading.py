@@ -107,7 +107,7 @@ class Index:
 
     def slices(self, volume: str) -> tuple[Instance, ...]:
         """The instances that a volume is made of, in order. Private: they hold names of files and real UIDs."""
-        return tuple(self._slices[volume])
+        return tuple(self._slices.get(volume, ()))
 
     def left_out_for(self, reason: Reason) -> list[Instance]:
         """The instances in no volume for that reason. Private, as `slices`."""

@@ -64,9 +64,9 @@ def build_index(
     if not sources:
         raise UsageError("no archive given. Name at least one folder, zip or tar file.")
     chosen = list(dict.fromkeys(source_class(source, plugins) for source in sources))
-    asked = Asked(slice_location, _read())
     try:
         with IndexFolder.held(Path(folder)) as root:
+            asked = Asked(slice_location, _read(), Pseudonyms.of(root.key).name("instance", ""))
             _build(chosen, root, executors.given(executor) if executor else executors.local(workers), workers, progress, plugins, asked)
             return Contents.of(root).summary()
     except MedsslError:  # MissingInput is an OSError too, and says more
@@ -103,7 +103,7 @@ def _build(
 def _usable_tables(root: IndexFolder, asked: Asked) -> tuple[str, ...]:
     """Those of which the rows still hold: they say what would be read now."""
     mark = root.mark()
-    return mark.tables if mark.tables and mark.asked.read == asked.read else ()
+    return mark.tables if mark.tables and (mark.asked.read, mark.asked.key) == (asked.read, asked.key) else ()
 
 
 def add_tables(scan: Scan, new: New, asked: Asked, workers: int) -> None:

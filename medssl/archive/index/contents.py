@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from medssl.archive.index.folder import IndexFolder, New
 from medssl.archive.index.parts import instances_file, parts_of, volumes_file
 from medssl.archive.index.records import IndexSummary
-from medssl.archive.index.summary import CHANGES, INSTANCES, PLACE, SLICES, STUDIES, UNKNOWN, VOLUMES, Counts, records_from
+from medssl.archive.index.summary import CHANGES, INSTANCES, PLACE, PRIVATE, SLICES, STUDIES, UNKNOWN, VOLUMES, Counts, records_from
 from medssl.archive.tables import read_table
 
 PLACED = pa.schema([*SLICES, pa.field("tables", pa.int64()), pa.field("part", pa.int64())])
@@ -61,6 +61,13 @@ class Contents:
         for number, name in enumerate(self.names):
             for part in parts_of(self.folder.root / name):
                 table = read_table(instances_file(self.folder.root / name, part), INSTANCES, PLACE)
+                yield _without(table, "file", self._changed(number, "file"))
+
+    def private(self) -> Iterator[pa.Table]:
+        """The private instance table, part by part."""
+        for number, name in enumerate(self.names):
+            for part in parts_of(self.folder.private / name):
+                table = read_table(instances_file(self.folder.private / name, part), PRIVATE, PLACE)
                 yield _without(table, "file", self._changed(number, "file"))
 
     def summary(self) -> IndexSummary:

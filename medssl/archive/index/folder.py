@@ -19,7 +19,7 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from uuid import uuid4
 
@@ -28,10 +28,10 @@ from medssl.faults import fault, faults_as, is_fault
 from medssl.files import LOCK, Busy, holds_file, lock_folder, make_folder, others_in, read_json, take_folder, write_atomically
 
 FORMAT = "medssl index"
-VERSION = 4
+VERSION = 5
 """2: instances have a frame number and the version that their source gave. 3: how they were taken, and how their position is written.
-4: shards that later ones add to, take from and change."""
-_MARK = "index.json"
+4: the series' description, in the private part. 5: shards that later ones add to, take from and change."""
+MARK = "index.json"
 _TABLES = re.compile(r"tables-\d{1,9}")
 _BUILT = re.compile(r"tables-\d{1,9}|\.new-[0-9a-f]{8}")
 _PRIVATE = frozenset({"key", "scan", "sources.parquet", "archives.parquet", "forgotten.parquet", "revealed.log"})
@@ -45,6 +45,8 @@ class Asked:
     """SliceLocation stands in for positions that were removed."""
     read: str = ""
     """Which columns are read of a file, and of which studies."""
+    key: str = ""
+    """A name that only one key gives."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class IndexFolder:
         folder = cls(root)
         if root.exists() and not root.is_dir():
             raise UsageError(f"{root} is a file. Give a folder for the index.")
-        if holds_file(root / _MARK):
+        if holds_file(root / MARK):
             folder._read_mark()
         else:
             folder._refuse_others()
@@ -105,7 +107,7 @@ class IndexFolder:
         except Busy as error:
             raise ArchiveError(f"another process ({error}) is building the index in {root}. Wait for it, or name another folder.") from None
         try:
-            if holds_file(root / _MARK):
+            if holds_file(root / MARK):
                 folder._sweep(folder.mark().tables or ())
             else:
                 folder._write_mark(Mark())
@@ -115,7 +117,7 @@ class IndexFolder:
 
     def _refuse_others(self) -> None:
         """What an earlier build left that came no further, because the disk was full, is ours."""
-        others = others_in(self.root, lambda name: name in (LOCK, _MARK, self.private.name) or _BUILT.fullmatch(name) is not None)
+        others = others_in(self.root, lambda name: name in (LOCK, MARK, self.private.name) or _BUILT.fullmatch(name) is not None)
         others += others_in(self.private, lambda name: name in _PRIVATE or _BUILT.fullmatch(name) is not None)
         if others:
             raise UsageError(
@@ -127,7 +129,7 @@ class IndexFolder:
         """An existing index folder; raises `MissingInput` or `ArchiveError`."""
         folder = cls(root)
         with faults_as(ArchiveError, f"the index in {root} cannot be read"):
-            if not holds_file(root / _MARK):
+            if not holds_file(root / MARK):
                 raise MissingInput(f"{root} is no index folder. Make one with: medssl index PATH --index {root}")
         version = folder._read_mark()["version"]
         if version != VERSION:
@@ -150,13 +152,13 @@ class IndexFolder:
     def _read_mark(self) -> dict[str, object]:
         """Of this format version or an older one: an older index can be replaced, though not read."""
         try:
-            mark = read_json(self.root / _MARK)
+            mark = read_json(self.root / MARK)
         except (ValueError, OSError) as error:
             if is_fault(error):
-                raise ArchiveError(fault(error, f"{self.root / _MARK} cannot be read")) from error
+                raise ArchiveError(fault(error, f"{self.root / MARK} cannot be read")) from error
             raise self._damaged() from error
         if not isinstance(mark, dict) or mark.get("format") != FORMAT or "tables" not in mark:
-            raise UsageError(f"{self.root} holds an {_MARK} that is not medssl's. Give an empty folder or a new name.")
+            raise UsageError(f"{self.root} holds an {MARK} that is not medssl's. Give an empty folder or a new name.")
         version = mark.get("version")
         if type(version) is not int or version < 1:
             raise self._damaged()
@@ -167,11 +169,11 @@ class IndexFolder:
         return mark
 
     def _damaged(self) -> ArchiveError:
-        return ArchiveError(f"{self.root / _MARK} is damaged. Remove the folder and index the archive again.")
+        return ArchiveError(f"{self.root / MARK} is damaged. Remove the folder and index the archive again.")
 
     def _write_mark(self, mark: Mark) -> None:
         content = {"format": FORMAT, "version": VERSION, "tables": mark.tables, "asked": asdict(mark.asked)}
-        write_atomically(self.root / _MARK, json.dumps(content, indent=1).encode())
+        write_atomically(self.root / MARK, json.dumps(content, indent=1).encode())
 
     @contextmanager
     def building(self) -> Iterator[New]:
@@ -221,4 +223,4 @@ def _are_tables(names: object) -> bool:
 
 
 def _is_asked(asked: object) -> bool:
-    return isinstance(asked, dict) and set(asked) == {"slice_location", "read"} and isinstance(asked["read"], str)
+    return isinstance(asked, dict) and set(asked) == {field.name for field in fields(Asked)}

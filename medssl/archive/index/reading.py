@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +27,9 @@ from medssl.archive.index.summary import PLACE, PRIVATE, Counts, records_from
 from medssl.archive.instance import SCHEMA, Instance, from_table
 from medssl.archive.narrowing import narrow
 from medssl.archive.nifti.files import NiftiProblem, read_stream, read_stream_channels
-from medssl.archive.pixels.values import PixelProblem, rescaled, series_values, whole_range
+from medssl.archive.outcomes import Reason
+from medssl.archive.pixels.filling import SliceProblem, fill
+from medssl.archive.pixels.values import whole_range
 from medssl.archive.tables import damaged, read_groups
 from medssl.errors import ArchiveError, UsageError
 from medssl.notebook import html_table
@@ -110,6 +112,22 @@ class Index:
         """Number of the source and name in it of a volume's first file. Private: for grouping by names, never to be shown or stored."""
         first = self._first(volume)
         return first["source"], os.fsdecode(first["key"])
+
+    def slices(self, volume: str) -> tuple[Instance, ...]:
+        """The instances that a volume is made of, in order. Private: they hold names of files and real UIDs."""
+        return tuple(self._slices(volume)) if volume in self._rows else ()
+
+    def left_out_for(self, reason: Reason) -> list[Instance]:
+        """The instances in no volume for that reason. Private, as `slices`."""
+        found: list[Instance] = []
+        with self._same():
+            for table in self._contents.private():
+                found += from_table(table.filter(pc.equal(table["outcome"], reason.value)).select(SCHEMA.names))
+        return found
+
+    def open(self, one: Instance) -> BinaryIO:
+        """The file of an instance, to be closed; raises `OSError` where it is gone."""
+        return self._source(one.source).open(os.fsdecode(one.key))
 
     def moment(self, volume: str) -> tuple[tuple[float, str], ...]:
         """What orders the volumes of a dynamic series in time: to be compared within a series only."""
@@ -202,23 +220,17 @@ class Index:
         return array
 
     def _stack(self, record: VolumeRecord, slices: list[Instance]) -> NDArray[Any]:
-        """Slices are written as they come, so at most one decoded slice is held beside the volume."""
+        """Slices are written as they come, so at most two decoded slices are held beside the volume."""
         try:
             stacked = np.empty(record.shape[::-1], _target(slices))
         except MemoryError:
             raise ArchiveError(f"volume {record.volume} does not fit into memory: {record.shape}.") from None
-        values = series_values(self._source, slices)
-        for number, one in enumerate(slices):
-            try:
-                stored = next(values)
-            except OSError as error:
-                raise _gone(record, number, error) from None
-            except PixelProblem as problem:
-                raise ArchiveError(f"slice {number} of volume {record.volume}: {problem}.") from None
-            stacked[number] = stored if one.slope == 1 and one.intercept == 0 else rescaled(stored, one)
-            # Of what is kept: float64 holds more than float32.
-            if stacked.dtype == np.float32 and not np.isfinite(stacked[number]).all():
-                raise ArchiveError(f"slice {number} of volume {record.volume} has values beyond the range of float32.")
+        try:
+            fill(stacked, slices, self._source)
+        except SliceProblem as problem:
+            if isinstance(problem.cause, OSError):
+                raise _gone(record, problem.number, problem.cause) from None
+            raise ArchiveError(f"slice {problem.number} of volume {record.volume}: {problem.cause}.") from None
         return narrow(stacked.transpose(2, 1, 0))
 
 

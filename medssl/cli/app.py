@@ -25,6 +25,8 @@ app = typer.Typer(
 )
 app.command()(archive.index)
 app.command()(archive.volumes)
+app.command()(archive.compact)
+app.command()(archive.forget)
 app.command(name="store")(store.store)
 app.command(name="verify")(store.verify)
 app.command(name="show")(show.show)

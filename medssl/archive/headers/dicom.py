@@ -53,7 +53,8 @@ _WANTED = (
     "RescaleIntercept ModalityLUTSequence PixelPaddingValue PixelPaddingRangeLimit ImagePositionPatient ImageOrientationPatient "
     "PixelSpacing SpacingBetweenSlices SliceThickness FrameOfReferenceUID EchoNumbers EchoTime InversionTime FlipAngle ConvolutionKernel "
     "TemporalPositionIdentifier AcquisitionNumber TriggerTime AcquisitionDate AcquisitionTime AcquisitionDateTime "
-    "ComplexImageComponent DiffusionBValue DiffusionGradientOrientation InstanceNumber SliceLocation StackID SeriesDescription"
+    "ComplexImageComponent DiffusionBValue DiffusionGradientOrientation InstanceNumber SliceLocation StackID SeriesDescription "
+    "AccessionNumber"
 )
 Field = Callable[[Header], Any]
 _NUMBERS = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept")
@@ -62,6 +63,7 @@ IDENTITY: dict[str, Field] = {
     "modality": lambda header: _modality(header),
     "patient": lambda header: "\n".join(filter(None, (text(header, "PatientID"), text(header, "IssuerOfPatientID")))),
     "study": lambda header: text(header, "StudyInstanceUID"),
+    "accession": lambda header: text(header, "AccessionNumber"),
     "series": lambda header: text(header, "SeriesInstanceUID"),
     "uid": lambda header: text(header, "SOPInstanceUID"),
     "sop_class": lambda header: text(header, "SOPClassUID") or _meta(header, "MediaStorageSOPClassUID"),

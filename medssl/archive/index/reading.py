@@ -141,6 +141,11 @@ class Index:
             with self._same():
                 read_groups(self._private(tables, part), PRIVATE, [])
 
+    @property
+    def places(self) -> list[str]:
+        """The location of each source by its number. Private."""
+        return self._sources.places
+
     @contextmanager
     def _same(self) -> Iterator[None]:
         """What cannot be read any more because its tables were replaced is not damaged."""

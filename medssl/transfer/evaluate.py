@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medssl.archive import read_nifti
-from medssl.archive.nifti.names import nifti_files, stem
+from medssl.archive.nifti.names import image_files, stem
 from medssl.errors import DataError, MissingInput, UsageError
 from medssl.faults import faults_as
 from medssl.files import write_atomically
@@ -276,7 +276,7 @@ def _label_maps(folder: str | Path, what: str) -> dict[str, Path]:
     place = Path(folder)
     if not place.is_dir():
         raise MissingInput(f"no folder of {what} at {place}. Give the folder that holds them as NIfTI files.")
-    files = nifti_files(place)
+    files = image_files(place)
     if not files:
         raise MissingInput(f"the folder of {what} {place} holds no .nii or .nii.gz file.")
     found: dict[str, Path] = {}

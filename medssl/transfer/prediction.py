@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from medssl.archive import Index, VolumeRecord, build_index, write_nifti
-from medssl.archive.nifti.names import is_nifti_name, nifti_files, stem
+from medssl.archive.nifti.names import image_files, is_nifti_name, stem
 from medssl.errors import ArchiveError, CheckpointError, DataError, MedsslError, MissingInput, UsageError
 from medssl.faults import faults_as
 from medssl.files import take_folder
@@ -185,7 +185,7 @@ def _volumes(path: Path, form: ImageForm, stack: ExitStack) -> list[_Input]:
         return _indexed(Index(path), form, path)
     if path.is_file() and is_nifti_name(path.name):
         return [_nifti(stem(path), (path,), form)]
-    files = nifti_files(path) if path.is_dir() else []
+    files = image_files(path) if path.is_dir() else []
     if files:
         return [_nifti(name, images, form) for name, images in grouped_by_case(files, _files_a_case(files, form)).items()]
     folder = Path(stack.enter_context(TemporaryDirectory(prefix="medssl-"))) / "index"

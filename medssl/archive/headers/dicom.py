@@ -14,11 +14,12 @@ from pydicom.tag import BaseTag, Tag
 
 from medssl.archive.decoders import can_decode
 from medssl.archive.geometry import usable_orientation, usable_position, usable_spacing
-from medssl.archive.headers import acquisition, diffusion, frames, siemens
+from medssl.archive.headers import acquisition, diffusion, frames, projections, siemens
 from medssl.archive.headers.elements import count, decimals, has, number, number_warnings, numbers, text, texts, tolerant, whole
 from medssl.archive.headers.frames import Frame, frames_of
-from medssl.archive.headers.kinds import is_projection, kind_of
+from medssl.archive.headers.kinds import is_coloured, is_unplaced, kind_of
 from medssl.archive.headers.pixel_element import DEFLATED, UNCOMPRESSED, is_truncated
+from medssl.archive.headers.projections import as_image, is_projection
 from medssl.archive.instance import UNNUMBERED, WHOLE, Instance
 from medssl.archive.limits import inflated, most_unpacked
 from medssl.archive.narrowing import fits_float32
@@ -44,7 +45,15 @@ _NUMBERS = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "
 """Where a flaw in how a number is written is told."""
 _PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 _TAGS: list[Any] = [
-    Tag(tag) for tag in (*_WANTED.split(), *acquisition.ELEMENTS.split(), *diffusion.TAGS, *frames.ELEMENTS, *siemens.ELEMENTS)
+    Tag(tag)
+    for tag in (
+        *_WANTED.split(),
+        *acquisition.ELEMENTS.split(),
+        *projections.ELEMENTS.split(),
+        *diffusion.TAGS,
+        *frames.ELEMENTS,
+        *siemens.ELEMENTS,
+    )
 ]
 
 PARSE_ERRORS = (
@@ -121,7 +130,7 @@ def read_instances(file: BinaryIO, instance: Instance) -> list[Instance]:
     found = from_header(dataset, instance)
     if all(one.reason for one in found):
         return found
-    if is_truncated(file, found[0], at, 1 if found[0].tile else len(found)):
+    if is_truncated(file, found[0], at, found[0].frames or (1 if found[0].tile else len(found))):
         # The file ends as one.
         return [replace(found[0], frame=WHOLE, tile=(), reason=Reason.TRUNCATED.value)]
     known = found[0].syntax in UNCOMPRESSED and found[0].syntax != DEFLATED
@@ -149,12 +158,16 @@ def from_header(dataset: pydicom.Dataset, instance: Instance) -> list[Instance]:
     reason = kind_of(found, dataset)
     if reason is not None:
         return [replace(found, reason=reason.value)]
+    if is_projection(found, dataset):
+        return [as_image(_filled(found, dataset), dataset)]
+    if is_coloured(dataset):
+        return [replace(found, reason=Reason.COLOUR.value)]
     slices = frames_of(dataset, int(number(dataset, "NumberOfFrames", 1)))
     if isinstance(slices, Reason):
         return [replace(found, reason=slices.value)]
     if slices is not None:
         return list(_slices(found, slices))
-    if is_projection(found, dataset):
+    if is_unplaced(found, dataset):
         return [replace(found, reason=Reason.PROJECTION.value)]
     return [_judged(_filled(found, dataset), dataset)]
 

@@ -24,11 +24,12 @@ class VolumeRecord:
     study: str
     series: str
     modality: str
-    kind: Literal["dicom", "nifti"]
+    kind: Literal["dicom", "nifti", "picture"]
     shape: tuple[int, ...]
-    """Voxels along the affine's axes; a fourth side counts the values a voxel of a NIfTI file has, where it has several."""
+    """Voxels along the affine's axes, one along the third of a 2D image; a fourth side counts the values that a voxel has, where it has
+    several: those of a NIfTI file, or frames times colours of an image."""
     spacing: tuple[float, ...]
-    """Millimetres along the affine's axes."""
+    """Millimetres along the affine's axes; two of a 2D image, and none where it is unknown: then the affine counts pixels."""
     affine: NDArray[np.float64]
     """(4, 4) voxel -> RAS+ mm."""
     instances: int
@@ -36,6 +37,14 @@ class VolumeRecord:
     split_by: str | None
     """What told this volume apart from the others of its series."""
     warnings: tuple[str, ...]
+    dimensions: int = 3
+    """2 of an image by itself, a radiograph, photograph or picture; 3 of a volume."""
+    frames: int = 1
+    """Of a 2D image, how many there are of it over time."""
+    colours: int = 1
+    """3 where a frame has red, green and blue."""
+    inverted: bool = False
+    """Are low values of a 2D image meant to be bright (MONOCHROME1)?"""
     deviation: float = 0.0
     """Millimetres by which the slice that fits worst lies off its place on the affine."""
 

@@ -32,9 +32,12 @@ class PixelProblem(ArchiveError):
     """The pixels of one file cannot be had; the message tells why without naming the file."""
 
 
-def stored_values(file: BinaryIO, instance: Instance) -> NDArray[Any]:
-    """(rows, columns) integers before rescaling, sign and unused bits resolved; raises `PixelProblem`."""
-    return _tile(_plane(file, _in_whole(instance), {}), instance)
+def stored_values(file: BinaryIO, instance: Instance, parsed: dict[str, pydicom.Dataset] | None = None) -> NDArray[Any]:
+    """(rows, columns) integers before rescaling, sign and unused bits resolved; raises `PixelProblem`.
+
+    `parsed` keeps the object of a file from one of its frames to the next.
+    """
+    return _tile(_plane(file, _in_whole(instance), {} if parsed is None else parsed), instance)
 
 
 def _in_whole(one: Instance) -> Instance:
@@ -51,7 +54,7 @@ def _tile(plane: NDArray[Any], one: Instance) -> NDArray[Any]:
 
 def _plane(file: BinaryIO, instance: Instance, parsed: dict[str, pydicom.Dataset]) -> NDArray[Any]:
     """`parsed` keeps the object of the file, which may hold many planes."""
-    with _problems():
+    with problems():
         if instance.pixels_at >= 0:
             return _significant(_at_offset(file, instance), instance)
         if "dataset" not in parsed:
@@ -76,7 +79,7 @@ def frame_values(content: bytes, instance: Instance) -> NDArray[Any]:
 
 
 def _frame_plane(content: bytes, instance: Instance) -> NDArray[Any]:
-    with _problems():
+    with problems():
         if instance.syntax in UNCOMPRESSED:
             if len(content) - plane_length(instance) not in (0, 1):
                 raise PixelProblem("the frame has not the size that the header says")
@@ -86,7 +89,8 @@ def _frame_plane(content: bytes, instance: Instance) -> NDArray[Any]:
 
 
 @contextmanager
-def _problems() -> Iterator[None]:
+def problems() -> Iterator[None]:
+    """What decoding raises, as `PixelProblem`."""
     try:
         yield
     except (*PARSE_ERRORS, OSError, struct.error, zlib.error, RuntimeError) as error:

@@ -8,8 +8,11 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from hashlib import blake2b
 
+import numpy as np
+
 from medssl.archive.instance import Instance
 from medssl.archive.outcomes import Reason
+from medssl.archive.pixels.images import image_values
 from medssl.archive.pixels.values import PixelProblem, rescaled, slice_values
 from medssl.source import ArchiveSource
 
@@ -43,7 +46,8 @@ def mark_duplicates(instances: Sequence[Instance], sources: Sequence[ArchiveSour
 
 def _all_equal(group: Sequence[Instance], sources: Sequence[ArchiveSource], digests: dict[tuple[int, bytes], bytes]) -> bool:
     """`digests` keeps those of files: one may hold many slices."""
-    if group[0].kind == "nifti":
+    if group[0].kind != "dicom":
+        # Called by what they hold.
         return True
     if len({one.size for one in group}) == 1:
         for one in group:
@@ -71,7 +75,8 @@ def _file_digest(one: Instance, sources: Sequence[ArchiveSource]) -> bytes:
 
 def _value_digest(one: Instance, sources: Sequence[ArchiveSource]) -> bytes | None:
     try:
-        values = slice_values(sources[one.source], one)
-        return blake2b(rescaled(values, one).tobytes(), digest_size=20).digest()
+        source = sources[one.source]
+        values = image_values(source, one) if one.is_image else rescaled(slice_values(source, one), one)
+        return blake2b(values.astype(np.float64).tobytes(), digest_size=20).digest()
     except (OSError, PixelProblem):
         return None

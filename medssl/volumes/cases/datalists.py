@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medssl.archive.nifti.names import case_of, channel_numbers, nifti_files, numbered, stem
+from medssl.archive.nifti.names import case_of, channel_numbers, image_files, numbered, stem
 from medssl.errors import ConfigError, DataError, MissingInput
 from medssl.faults import faults_as
 from medssl.files import read_json
@@ -162,4 +162,4 @@ def _whole(paths: Sequence[Path]) -> dict[str, tuple[Path, ...]]:
 def _files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise MissingInput(f"there is no folder {folder}. Give a folder of NIfTI files.")
-    return nifti_files(folder)
+    return image_files(folder)

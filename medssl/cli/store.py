@@ -19,7 +19,7 @@ MANY = 20
 
 
 def store(
-    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="An index folder, a folder of DICOM, or a folder of NIfTI.")],
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="An index folder, or a folder of DICOM, NIfTI or pictures.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The store to write or to go on with.")],
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A YAML file: channels, preparation and what these options say.")
@@ -31,7 +31,14 @@ def store(
     max_deviation: Annotated[
         float | None, typer.Option(metavar="MM", min=0.0, help="Leave out volumes whose slices lie further off even distances.")
     ] = None,
-    modality: Annotated[str | None, typer.Option(help="Modality of NIfTI files that do not say theirs, such as CT.")] = None,
+    modality: Annotated[str | None, typer.Option(help="Modality of NIfTI files and pictures that do not say theirs, such as CT.")] = None,
+    dimensions: Annotated[
+        int | None, typer.Option(metavar="N", min=2, max=3, help="3: volumes; 2: 2D images; default: volumes where there are any.")
+    ] = None,
+    grey: Annotated[bool, typer.Option("--grey", help="Make 2D images in colour grey.")] = False,
+    invert_monochrome1: Annotated[
+        bool, typer.Option("--invert-monochrome1", help="Turn 2D images round of which low values are meant to be bright.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     group: Group = False,
 ) -> None:
@@ -41,7 +48,8 @@ def store(
     from medssl.volumes import StoreOptions, make_store
 
     share(out, group)
-    given = {"where": where, "spacing": spacing, "modality": modality}
+    given = {"where": where, "spacing": spacing, "modality": modality, "dimensions": dimensions}
+    given |= {"grey": grey or None, "invert_monochrome1": invert_monochrome1 or None}
     options = read_config(StoreOptions, config, (), {key: value for key, value in given.items() if value is not None}, "store")
     with counting("storing volumes") as report:
         summary = make_store(
@@ -51,6 +59,9 @@ def store(
             spacing=options.spacing,
             modality=options.modality,
             channels=options.channels,
+            dimensions=options.dimensions,
+            grey=options.grey,
+            invert_monochrome1=options.invert_monochrome1,
             preparation=options.preparation,
             progress=report,
         )

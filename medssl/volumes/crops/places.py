@@ -94,7 +94,7 @@ class Place:
     def affine(self, volume: StoredVolume, dims: int) -> NDArray[np.float32]:
         """(3, dims + 1): voxel of the crop, by its first `dims` axes, -> mm along the volume's axes from its first voxel's centre."""
         matrix = np.zeros((3, dims + 1), np.float32)
-        for axis, (side, corner) in enumerate(zip(volume.spacing, self.corner, strict=True)):
+        for axis, (side, corner) in enumerate(zip(volume.steps, self.corner, strict=True)):
             matrix[axis, -1] = side * corner
             if axis < dims:
                 matrix[axis, axis] = side
@@ -223,8 +223,8 @@ def _usable(store: Store, size: tuple[int, ...], options: CropOptions) -> NDArra
 
 
 def extent(volume: StoredVolume) -> tuple[float, float, float]:
-    """mm: the sides of a volume; the third of a 2D image is 0."""
-    sides = [side * spacing for side, spacing in zip(volume.shape, volume.spacing, strict=True)]
+    """mm, or pixels where a spacing is unknown: the sides of a volume; the third of a 2D image is 0."""
+    sides = [side * step for side, step in zip(volume.shape, volume.steps, strict=True)]
     return sides[0], sides[1], sides[2] if len(sides) == 3 else 0.0
 
 

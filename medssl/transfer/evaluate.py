@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medssl.archive import read_nifti
 from medssl.archive.nifti.names import image_files, stem
 from medssl.errors import DataError, MissingInput, UsageError
 from medssl.faults import faults_as
 from medssl.files import write_atomically
+from medssl.volumes.cases import read_label
 
 AFFINE_TOLERANCE = 1e-3
 """Millimetres by which two affines may differ: the rounding of a NIfTI header."""
@@ -214,8 +214,8 @@ def known(prediction: NDArray[Any], label: NDArray[Any]) -> tuple[NDArray[Any], 
 
 
 def read_label_map(path: Path) -> LabelMap:
-    """A NIfTI file of whole numbers, stored as integers or as floats; anything else is a `DataError`."""
-    array, affine = read_nifti(path)
+    """A NIfTI or PNG file of whole numbers, stored as integers or as floats; anything else is a `DataError`."""
+    array, affine = read_label(path)
     if not np.issubdtype(array.dtype, np.integer) and not np.array_equal(array, np.rint(array)):
         raise DataError(f"{path} is no label map: it holds values that are not whole numbers. Give label values, not probabilities.")
     return LabelMap(path, array.astype(np.int32), affine)
@@ -275,10 +275,10 @@ def _text(dice: float | None) -> str:
 def _label_maps(folder: str | Path, what: str) -> dict[str, Path]:
     place = Path(folder)
     if not place.is_dir():
-        raise MissingInput(f"no folder of {what} at {place}. Give the folder that holds them as NIfTI files.")
+        raise MissingInput(f"no folder of {what} at {place}. Give the folder that holds them as NIfTI or PNG files.")
     files = image_files(place)
     if not files:
-        raise MissingInput(f"the folder of {what} {place} holds no .nii or .nii.gz file.")
+        raise MissingInput(f"the folder of {what} {place} holds no .nii, .nii.gz or .png file.")
     found: dict[str, Path] = {}
     for path in files:
         other = found.setdefault(stem(path), path)

@@ -7,6 +7,7 @@ from medssl.volumes.cases import (
     Prepared,
     channels_of,
     describe_patients,
+    dimensions_of,
     find_cases,
     label_values_of,
     load_case,
@@ -30,7 +31,7 @@ from medssl.volumes.crops import (
 )
 from medssl.volumes.grid import as_spacing
 from medssl.volumes.ingest import ChannelOptions, Incoming, StoreOptions, StoreSummary, make_store, write_store
-from medssl.volumes.preparation import Channel, IntensityRule, Preparation, Statistics, statistics, with_windows
+from medssl.volumes.preparation import Channel, IntensityRule, Preparation, Statistics, statistics, usual_preparation, with_windows
 from medssl.volumes.store import Kind, Store, StoredVolume, choose_kind, kinds_document, kinds_of, kinds_seen
 
 __all__ = [
@@ -60,6 +61,7 @@ __all__ = [
     "choose_kind",
     "crop_at",
     "describe_patients",
+    "dimensions_of",
     "find_cases",
     "kinds_document",
     "kinds_of",
@@ -76,6 +78,7 @@ __all__ = [
     "store_cases",
     "stored_cases",
     "training_cases",
+    "usual_preparation",
     "with_windows",
     "write_store",
 ]

@@ -18,7 +18,7 @@ import yaml
 from ignite.engine import Events
 from monai.handlers import MetricLogger
 
-import medssl.volumes.cases.labelled
+import medssl.volumes.cases.files
 from medssl.errors import ConfigError, DataError, PluginError, TrainingError, UsageError
 from medssl.plugins import Plugins
 from medssl.run import Run
@@ -356,9 +356,9 @@ def test_labelled_cases_are_read_once_and_kept_for_a_resume(
 ) -> None:
     read: list[str] = []
     for reader in ("read_nifti", "read_nifti_channels"):
-        original = getattr(medssl.volumes.cases.labelled, reader)
+        original = getattr(medssl.volumes.cases.files, reader)
         monkeypatch.setattr(
-            f"medssl.volumes.cases.labelled.{reader}", lambda path, original=original: read.append(Path(path).name) or original(path)
+            f"medssl.volumes.cases.files.{reader}", lambda path, original=original: read.append(Path(path).name) or original(path)
         )
     config = finetune_config(6, validation=0)
     with pytest.raises(Stopped):

@@ -1,8 +1,10 @@
 """Labelled cases: which image belongs to which label, whose they are, what their values mean, and a store of them."""
 
+from medssl.volumes.cases.files import header, read_label
 from medssl.volumes.cases.label_values import LabelValues, proposal
 from medssl.volumes.cases.labelled import (
     Prepared,
+    dimensions_of,
     load_case,
     load_labels,
     prepare_volume,
@@ -15,7 +17,6 @@ from medssl.volumes.cases.listing import (
     LabelledOptions,
     channels_of,
     find_cases,
-    header,
     label_values_of,
     training_cases,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "Prepared",
     "channels_of",
     "describe_patients",
+    "dimensions_of",
     "find_cases",
     "header",
     "label_values_of",
@@ -35,6 +37,7 @@ __all__ = [
     "load_labels",
     "prepare_volume",
     "proposal",
+    "read_label",
     "restore_labels",
     "store_cases",
     "stored_cases",

@@ -161,5 +161,5 @@ def _whole(paths: Sequence[Path]) -> dict[str, tuple[Path, ...]]:
 
 def _files(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise MissingInput(f"there is no folder {folder}. Give a folder of NIfTI files.")
+        raise MissingInput(f"there is no folder {folder}. Give a folder of NIfTI files, or of PNG, JPEG and TIFF.")
     return image_files(folder)

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medssl.archive import read_nifti, read_nifti_channels
+from medssl.archive import narrow
 from medssl.archive.geometry import Flips, to_ras, voxel_spacing
 from medssl.errors import DataError
+from medssl.volumes.cases.files import header, is_scaled, read_images, read_label
 from medssl.volumes.cases.label_values import LabelValues
 from medssl.volumes.cases.listing import Case, pseudonym
 from medssl.volumes.grid import as_spacing, restore_nearest
 from medssl.volumes.ingest import Incoming, Progress, Unusable, placed, write_store
-from medssl.volumes.preparation import Channel, Preparation, statistics
+from medssl.volumes.preparation import Channel, Preparation, statistics, usual_preparation
 from medssl.volumes.store import Store
 
 MR = (Channel("MR", "MR"),)
@@ -44,8 +46,12 @@ def store_cases(
     """
     if not cases:
         raise DataError("there are no labelled cases to train on.")
-    incoming = [_incoming(case, tuple(channels), values or LabelValues()) for case in cases]
-    done = write_store(incoming, folder, spacing=spacing, preparation=preparation, workers=workers, progress=progress)
+    dimensions = dimensions_of(cases)
+    preparation = preparation or usual_preparation(dimensions)
+    incoming = [_incoming(case, tuple(channels), values or LabelValues(), preparation.grey) for case in cases]
+    done = write_store(
+        incoming, folder, spacing=spacing, preparation=preparation, dimensions=dimensions, workers=workers, progress=progress
+    )
     bad = [case for case in cases if case.volume in done.left_out]
     if bad:
         files = ", ".join(map(str, [*bad[0].images, bad[0].label]))
@@ -56,32 +62,45 @@ def store_cases(
     return stored_cases(folder, cases)
 
 
+def dimensions_of(cases: Sequence[Case]) -> Literal[2, 3]:
+    """2 where all are images of one slice, 3 where none is; raises `DataError` for some of each."""
+    kinds: dict[bool, Case] = {}
+    for case in cases:
+        # What cannot be read is told with all others of its kind when it is stored.
+        with suppress(DataError):
+            kinds.setdefault(header(case.images[0])[0][2] == 1, case)
+    if len(kinds) > 1:
+        raise DataError(f"case '{kinds[True].name}' is a 2D image and case '{kinds[False].name}' a volume. Train on one kind at a time.")
+    return 2 if True in kinds else 3
+
+
 def stored_cases(folder: str | Path, cases: Sequence[Case]) -> Store:
     """Those cases of a store that `store_cases` made."""
     return Store(folder, only=frozenset(case.volume for case in cases))
 
 
-def _incoming(case: Case, channels: tuple[Channel, ...], values: LabelValues) -> Incoming:
+def _incoming(case: Case, channels: tuple[Channel, ...], values: LabelValues, grey: bool) -> Incoming:
     if case.label is None:
         raise DataError(f"case '{case.name}' has no label.")
-    load, labels = partial(_read_images, case.images), partial(_case_labels, case.label, values)
+    load, labels = partial(read_images, case.images, grey), partial(_case_labels, case.label, values)
     fingerprint = _fingerprint(case) if values.classes is None else f"{_fingerprint(case)} {values.document()}"
-    return Incoming(case.volume, pseudonym(case.patient), case.volume, channels[0].modality, load, channels, labels, fingerprint)
+    return Incoming(
+        case.volume,
+        pseudonym(case.patient),
+        case.volume,
+        channels[0].modality,
+        load,
+        channels,
+        labels,
+        fingerprint,
+        is_scaled(case.images),
+    )
 
 
 def _fingerprint(case: Case) -> str:
     """Sizes and times of the files: what tells that they were changed."""
     paths = [*case.images, *([case.label] if case.label is not None else [])]
     return " ".join(f"{stat.st_size}/{stat.st_mtime_ns}" for stat in (path.stat() for path in paths))
-
-
-def _read_images(paths: Sequence[Path]) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """(A, X, Y, Z) values and affine of the images of a case."""
-    images = [read_nifti_channels(path) for path in paths]
-    shapes = {image.array.shape[1:] for image in images}
-    if len(shapes) > 1:
-        raise Unusable(f"its images have different shapes: {', '.join(str(list(shape)) for shape in sorted(shapes))}")
-    return images[0].array if len(images) == 1 else np.concatenate([image.array for image in images]), images[0].affine
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,13 +129,16 @@ def prepare_volume(
     spacing: float | Sequence[float] | None = None,
     channels: Sequence[Channel] = MR,
     name: str = "volume",
+    *,
+    flat: bool = False,
+    scaled: bool = True,
 ) -> Prepared:
     """(X, Y, Z) or (A, X, Y, Z) values of any orientation, prepared as a store would be read.
 
-    Raises `DataError` for values or grids that cannot be used.
+    `flat`: they may be a 2D image, of one slice; `scaled`: the affine is in mm. Raises `DataError` for values or grids that cannot be used.
     """
     try:
-        values, placed_affine, _ = placed(array, affine, as_spacing(spacing), channels)
+        values, placed_affine, _ = placed(array, affine, as_spacing(spacing), channels, flat=flat, scaled=scaled)
     except Unusable as error:
         at = f" at spacing {spacing} mm" if spacing is not None else ""
         raise DataError(f"{name} cannot be used{at}: {error}.") from error
@@ -124,7 +146,7 @@ def prepare_volume(
     out = np.empty((len(channels), *values.shape[1:]), np.float32)
     for image, channel in zip(out, channels, strict=True):
         preparation.line(numbers[channel.array], channel.modality, channel.name).into(values[channel.array], image)
-    return Prepared(out, placed_affine, array.shape[-3:], np.asarray(affine, float), to_ras(affine))
+    return Prepared(out, placed_affine, array.shape[-3:], np.asarray(affine, float), to_ras(affine, array.shape[-1] == 1))
 
 
 def load_case(
@@ -132,11 +154,17 @@ def load_case(
     preparation: Preparation,
     spacing: float | Sequence[float] | None = None,
     channels: Sequence[Channel] = MR,
+    *,
+    flat: bool = False,
 ) -> Prepared:
-    """The NIfTI files of a case, prepared as a store would be read; raises `MissingInput` or `DataError`."""
+    """The NIfTI files or pictures of a case, prepared as a store would be read; raises `MissingInput` or `DataError`.
+
+    `flat`: it may be a 2D image.
+    """
     paths = [Path(images)] if isinstance(images, str | Path) else list(images)
-    array, affine = _read_images(paths)
-    return prepare_volume(array, affine, preparation, spacing, channels, ", ".join(map(str, paths)))
+    array, affine = read_images(paths, preparation.grey)
+    name = ", ".join(map(str, paths))
+    return prepare_volume(array, affine, preparation, spacing, channels, name, flat=flat, scaled=is_scaled(paths))
 
 
 def restore_labels(labels: NDArray[Any], prepared: Prepared) -> NDArray[Any]:
@@ -152,7 +180,7 @@ def restore_labels(labels: NDArray[Any], prepared: Prepared) -> NDArray[Any]:
 
 
 def load_labels(path: str | Path, values: LabelValues | None = None) -> NDArray[Any]:
-    """(X, Y, Z) classes of a NIfTI label map on its own grid, uint8 or int16; -1 where they are ignored.
+    """(X, Y, Z) classes of a label map, NIfTI or PNG, on its own grid, uint8 or int16; -1 where they are ignored.
 
     Raises `DataError` for values that are no whole numbers or no class.
     """
@@ -170,12 +198,13 @@ def _case_labels(path: Path, values: LabelValues) -> NDArray[Any]:
 
 
 def _read_labels(path: str | Path, values: LabelValues) -> NDArray[Any]:
-    array = read_nifti(path).array
-    if array.dtype != np.int16 and (odd := array[array != np.rint(array)]).size:
+    array, _ = read_label(Path(path))
+    if array.dtype.kind == "f" and (odd := array[array != np.rint(array)]).size:
         raise Unusable(f"holds values that are no whole numbers, such as {np.float64(odd[0]):.10g}. Labels are 0, 1, 2 and so on.")
     if values.classes is not None:
         return values.classes_in(array)
     low, high = array.min(), array.max()
+    array = narrow(array)
     if low < 0:
         raise Unusable(f"holds the value {low:.10g}; labels start at 0. Correct the label, or name its class by data.label_values.")
     if array.dtype != np.int16:

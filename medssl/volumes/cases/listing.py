@@ -1,7 +1,7 @@
 """Labelled cases on disk: which image belongs to which label, and which of them a training may see.
 
-Forms: a Decathlon or nnU-Net folder with `dataset.json`, a datalist JSON file (Auto3DSeg), or two folders of NIfTI files with equal
-names. Each case is checked before anything is trained.
+Forms: a Decathlon or nnU-Net folder with `dataset.json`, a datalist JSON file (Auto3DSeg), or two folders of NIfTI files or pictures with
+equal names. Each case is checked before anything is trained.
 """
 
 from __future__ import annotations
@@ -19,16 +19,15 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from medssl.archive.geometry import voxel_spacing
-from medssl.archive.nifti.modality import checked_modality, named_modality
+from medssl.archive.nifti.modality import UNKNOWN, checked_modality, named_modality
 from medssl.config import Seed, did_you_mean
 from medssl.errors import ConfigError, DataError
-from medssl.faults import faults_as
-from medssl.files import open_regular
 from medssl.volumes.cases.datalists import Listed, folders, from_dataset, read_list
+from medssl.volumes.cases.files import header, is_coloured, is_scaled
 from medssl.volumes.cases.label_values import LabelValues, check_given, label_values
 from medssl.volumes.cases.patients import OWN, Whose, check_pattern, patients_of, refuse_divided
 from medssl.volumes.crops import LoadOptions
-from medssl.volumes.preparation import Channel, check_windows, windowed
+from medssl.volumes.preparation import COLOURS, Channel, check_windows, windowed
 
 
 @dataclass(frozen=True)
@@ -61,9 +60,9 @@ class LabelledOptions(LoadOptions):
     dataset: str | None = None
     """A folder with `dataset.json` (Decathlon or nnU-Net), or a datalist JSON file; or give `images` and `labels`."""
     images: str | None = None
-    """Folder of NIfTI images."""
+    """Folder of images: NIfTI files, or PNG, JPEG and TIFF."""
     labels: str | None = None
-    """Folder of NIfTI label maps, named as their images."""
+    """Folder of label maps, NIfTI or PNG, named as their images."""
     label_values: dict[int, int | Literal["ignore"]] | None = None
     """Value in the label files -> class that is trained, such as `{0: 0, 63: 1, 126: 2, 255: ignore}`: renumbers, merges (two values, one
     class), drops (class 0) or ignores; 0 is the background unless named. Null: each value is its class, and nnU-Net's label "ignore" is
@@ -87,7 +86,7 @@ class LabelledOptions(LoadOptions):
     """CSV file with the columns case and patient, in place of `patient`."""
     modality: str | tuple[str, ...] | None = None
     """DICOM modality of the images, such as CT or MR, for the image preparation, or one for each channel; null: what dataset.json says,
-    else that of the pretraining's images, else MR."""
+    else that of the pretraining's images, else MR, and unknown of pictures."""
     windows: dict[str, tuple[tuple[float, float], ...]] = Field(default_factory=dict)
     """Intensity windows by modality, such as `{CT: [[-1000, 200], [-160, 240]]}`: each becomes a channel of its own, as in a store. A
     pretrained network that was shown windows is shown the same without it."""
@@ -167,16 +166,20 @@ def channels_of(
     cases: Sequence[Case],
     known: Collection[str] = (),
     usual: Callable[[], Sequence[Channel]] = tuple,
+    grey: bool = False,
 ) -> tuple[Channel, ...]:
     """The channels of these cases, with names and modalities: the option's, else those of `dataset.json`, else the `usual`, else MR.
 
     `known`: modalities for which the preparation has a rule, beside DICOM's. `usual` is asked only where nothing else says.
 
-    One array is named by its modality, as in a store; several as `dataset.json` names them, else by their number.
+    One array is named by its modality, as in a store; several as `dataset.json` names them, else by their number; those of a picture in
+    colour R, G and B, unless they are `grey`.
     """
-    count = channel_count(cases[0])
-    listed = _channel_names(options)
-    names = listed if len(listed) == count else [f"channel {number}" for number in range(count)]
+    coloured = len(cases[0].images) == 1 and is_coloured(cases[0].images[0])
+    count = 1 if coloured and grey else channel_count(cases[0])
+    listed, other = _channel_names(options), "MR" if is_scaled(cases[0].images) else UNKNOWN
+    plain = COLOURS if coloured and not grey else [f"channel {number}" for number in range(count)]
+    names = listed if len(listed) == count else list(plain)
     given = [options.modality] * count if isinstance(options.modality, str) else options.modality
     modalities = (
         [named_modality(name) for name in names] if given is None else [checked_modality(name, known, "data.modality") for name in given]
@@ -187,7 +190,7 @@ def channels_of(
             if listed != names and not any(modalities):
                 return seen
             modalities = [said or one.modality for said, one in zip(modalities, seen, strict=True)]
-        modalities = [said or "MR" for said in modalities]
+        modalities = [said or other for said in modalities]
     if len(modalities) != count:
         raise ConfigError(f"data.modality names {len(modalities)} modalities, and the cases have {count} channel(s). Give one, or {count}.")
     said = [str(modality) for modality in modalities]
@@ -293,7 +296,8 @@ def _checked(options: LabelledOptions, training: Sequence[Case], validation: Seq
     for case in cases:
         check_grid(case)
         count = channel_count(case)
-        if count != usual:
+        # Colours may all become grey: that is seen when they are read.
+        if count != usual and is_scaled(case.images):
             raise DataError(
                 f"case '{case.name}' has {count} channel(s) and case '{cases[0].name}' has {usual}. All cases must have the same channels."
             )
@@ -325,20 +329,3 @@ def _grid(shape: tuple[int, ...], affine: NDArray[np.float64]) -> str:
     origin = ", ".join(f"{x:.4g}" for x in affine[:3, 3])
     axes = "".join(["LR", "PA", "IS"][int(np.argmax(np.abs(c[:3])))][int(c[int(np.argmax(np.abs(c[:3])))] > 0)] for c in affine.T[:3])
     return f"has shape {list(shape)}, spacing {spacing} mm, axes {axes}, origin ({origin})"
-
-
-def header(path: Path) -> tuple[tuple[int, ...], NDArray[np.float64]]:
-    """Shape (trailing single axes dropped) and affine of a NIfTI file, without its voxels; raises `DataError`."""
-    import nibabel
-    from nibabel.filebasedimages import ImageFileError
-
-    try:
-        with faults_as(DataError, f"{path} cannot be read"):
-            open_regular(path).close()
-        image = nibabel.load(path)
-        shape, affine = tuple(int(side) for side in image.shape), np.asarray(image.affine, np.float64)
-    except (ImageFileError, OSError, ValueError, EOFError, AttributeError) as error:
-        raise DataError(f"{path} cannot be read as NIfTI: {error}. Convert it again, or leave it out.") from error
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    return shape, affine

@@ -1,4 +1,4 @@
-"""2D images from files to label maps: pretrained on a store of them, fine-tuned on pairs of pictures or NIfTI, predicted on their own grid."""
+"""2D images from files to label maps: pretrained on a store, fine-tuned on pairs of pictures or NIfTI, predicted on their own grid."""
 
 from __future__ import annotations
 

@@ -26,6 +26,7 @@ from medssl.volumes.crops import (
     CropPlan,
     DataOptions,
     LoadOptions,
+    channels_of_crops,
     crop_at,
     on_device,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "StoredVolume",
     "as_spacing",
     "channels_of",
+    "channels_of_crops",
     "choose_kind",
     "crop_at",
     "describe_patients",

@@ -110,6 +110,12 @@ class LabelledOptions(LoadOptions):
         return self
 
     @model_validator(mode="after")
+    def _slices_are_no_channels(self) -> LabelledOptions:
+        if self.slab > 1:
+            raise ValueError("slab: volumes are predicted slice by slice, so a labelled training takes one slice at a time: leave slab out")
+        return self
+
+    @model_validator(mode="after")
     def _windows_are_some(self) -> LabelledOptions:
         check_windows(self.windows)
         return self

@@ -33,6 +33,8 @@ class CropOptions(BaseOptions):
 
     size: tuple[int, ...] = Field(min_length=2, max_length=3)
     """Sides of a crop in voxels along x, y, z of RAS+. Two sides on a store of 3D volumes give axial slices."""
+    slab: int = Field(default=1, ge=1, le=64)
+    """With two sides on a store of 3D volumes of one channel: so many neighbouring axial slices become the channels of a crop."""
     crops_per_volume: int = Field(default=1, ge=1, le=64)
     """Neighbouring crops of a batch that come from one volume; must divide the batch."""
     overlap: float | None = Field(default=None, ge=0, lt=1)
@@ -95,7 +97,8 @@ class Place:
         """(3, dims + 1): voxel of the crop, by its first `dims` axes, -> mm along the volume's axes from its first voxel's centre."""
         matrix = np.zeros((3, dims + 1), np.float32)
         for axis, (side, corner) in enumerate(zip(volume.steps, self.corner, strict=True)):
-            matrix[axis, -1] = side * corner
+            # Of slices that are channels the middle of them counts.
+            matrix[axis, -1] = side * (corner + (0 if axis < dims else (self.size[axis] - 1) / 2))
             if axis < dims:
                 matrix[axis, axis] = side
         return matrix
@@ -122,7 +125,7 @@ class CropPlan:
     def __init__(self, store: Store, options: CropOptions) -> None:
         """Raises `ConfigError`, with the fix, where the crop does not fit the store."""
         self.store, self.options = store, options
-        self.size = _full_size(store, options.size)
+        self.size = _full_size(store, options)
         self.numbers = _usable(store, self.size, options)
         self._groups = None if options.balance == "volume" else _grouped(_column(store, options.balance), self.numbers)
 
@@ -192,12 +195,29 @@ def _grouped(column: NDArray[Any], numbers: NDArray[np.int64]) -> list[NDArray[n
     return np.split(numbers[order], np.flatnonzero(np.diff(of_each[order])) + 1)
 
 
-def _full_size(store: Store, size: Sequence[int]) -> tuple[int, ...]:
-    dims = store.spatial_dims
+def channels_of_crops(store: Store, options: CropOptions) -> tuple[str, ...]:
+    """The names of the channels that crops have: those of the store, or its neighbouring slices."""
+    if options.slab == 1:
+        return store.channels
+    if len(store.channels) > 1:
+        raise ConfigError(
+            f"data.slab makes channels of slices, and the volumes of {store.folder} have {len(store.channels)} channels already "
+            f"({', '.join(store.channels)}). Leave slab out, or make a store of one channel."
+        )
+    if len(options.size) != 2 or store.spatial_dims != 3:
+        raise ConfigError(
+            f"data.slab makes channels of the neighbouring slices of volumes: it needs a data.size of two sides, not {list(options.size)}, "
+            f"and a store of 3D volumes; {store.folder} holds {store.spatial_dims}D images. Leave slab out."
+        )
+    return tuple(f"slice {number}" for number in range(options.slab))
+
+
+def _full_size(store: Store, options: CropOptions) -> tuple[int, ...]:
+    dims, size = store.spatial_dims, options.size
     if len(size) == dims:
         return tuple(size)
     if len(size) == 2 and dims == 3:
-        return (*size, 1)
+        return (*size, options.slab)
     raise ConfigError(f"data.size {list(size)} has {len(size)} sides, the store {store.folder} holds {dims}D images. Give {dims} sides.")
 
 
@@ -295,10 +315,20 @@ def _buffer(shape: tuple[int, ...], dtype: np.dtype[Any], scratch: dict[Any, NDA
 
 def crop_at(store: Store, options: CropOptions, seed: int, sample: int) -> Crop:
     """The crop of the sample with that global number: what the loader delivers there."""
-    place = CropPlan(store, options).place(seed, sample)
-    full = np.empty((len(store.channels), *place.size), np.float32)
+    plan = CropPlan(store, options)
+    place = plan.place(seed, sample)
+    images = np.empty((len(channels_of_crops(store, options)), *options.size), np.float32)
     labels = np.empty(place.size, np.int64) if store.labelled else None
-    inside = read_crop(store, place, full, labels=labels)
+    inside = read_crop(store, place, by_slices(images, plan), labels=labels)
     volume, size = store.volume(place.number), options.size
-    classes = None if labels is None else labels.reshape(1, *size)
-    return Crop(full.reshape(len(full), *size), place, volume, inside, place.affine(volume, len(size)), classes)
+    if labels is not None and labels.ndim > len(size):
+        labels = labels[..., plan.size[-1] // 2]
+    classes = None if labels is None else labels[None]
+    return Crop(images, place, volume, inside, place.affine(volume, len(size)), classes)
+
+
+def by_slices(images: NDArray[np.float32], plan: CropPlan) -> NDArray[np.float32]:
+    """(C, *size) of a crop as its box has them, (channels of the volume, *sides of the box): a view."""
+    if images.ndim == 1 + len(plan.size):
+        return images
+    return np.moveaxis(images, 0, -1)[None] if plan.options.slab > 1 else images[..., None]

@@ -104,9 +104,9 @@ def test_images_and_volumes_do_not_share_a_store(tmp_path: Path) -> None:
     write_series(source / "ct", made_volume((20, 16, 12)), made_affine())
     save(image(radiograph(), DX, "DX"), source / "dx")
     summary = make_store([source], tmp_path / "volumes")
-    assert Store(tmp_path / "volumes").spatial_dims == 3 and any("--dimensions 2" in reason for reason in summary.unread)
+    assert Store(tmp_path / "volumes").spatial_dims == 3 and list(summary.not_chosen.values()) == ["a 2D image, beside volumes"]
     summary = make_store([source], tmp_path / "images", dimensions=2)
-    assert Store(tmp_path / "images").spatial_dims == 2 and any("--dimensions 3" in reason for reason in summary.unread)
+    assert Store(tmp_path / "images").spatial_dims == 2 and list(summary.not_chosen.values()) == ["a volume, beside 2D images"]
     # What a store holds it goes on with.
     assert make_store([source], tmp_path / "images").volumes == 1
     with pytest.raises(UsageError, match="holds 2D images and is asked for volumes"):

@@ -8,11 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from pydicom import Dataset
-
 from medssl.archive.decoders import can_decode
 from medssl.archive.geometry import usable_spacing
-from medssl.archive.headers.elements import count, has, number, numbers, text, texts, tolerant, values
+from medssl.archive.headers.elements import Header, count, has, number, numbers, text, texts, tolerant, values
 from medssl.archive.headers.frames import MOST_FRAMES
 from medssl.archive.headers.pixel_element import UNCOMPRESSED
 from medssl.archive.instance import Instance
@@ -42,7 +40,7 @@ _TWO_DIMENSIONS, _CENTIMETRES = 1, 3
 """Of an ultrasound region: what it shows, and the unit of its axes."""
 
 
-def is_projection(found: Instance, dataset: Dataset) -> bool:
+def is_projection(found: Instance, dataset: Header) -> bool:
     """Is the object a 2D image by itself?"""
     if found.sop_class in _CLASSES:
         return True
@@ -50,7 +48,7 @@ def is_projection(found: Instance, dataset: Dataset) -> bool:
     return plain and found.modality in _MODALITIES and int(number(dataset, "NumberOfFrames", 1)) == 1
 
 
-def as_image(filled: Instance, dataset: Dataset) -> Instance:
+def as_image(filled: Instance, dataset: Header) -> Instance:
     """An instance with its pixels described, as a 2D image, or with the reason why it is none."""
     spacing, notes = _spacing(dataset)
     one = replace(
@@ -66,7 +64,7 @@ def as_image(filled: Instance, dataset: Dataset) -> Instance:
     return replace(one, reason=reason.value if reason else "")
 
 
-def _flaw(one: Instance, dataset: Dataset) -> Reason | None:
+def _flaw(one: Instance, dataset: Header) -> Reason | None:
     if has(dataset, "ModalityLUTSequence"):
         return Reason.MODALITY_TABLE
     if not (one.syntax in UNCOMPRESSED or can_decode(one.syntax)):
@@ -84,7 +82,7 @@ def _flaw(one: Instance, dataset: Dataset) -> Reason | None:
     return None if one.photometric in _COLOURS and one.samples == 3 and eight else Reason.COLOUR_SPACE
 
 
-def _spacing(dataset: Dataset) -> tuple[tuple[float, ...], tuple[str, ...]]:
+def _spacing(dataset: Header) -> tuple[tuple[float, ...], tuple[str, ...]]:
     """Millimetres between rows and between columns, () where the header does not say, and what a person should know of them."""
     found = numbers(dataset, "PixelSpacing")
     if _usable(found):
@@ -108,7 +106,7 @@ def _usable(spacing: tuple[float, ...]) -> bool:
     return len(spacing) == 2 and usable_spacing(spacing)
 
 
-def _calibrated(dataset: Dataset) -> tuple[float, ...]:
+def _calibrated(dataset: Header) -> tuple[float, ...]:
     """Of the regions that show tissue in centimetres, where they agree."""
     sides = {
         (round(abs(number(region, "PhysicalDeltaY", 0.0)) * 10, 6), round(abs(number(region, "PhysicalDeltaX", 0.0)) * 10, 6))
@@ -119,7 +117,7 @@ def _calibrated(dataset: Dataset) -> tuple[float, ...]:
     return sides.pop() if len(sides) == 1 else ()
 
 
-def _warnings(filled: Instance, dataset: Dataset) -> Iterator[str]:
+def _warnings(filled: Instance, dataset: Header) -> Iterator[str]:
     said = text(dataset, "BurnedInAnnotation").upper()
     types = [value.upper() for value in texts(dataset, "ImageType")]
     if said == "YES":

@@ -1,9 +1,9 @@
 """Labelled cases: which image belongs to which label, whose they are, what their values mean, and a store of them."""
 
-from medssl.volumes.cases.files import header, read_label
 from medssl.volumes.cases.label_values import LabelValues, proposal
 from medssl.volumes.cases.labelled import (
     Prepared,
+    case_labels,
     dimensions_of,
     load_case,
     load_labels,
@@ -21,12 +21,14 @@ from medssl.volumes.cases.listing import (
     training_cases,
 )
 from medssl.volumes.cases.patients import describe_patients
+from medssl.volumes.cases.sources import header
 
 __all__ = [
     "Case",
     "LabelValues",
     "LabelledOptions",
     "Prepared",
+    "case_labels",
     "channels_of",
     "describe_patients",
     "dimensions_of",
@@ -37,7 +39,6 @@ __all__ = [
     "load_labels",
     "prepare_volume",
     "proposal",
-    "read_label",
     "restore_labels",
     "store_cases",
     "stored_cases",

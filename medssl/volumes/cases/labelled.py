@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -12,12 +13,16 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from medssl.archive import narrow
+from medssl.archive import narrow, read_nifti
 from medssl.archive.geometry import Flips, to_ras, voxel_spacing
+from medssl.archive.labels.merging import LabelMap
+from medssl.archive.labels.placing import LabelProblem
+from medssl.archive.nifti.names import is_picture_name
+from medssl.archive.pictures.files import read_picture_labels
 from medssl.errors import DataError
-from medssl.volumes.cases.files import header, is_scaled, read_images, read_label
 from medssl.volumes.cases.label_values import LabelValues
 from medssl.volumes.cases.listing import Case, pseudonym
+from medssl.volumes.cases.sources import Image, fingerprint, header, is_scaled, read_images, read_labels
 from medssl.volumes.grid import as_spacing, restore_nearest
 from medssl.volumes.ingest import Incoming, Progress, Unusable, placed, write_store
 from medssl.volumes.preparation import Channel, Preparation, statistics, usual_preparation
@@ -46,9 +51,10 @@ def store_cases(
     """
     if not cases:
         raise DataError("there are no labelled cases to train on.")
+    notes: dict[str, tuple[str, ...]] = {}
     dimensions = dimensions_of(cases)
     preparation = preparation or usual_preparation(dimensions)
-    incoming = [_incoming(case, tuple(channels), values or LabelValues(), preparation.grey) for case in cases]
+    incoming = [_incoming(case, tuple(channels), values or LabelValues(), notes, preparation) for case in cases]
     done = write_store(
         incoming, folder, spacing=spacing, preparation=preparation, dimensions=dimensions, workers=workers, progress=progress
     )
@@ -59,6 +65,7 @@ def store_cases(
         others = ", ".join(f"'{case.name}'" for case in bad[1:OTHERS])
         also = f" The others: {others}{' and more' if len(bad) > OTHERS else ''}." if others else ""
         raise DataError(f"{count}case '{bad[0].name}' ({files}): {done.left_out[bad[0].volume]}{also}")
+    _tell(notes)
     return stored_cases(folder, cases)
 
 
@@ -68,10 +75,21 @@ def dimensions_of(cases: Sequence[Case]) -> Literal[2, 3]:
     for case in cases:
         # What cannot be read is told with all others of its kind when it is stored.
         with suppress(DataError):
-            kinds.setdefault(header(case.images[0])[0][2] == 1, case)
+            shape, _ = header(case.images[0])
+            kinds.setdefault(len(shape) < 3 or shape[2] == 1, case)
     if len(kinds) > 1:
         raise DataError(f"case '{kinds[True].name}' is a 2D image and case '{kinds[False].name}' a volume. Train on one kind at a time.")
     return 2 if True in kinds else 3
+
+
+def _tell(notes: Mapping[str, Sequence[str]]) -> None:
+    """One line: what is odd about labels that are used all the same."""
+    odd = {name: said for name, said in sorted(notes.items()) if said}
+    if odd:
+        name, said = next(iter(odd.items()))
+        warnings.warn(
+            f"the labels of {len(odd)} case(s) are not quite as expected, such as those of '{name}': {'; '.join(said)}.", stacklevel=3
+        )
 
 
 def stored_cases(folder: str | Path, cases: Sequence[Case]) -> Store:
@@ -79,11 +97,16 @@ def stored_cases(folder: str | Path, cases: Sequence[Case]) -> Store:
     return Store(folder, only=frozenset(case.volume for case in cases))
 
 
-def _incoming(case: Case, channels: tuple[Channel, ...], values: LabelValues, grey: bool) -> Incoming:
+def _incoming(
+    case: Case, channels: tuple[Channel, ...], values: LabelValues, notes: dict[str, tuple[str, ...]], preparation: Preparation
+) -> Incoming:
     if case.label is None:
         raise DataError(f"case '{case.name}' has no label.")
-    load, labels = partial(read_images, case.images, grey), partial(_case_labels, case.label, values)
-    fingerprint = _fingerprint(case) if values.classes is None else f"{_fingerprint(case)} {values.document()}"
+    load, labels = partial(read_images, case.images, case.placed_by, preparation), partial(_case_labels, case, values, notes)
+    made_of = [fingerprint(source) for source in (*case.images, case.label)]
+    made_of += [str(values.document())] if values.classes is not None else []
+    made_of += [repr(values.segments)] if values.segments is not None else []
+    made_of += ["resampled"] if case.resample else []
     return Incoming(
         case.volume,
         pseudonym(case.patient),
@@ -92,15 +115,9 @@ def _incoming(case: Case, channels: tuple[Channel, ...], values: LabelValues, gr
         load,
         channels,
         labels,
-        fingerprint,
-        is_scaled(case.images),
+        " ".join(made_of),
+        scaled=is_scaled(case.images),
     )
-
-
-def _fingerprint(case: Case) -> str:
-    """Sizes and times of the files: what tells that they were changed."""
-    paths = [*case.images, *([case.label] if case.label is not None else [])]
-    return " ".join(f"{stat.st_size}/{stat.st_mtime_ns}" for stat in (path.stat() for path in paths))
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,19 +167,20 @@ def prepare_volume(
 
 
 def load_case(
-    images: str | Path | Sequence[Path],
+    images: str | Path | Sequence[Image],
     preparation: Preparation,
     spacing: float | Sequence[float] | None = None,
     channels: Sequence[Channel] = MR,
+    placed_by: Path | None = None,
     *,
     flat: bool = False,
 ) -> Prepared:
-    """The NIfTI files or pictures of a case, prepared as a store would be read; raises `MissingInput` or `DataError`.
+    """The images of a case, prepared as a store would be read; `placed_by` is the file that says where they lie, where they do not.
 
-    `flat`: it may be a 2D image.
+    `flat`: it may be a 2D image. Raises `MissingInput` or `DataError`.
     """
-    paths = [Path(images)] if isinstance(images, str | Path) else list(images)
-    array, affine = read_images(paths, preparation.grey)
+    paths: list[Image] = [Path(images)] if isinstance(images, str | Path) else list(images)
+    array, affine = read_images(paths, placed_by, preparation)
     name = ", ".join(map(str, paths))
     return prepare_volume(array, affine, preparation, spacing, channels, name, flat=flat, scaled=is_scaled(paths))
 
@@ -185,21 +203,37 @@ def load_labels(path: str | Path, values: LabelValues | None = None) -> NDArray[
     Raises `DataError` for values that are no whole numbers or no class.
     """
     try:
-        return _read_labels(path, values or LabelValues())
+        array = read_picture_labels(path) if is_picture_name(str(path)) else read_nifti(path).array
+        return _classes(array, values or LabelValues())
     except Unusable as error:
         raise DataError(f"the label {path} {error}") from error
 
 
-def _case_labels(path: Path, values: LabelValues) -> NDArray[Any]:
+def case_labels(case: Case, values: LabelValues) -> NDArray[Any]:
+    """(X, Y, Z) classes of a case's label on its image's grid, as `load_labels`; raises `DataError`."""
     try:
-        return _read_labels(path, values)
+        return _case_labels(case, values, {})
+    except Unusable as error:
+        raise DataError(f"case '{case.name}': {error}") from error
+
+
+def _case_labels(case: Case, values: LabelValues, notes: dict[str, tuple[str, ...]]) -> NDArray[Any]:
+    assert case.label is not None
+    try:
+        found = read_labels(case.label, lambda: case.grid, values.segments, case.resample)
+        if isinstance(found, LabelMap):
+            notes[case.name] = found.notes
+            return found.array
+        return _classes(found.array, values)
     except Unusable as error:
         raise Unusable(f"its label {error}") from error
+    except LabelProblem as problem:
+        raise Unusable(str(problem).removesuffix(".")) from problem
 
 
-def _read_labels(path: str | Path, values: LabelValues) -> NDArray[Any]:
-    array, _ = read_label(Path(path))
-    if array.dtype.kind == "f" and (odd := array[array != np.rint(array)]).size:
+def _classes(array: NDArray[Any], values: LabelValues) -> NDArray[Any]:
+    array = narrow(array)
+    if array.dtype != np.int16 and (odd := array[array != np.rint(array)]).size:
         raise Unusable(f"holds values that are no whole numbers, such as {np.float64(odd[0]):.10g}. Labels are 0, 1, 2 and so on.")
     if values.classes is not None:
         return values.classes_in(array)

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medssl.archive.nifti.modality import checked_modality
 from medssl.config import BaseOptions, check
 from medssl.errors import ArchiveError, UsageError
 from medssl.faults import faults_as
-from medssl.files import holds_file
+from medssl.files import holds_file, make_folder, open_regular, take_folder, write_atomically
 from medssl.volumes.ingest.channels import ChannelOptions, Group, grouped, known_modality
+from medssl.volumes.ingest.choice import OTHERS, ChoiceOptions, candidates_of, choose, modalities_of, nothing_left
+from medssl.volumes.ingest.estimating import StoreEstimate, estimated
 from medssl.volumes.ingest.writing import Incoming, Progress, StoreSummary, Unusable, write_store
 from medssl.volumes.preparation import Preparation, as_grey, turned_round, usual_preparation, with_windows
 from medssl.volumes.store.frames import Codec
@@ -34,8 +36,10 @@ class StoreOptions(BaseOptions):
     """SQL condition over the volume table of the index."""
     spacing: float | tuple[float, float, float] | None = None
     """Resample to this spacing in mm; null: each volume keeps its own grid."""
-    modality: str | None = None
-    """Modality of NIfTI files and pictures that do not say theirs, such as CT."""
+    modality: str | tuple[str, ...] | None = None
+    """Modalities that are taken, such as CT or [CT, MR]; NIfTI files and pictures that do not say theirs count as the one that is named."""
+    choice: ChoiceOptions = ChoiceOptions()
+    """Which volumes are taken of them."""
     dimensions: Literal[2, 3] | None = None
     """3: volumes; 2: 2D images by themselves, such as radiographs and photographs; null: volumes where there are any, else images."""
     grey: bool = False
@@ -55,7 +59,8 @@ def make_store(
     *,
     where: str | None = None,
     spacing: float | Sequence[float] | None = None,
-    modality: str | None = None,
+    modality: str | Sequence[str] | None = None,
+    choice: ChoiceOptions | Mapping[str, Any] | None = None,
     preparation: Preparation | None = None,
     channels: ChannelOptions | Mapping[str, Any] | None = None,
     dimensions: Literal[2, 3] | None = None,
@@ -67,57 +72,134 @@ def make_store(
 ) -> StoreSummary:
     """Make or complete the store `out` from index folders and folders of DICOM or NIfTI.
 
-    `where` is SQL over the index's volume table; `spacing` is in mm (none: native); `modality` is that of NIfTI files that do not say
-    it, and decides how they are prepared; `channels` says what becomes the channels of one volume. Folders that are no index are
-    indexed first, beside the store in `OUT.index`: that folder holds real paths and stays private, the store holds pseudonyms only.
+    `where` is SQL over the index's volume table; `spacing` is in mm (none: native); `modality` names those that are taken (none: all),
+    and that of NIfTI files and pictures that do not say theirs, which decides how they are prepared; `choice` says which volumes are
+    taken (`ChoiceOptions()` as the command does, none: all); `channels` says what becomes the channels of one volume. Folders that are
+    no index are indexed first, beside the store in `OUT.index`: that folder holds real paths and stays private, the store holds
+    pseudonyms only.
 
     A store holds volumes or 2D images: `dimensions` says which; without it what the store holds already, else volumes where there are any.
     `grey` and `invert_monochrome1` are of 2D images, and become part of the preparation.
     """
-    modality = None if modality is None else checked_modality(modality)
-    if not sources:
-        raise UsageError("no source given. Name an index folder, or a folder of DICOM or NIfTI files.")
-    options = channels if isinstance(channels, ChannelOptions) else check(ChannelOptions, dict(channels or {}), "channels")
-    indexes, unread = _indexes(sources, Path(out), workers)
-    found = [(index, index.volumes(where)) for index in indexes]
-    dimensions = dimensions or _dimensions(Path(out), [record for _, records in found for record in records])
-    prepared = (preparation or usual_preparation(dimensions)).model_copy(
-        update={name: True for name, asked in (("grey", grey), ("invert_monochrome1", invert_monochrome1)) if asked}
-    )
-    chosen = [(index, [record for record in records if record.dimensions == dimensions]) for index, records in found]
-    others = sum(len(records) for _, records in found) - sum(len(records) for _, records in chosen)
-    unread = {**unread, **({_OTHERS[dimensions]: others} if others else {})}
-    incoming = list(
-        {item.volume: item for index, records in chosen for item in _of_index(index, records, modality, options, prepared)}.values()
-    )
-    if dimensions == 2:
-        _refuse_mixed(incoming)
-    if not incoming:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(unread.items()))
-        raise ArchiveError(
-            f"no volumes in {', '.join(str(source) for source in sources)}{f' where {where}' if where else ''}"
-            f"{f'; its files: {reasons}' if reasons else ''}. "
-            "`medssl index` and `medssl volumes` show what is there and why files were left out."
-        )
+    options, asked = _options(channels), _Asked(dimensions, grey, invert_monochrome1, preparation)
+    indexes, unread = _indexes(sources, _beside(out), workers)
+    selected = _selected(indexes, Path(out), where, modality, _choice(choice), options, asked)
+    _refuse_nothing(selected, sources, where, unread)
     done = write_store(
-        incoming,
+        selected.incoming,
         out,
         spacing=spacing,
-        preparation=with_windows(prepared, options.windows),
+        preparation=with_windows(selected.preparation, options.windows),
         axis=options.axis,
-        dimensions=dimensions,
+        dimensions=selected.dimensions,
         codec=codec,
         workers=workers,
         progress=progress,
     )
-    return replace(done, unread=unread)
+    return replace(done, unread=unread, not_chosen=selected.not_chosen)
 
 
-_OTHERS = {
-    2: "volumes, which need a store of their own (--dimensions 3)",
-    3: "2D images, which need a store of their own (--dimensions 2)",
-}
-"""What a store of so many dimensions leaves out."""
+def estimate_store(
+    sources: Sequence[str | Path],
+    out: str | Path,
+    *,
+    where: str | None = None,
+    spacing: float | Sequence[float] | None = None,
+    modality: str | Sequence[str] | None = None,
+    choice: ChoiceOptions | Mapping[str, Any] | None = None,
+    preparation: Preparation | None = None,
+    channels: ChannelOptions | Mapping[str, Any] | None = None,
+    dimensions: Literal[2, 3] | None = None,
+    grey: bool = False,
+    invert_monochrome1: bool = False,
+    codec: Codec = "lz4hc",
+    workers: int = 2,
+) -> StoreEstimate:
+    """What `make_store` with the same arguments would make: measured on a few volumes, and nothing is written.
+
+    Folders that are no index are indexed first, in a private folder that is gone when this returns.
+    """
+    options, asked = _options(channels), _Asked(dimensions, grey, invert_monochrome1, preparation)
+    with TemporaryDirectory(prefix="medssl-") as folder:
+        own = Path(folder) / "index"
+        _give_names(_beside(out), own)
+        indexes, unread = _indexes(sources, own, workers)
+        selected = _selected(indexes, Path(out), where, modality, _choice(choice), options, asked)
+        _refuse_nothing(selected, sources, where, unread)
+        found = estimated(
+            selected.incoming,
+            out,
+            spacing=spacing,
+            preparation=with_windows(selected.preparation, options.windows),
+            axis=options.axis,
+            dimensions=selected.dimensions,
+            codec=codec,
+            workers=workers,
+        )
+    return replace(found, unread=unread, not_chosen=selected.not_chosen)
+
+
+def _options(channels: ChannelOptions | Mapping[str, Any] | None) -> ChannelOptions:
+    return channels if isinstance(channels, ChannelOptions) else check(ChannelOptions, dict(channels or {}), "channels")
+
+
+def _choice(choice: ChoiceOptions | Mapping[str, Any] | None) -> ChoiceOptions | None:
+    return choice if choice is None or isinstance(choice, ChoiceOptions) else check(ChoiceOptions, dict(choice), "choice")
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a store is to hold, as far as it is said."""
+
+    dimensions: Literal[2, 3] | None
+    grey: bool
+    invert_monochrome1: bool
+    preparation: Preparation | None
+
+    def prepared(self, dimensions: Literal[2, 3]) -> Preparation:
+        """As the store will say it."""
+        also = {name: True for name in ("grey", "invert_monochrome1") if getattr(self, name)}
+        return (self.preparation or usual_preparation(dimensions)).model_copy(update=also)
+
+
+@dataclass(frozen=True)
+class _Selected:
+    incoming: list[Incoming]
+    not_chosen: dict[str, str]
+    dimensions: Literal[2, 3]
+    preparation: Preparation
+
+
+def _selected(
+    indexes: Sequence[Index],
+    out: Path,
+    where: str | None,
+    modality: str | Sequence[str] | None,
+    choice: ChoiceOptions | None,
+    options: ChannelOptions,
+    asked: _Asked,
+) -> _Selected:
+    modalities = modalities_of(modality)
+    if choice is not None and (options.series or options.frames):
+        # These say themselves which volumes of a study or series belong together.
+        choice = choice.model_copy(update={"reconstructions": "all"})
+    found = [(index, index.volumes(where)) for index in indexes]
+    dimensions = asked.dimensions or _dimensions(out, [record for _, records in found for record in records])
+    preparation = asked.prepared(dimensions)
+    incoming: dict[str, Incoming] = {}
+    not_chosen: dict[str, str] = {}
+    for index, records in found:
+        index.check_readable()
+        named = modalities[0] if len(modalities) == 1 else None
+        not_chosen |= {record.volume: OTHERS[dimensions] for record in records if record.dimensions != dimensions}
+        alike = [record for record in records if record.dimensions == dimensions]
+        chosen = choose(candidates_of(index, alike, named), choice, modalities)
+        incoming |= {item.volume: item for item in from_records(index, chosen.chosen, named, options, preparation)}
+        not_chosen |= chosen.left_out
+    if dimensions == 2:
+        _refuse_mixed(list(incoming.values()))
+    left = {volume: reason for volume, reason in not_chosen.items() if volume not in incoming}
+    return _Selected(list(incoming.values()), left, dimensions, preparation)
 
 
 def _dimensions(out: Path, records: Sequence[VolumeRecord]) -> Literal[2, 3]:
@@ -140,15 +222,45 @@ def _refuse_mixed(incoming: Sequence[Incoming]) -> None:
         )
 
 
-def _indexes(sources: Sequence[str | Path], out: Path, workers: int) -> tuple[list[Index], dict[str, int]]:
-    """The opened indexes, and what those made here could not read."""
+def _refuse_nothing(selected: _Selected, sources: Sequence[str | Path], where: str | None, unread: Mapping[str, int]) -> None:
+    if selected.incoming:
+        return
+    among = f"{', '.join(str(source) for source in sources)}{f' where {where}' if where else ''}"
+    if selected.not_chosen:
+        raise UsageError(f"of the {len(selected.not_chosen)} volumes in {among} none is chosen: {nothing_left(selected.not_chosen)}.")
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(unread.items()))
+    raise ArchiveError(
+        f"no volumes in {among}{f'; its files: {reasons}' if reasons else ''}. "
+        "`medssl index` and `medssl volumes` show what is there and why files were left out."
+    )
+
+
+def _beside(out: str | Path) -> Path:
+    """The index of sources that are none."""
+    return Path(out).with_name(Path(out).name + ".index")
+
+
+def _give_names(known: Path, fresh: Path) -> None:
+    """An index that is made for the moment names its volumes as the one that is there."""
+    from medssl.archive.index.folder import IndexFolder
+
+    if is_index(known):
+        take_folder(fresh)
+        make_folder(IndexFolder(fresh).private)
+        with faults_as(UsageError, f"{known} cannot be read"), open_regular(IndexFolder(known).key) as key:
+            write_atomically(IndexFolder(fresh).key, key.read(4096))
+
+
+def _indexes(sources: Sequence[str | Path], beside: Path, workers: int) -> tuple[list[Index], dict[str, int]]:
+    """The opened indexes, and what the one that is made in `beside`, of the sources that are none, could not read."""
     from medssl.archive import Index, build_index
 
+    if not sources:
+        raise UsageError("no source given. Name an index folder, or a folder of DICOM or NIfTI files.")
     raw = [source for source in sources if not is_index(Path(source))]
     found = [Index(source) for source in sources if is_index(Path(source))]
     if not raw:
         return found, {}
-    beside = out.with_name(out.name + ".index")
     summary = build_index(raw, beside, workers=workers)
     return [*found, Index(beside)], summary.rejected
 
@@ -159,14 +271,10 @@ def is_index(folder: Path) -> bool:
         return holds_file(folder / "index.json") and (folder / "private").is_dir()
 
 
-def _of_index(
+def from_records(
     index: Index, records: Sequence[VolumeRecord], modality: str | None, options: ChannelOptions, preparation: Preparation
 ) -> list[Incoming]:
-    """These volumes of an index, joined as `options` say and read when their turn comes; `modality` where the index knows none.
-
-    Raises `ArchiveError` where none of them could be read.
-    """
-    index.check_readable()
+    """Volumes of an index, joined as `options` say and read when their turn comes; `modality` where the index knows none."""
     groups = grouped(index, records, options, modality, preparation.grey)
     return [_incoming(index, group, options, modality, preparation) for group in groups]
 
@@ -191,6 +299,8 @@ def _incoming(index: Index, group: Group, options: ChannelOptions, modality: str
         channels,
         fingerprint="" if plain else made_of,
         scaled=bool(first.spacing),
+        shape=(max(1, len({channel.array for channel in channels})), *first.shape[: first.dimensions]),
+        spacing=first.spacing,
     )
 
 

@@ -16,7 +16,6 @@ class Reason(StrEnum):
 
     EMPTY_FILE = "empty file"
     NOT_MEDICAL = "neither DICOM nor NIfTI"
-    PICTURE = "picture beside DICOM or NIfTI files"
     COMPRESSED_ARCHIVE = "compressed file that is no zip or tar, or archive inside an archive: unpack it"
     DICOMDIR = "DICOMDIR"
     STRUCTURED_REPORT = "structured report"
@@ -70,7 +69,6 @@ _NOT_IMAGES = frozenset(
     {
         Reason.EMPTY_FILE,
         Reason.NOT_MEDICAL,
-        Reason.PICTURE,
         Reason.COMPRESSED_ARCHIVE,
         Reason.DICOMDIR,
         Reason.STRUCTURED_REPORT,

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from medssl.archive import Index, VolumeRecord, build_index, no_volume, write_nifti
+from medssl.archive import Index, VolumeRecord, build_index, no_volume, without_previews, write_nifti
 from medssl.archive.nifti.names import image_files, is_nifti_name, is_picture_name, stem
 from medssl.archive.pictures.files import write_label_picture
 from medssl.errors import ArchiveError, CheckpointError, DataError, MedsslError, MissingInput, UsageError
@@ -219,7 +219,7 @@ def _case(name: str, files: tuple[Path, ...], form: ImageForm) -> _Input:
 
 
 def _indexed(index: Index, form: ImageForm, path: Path) -> list[_Input]:
-    records = index.volumes()
+    records = without_previews(index.volumes())
     if not records:
         raise DataError(no_volume(index, path))
     return [_from_index(index, record, form, path) for record in records]

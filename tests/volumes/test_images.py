@@ -11,7 +11,7 @@ from PIL import Image
 
 from medssl.errors import ConfigError, UsageError
 from medssl.testing.dicom import made_affine, made_volume, write_series
-from medssl.volumes import CropLoader, CropOptions, DataOptions, Preparation, Store, make_store
+from medssl.volumes import CropLoader, CropOptions, DataOptions, Preparation, Store, estimate_store, make_store
 from medssl.volumes.crops import crop_at
 from medssl.volumes.preparation import usual_preparation
 from medssl.volumes.showing import kinds, write_sheet
@@ -167,3 +167,21 @@ def test_crops_are_a_part_of_the_image(tmp_path: Path) -> None:
         assert np.array_equal(crop.image[0], whole[x : x + 64, y : y + 48]) and crop.inside > 0.1
     with pytest.raises(ConfigError, match="holds 2D images"):
         crop_at(store, CropOptions(size=(64, 48, 8)), 3, 0)
+
+
+def test_previews_beside_scans_are_no_images_of_a_store(tmp_path: Path) -> None:
+    source = pictures(tmp_path / "in", radiograph())
+    save(image(radiograph(seed=1), DX, "DX"), source / "dx")
+    summary = make_store([source], tmp_path / "s")
+    assert summary.volumes == 1 and Store(tmp_path / "s").volume(0).modality == "DX"
+    assert list(summary.not_chosen.values()) == ["a picture beside DICOM or NIfTI"]
+    assert make_store([source], tmp_path / "pictures", where="kind = 'picture'").volumes == 1
+
+
+def test_what_a_store_of_images_will_cost_is_estimated(tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "in", *(radiograph(seed=number) for number in range(3)))
+    found = estimate_store([folder], tmp_path / "s", modality="DX")
+    assert found.volumes == 3 and not found.left_out and not (tmp_path / "s").exists()
+    make_store([folder], tmp_path / "s", modality="DX")
+    stored = sum(path.stat().st_size for path in (tmp_path / "s" / "volumes").iterdir())
+    assert 0.7 * stored < found.bytes < 1.3 * stored

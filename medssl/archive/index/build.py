@@ -16,7 +16,7 @@ from medssl.archive.index.folder import IndexFolder
 from medssl.archive.index.making import Made, make_volumes
 from medssl.archive.index.pseudonyms import Pseudonyms
 from medssl.archive.index.records import IndexSummary
-from medssl.archive.index.scanning import Chosen, opened, pictures_alone, scanned_all
+from medssl.archive.index.scanning import Chosen, opened, scanned_all
 from medssl.archive.index.summary import records_table, summarize
 from medssl.archive.instance import Instance, to_table
 from medssl.archive.outcomes import ending
@@ -67,7 +67,6 @@ def _built(chosen: Sequence[Chosen], root: IndexFolder, workers: int, progress: 
     with root.building() as (public, private):
         sources = opened(chosen)
         scanned = scanned_all(sources, root, private, workers, progress)
-        scanned = pictures_alone(scanned)
         instances = mark_duplicates([placed_by_location(one) for one in scanned] if slice_location else scanned, sources)
         made, left = make_volumes(instances, names)
         final = _final(instances, left)

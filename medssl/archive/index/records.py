@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -80,6 +81,12 @@ class VolumeRecord:
 
     def __hash__(self) -> int:
         return hash(self.volume)
+
+
+def without_previews(records: Sequence[VolumeRecord]) -> list[VolumeRecord]:
+    """The same, but no pictures (PNG, JPEG) where DICOM or NIfTI is among them: there they are previews and reports."""
+    scans = [one for one in records if one.kind != "picture"]
+    return scans or list(records)
 
 
 @dataclass(frozen=True, eq=False)

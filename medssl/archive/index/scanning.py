@@ -86,13 +86,6 @@ def scanned_all(sources: list[ArchiveSource], root: IndexFolder, private: Path, 
     return sorted([*kept, *members], key=lambda one: one.identity)
 
 
-def pictures_alone(instances: Sequence[Instance]) -> list[Instance]:
-    """The same instances; beside DICOM or NIfTI files of the same source pictures are previews and reports, and left out."""
-    others = {one.source for one in instances if one.kind in ("dicom", "nifti")}
-    beside = [one.kind == "picture" and one.source in others and not one.reason for one in instances]
-    return [replace(one, reason=Reason.PICTURE.value) if left else one for one, left in zip(instances, beside, strict=True)]
-
-
 @dataclass(frozen=True)
 class _Entered:
     """A zip or tar file inside a folder, and the number of the source that it has become."""

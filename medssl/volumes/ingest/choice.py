@@ -113,6 +113,7 @@ class Choice:
 SECOND = "a second reconstruction of the same acquisition"
 REFORMAT = "a reformat, projection or rendering (ImageType)"
 DERIVED = "derived from other images of its study (ImageType)"
+PREVIEW = "a picture beside DICOM or NIfTI"
 OTHERS = {2: "a volume, beside 2D images", 3: "a 2D image, beside volumes"}
 """By the dimensions of what a store holds."""
 _RECONSTRUCTIONS = (SECOND, REFORMAT, DERIVED)
@@ -220,6 +221,8 @@ def nothing_left(left_out: Mapping[str, str]) -> str:
 def _way(reason: str) -> str:
     if reason.startswith("fewer than"):
         return "--min-slices N takes shorter ones"
+    if reason == PREVIEW:
+        return "--where \"kind = 'picture'\" takes them"
     if reason in OTHERS.values():
         return "--dimensions says which a store holds"
     if reason in _RECONSTRUCTIONS:

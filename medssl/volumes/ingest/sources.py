@@ -18,7 +18,7 @@ from medssl.errors import ArchiveError, UsageError
 from medssl.faults import faults_as
 from medssl.files import holds_file, make_folder, open_regular, take_folder, write_atomically
 from medssl.volumes.ingest.channels import ChannelOptions, Group, grouped, known_modality
-from medssl.volumes.ingest.choice import OTHERS, ChoiceOptions, candidates_of, choose, modalities_of, nothing_left
+from medssl.volumes.ingest.choice import OTHERS, PREVIEW, ChoiceOptions, candidates_of, choose, modalities_of, nothing_left
 from medssl.volumes.ingest.estimating import StoreEstimate, estimated
 from medssl.volumes.ingest.writing import Incoming, Progress, StoreSummary, Unusable, write_store
 from medssl.volumes.preparation import Preparation, as_grey, turned_round, usual_preparation, with_windows
@@ -179,20 +179,24 @@ def _selected(
     options: ChannelOptions,
     asked: _Asked,
 ) -> _Selected:
+    from medssl.archive import without_previews
+
     modalities = modalities_of(modality)
     if choice is not None and (options.series or options.frames):
         # These say themselves which volumes of a study or series belong together.
         choice = choice.model_copy(update={"reconstructions": "all"})
     found = [(index, index.volumes(where)) for index in indexes]
-    dimensions = asked.dimensions or _dimensions(out, [record for _, records in found for record in records])
+    dimensions = asked.dimensions or _dimensions(out, [record for _, records in found for record in without_previews(records)])
     preparation = asked.prepared(dimensions)
     incoming: dict[str, Incoming] = {}
     not_chosen: dict[str, str] = {}
     for index, records in found:
         index.check_readable()
         named = modalities[0] if len(modalities) == 1 else None
-        not_chosen |= {record.volume: OTHERS[dimensions] for record in records if record.dimensions != dimensions}
-        alike = [record for record in records if record.dimensions == dimensions]
+        scans = without_previews(records)
+        not_chosen |= {record.volume: PREVIEW for record in records if record.kind == "picture" and len(scans) < len(records)}
+        not_chosen |= {record.volume: OTHERS[dimensions] for record in scans if record.dimensions != dimensions}
+        alike = [record for record in scans if record.dimensions == dimensions]
         chosen = choose(candidates_of(index, alike, named), choice, modalities)
         incoming |= {item.volume: item for item in from_records(index, chosen.chosen, named, options, preparation)}
         not_chosen |= chosen.left_out

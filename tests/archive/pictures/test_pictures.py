@@ -14,7 +14,7 @@ from archive.made_images import colour, grey, smooth_colour
 from numpy.typing import NDArray
 from PIL import Image
 
-from medssl.archive import Index, Reason
+from medssl.archive import Index, Reason, read_single, without_previews
 from medssl.archive.pictures.files import read_picture, read_picture_labels, write_label_picture
 from medssl.errors import ArchiveError, DataError, MissingInput
 from medssl.testing.dicom import made_affine, made_volume, write_series
@@ -116,8 +116,9 @@ def test_what_cannot_be_read_is_a_reason(archive: Path, indexed: Indexed) -> Non
 def test_pictures_beside_scans_are_no_images(archive: Path, indexed: Indexed) -> None:
     write_series(archive, made_volume(), made_affine())
     Image.fromarray(colour()).save(archive / "preview.png")
-    index = indexed(archive)
-    assert [one.dimensions for one in index.volumes()] == [3] and index.rejected() == {Reason.PICTURE: 1}
+    records = indexed(archive).volumes()
+    assert sorted(one.dimensions for one in records) == [2, 3] and [one.kind for one in without_previews(records)] == ["dicom"]
+    assert read_single(archive).array.shape == made_volume().shape
 
 
 def test_a_picture_that_changed_is_told(archive: Path, indexed: Indexed) -> None:

@@ -124,6 +124,8 @@ class Instance:
     """InstanceNumber: trusted for nothing but telling repetitions apart that nothing else does, and only where it runs in order."""
 
     taken: Acquisition = Acquisition()
+    description: str = ""
+    """SeriesDescription: free text, for rules of a store to compare with and never to be shown."""
 
     shape: tuple[int, ...] = ()
     affine: tuple[float, ...] = ()

@@ -53,7 +53,7 @@ _WANTED = (
     "RescaleIntercept ModalityLUTSequence PixelPaddingValue PixelPaddingRangeLimit ImagePositionPatient ImageOrientationPatient "
     "PixelSpacing SpacingBetweenSlices SliceThickness FrameOfReferenceUID EchoNumbers EchoTime InversionTime FlipAngle ConvolutionKernel "
     "TemporalPositionIdentifier AcquisitionNumber TriggerTime AcquisitionDate AcquisitionTime AcquisitionDateTime "
-    "ComplexImageComponent DiffusionBValue DiffusionGradientOrientation InstanceNumber SliceLocation StackID"
+    "ComplexImageComponent DiffusionBValue DiffusionGradientOrientation InstanceNumber SliceLocation StackID SeriesDescription"
 )
 Field = Callable[[Header], Any]
 _NUMBERS = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept")
@@ -83,6 +83,7 @@ _PLACE: dict[str, Field] = {
 }
 _ORDER: dict[str, Field] = {
     "taken": lambda header: acquisition.acquisition(header),
+    "description": lambda header: text(header, "SeriesDescription"),
     "image_type": lambda header: _image_type(header),
     "component": lambda header: _component(_image_type(header), text(header, "ComplexImageComponent")),
     "echo": lambda header: "/".join((text(header, "EchoNumbers"), *(f"{value:.2f}" for value in tolerant(header, "EchoTime")))),
@@ -117,6 +118,7 @@ _TAGS: list[Any] = [
 
 PLAIN_TAGS = frozenset({*(int(tag) for tag in _TAGS), *META, 0x00080005} - set(siemens.ELEMENTS))
 """What is kept of a header that is not parsed by pydicom, which has the character sets and Siemens' own header to itself."""
+_ALL = frozenset(map(int, _TAGS))
 
 PARSE_ERRORS = (
     pydicom.errors.InvalidDicomError,
@@ -163,6 +165,11 @@ def read_dataset(file: BinaryIO, tags: Iterable[Any], pixels: bool) -> pydicom.D
         return dataset
     file.seek(0)
     return pydicom.filereader.read_partial(file, stop, force=bare, specific_tags=wanted)
+
+
+def wanted_elements(header: pydicom.Dataset) -> frozenset[int]:
+    """The tags that an index reads of this header: a source that fetches long values one by one need not fetch others."""
+    return _ALL if frames.is_mosaic(header) else _ALL - {siemens.CSA}
 
 
 def _not_of_meta(tag: BaseTag, vr: str | None, length: int) -> bool:

@@ -94,9 +94,12 @@ def frames_of(dataset: Header, frames: int) -> list[Frame] | Reason | None:
         return Reason.MULTIFRAME
     if has(dataset, _GRID) and "Image Private Header" in text(dataset, 0x00650010):
         return _grid(dataset)
-    if "MOSAIC" in (value.upper() for value in texts(dataset, "ImageType")):
-        return _mosaic(dataset)
-    return None
+    return _mosaic(dataset) if is_mosaic(dataset) else None
+
+
+def is_mosaic(dataset: Dataset) -> bool:
+    """Does the header call its image a mosaic, as Siemens does?"""
+    return "MOSAIC" in (value.upper() for value in texts(dataset, "ImageType"))
 
 
 def _enhanced(dataset: Dataset, frames: int) -> Iterator[Frame]:

@@ -10,9 +10,9 @@ import numpy as np
 from medssl.archive.geometry import Float
 from medssl.archive.headers.elements import Header, text, values, whole
 
-_CREATOR, _CSA = 0x00290010, 0x00291010
+_CREATOR, CSA = 0x00290010, 0x00291010
 _COUNT_CREATOR, _COUNT = 0x00190010, 0x0019100A
-ELEMENTS = (_CREATOR, _CSA, _COUNT)
+ELEMENTS = (_CREATOR, CSA, _COUNT)
 
 
 class Mosaic(NamedTuple):
@@ -37,7 +37,7 @@ def mosaic_of(dataset: Header) -> Mosaic | None:
 
 
 def _csa(dataset: Header) -> dict[str, Any]:
-    content = values(dataset, _CSA)
+    content = values(dataset, CSA)
     if "SIEMENS CSA HEADER" not in text(dataset, _CREATOR) or len(content) != 1 or not isinstance(content[0], bytes):
         return {}
     # nibabel takes a second to import, and most files are no mosaics.

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from io import BytesIO
+from itertools import chain, groupby
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -113,26 +114,39 @@ def series_values(source_of: Callable[[int], ArchiveSource], slices: Iterable[In
 
     Raises as `slice_values`.
     """
-    last: tuple[int, bytes] | None = None
+    for (source, key), group in groupby(slices, key=lambda one: (one.source, one.key)):
+        members = list(group)
+        # Tiles share a plane.
+        wholes = {whole.frame: whole for whole in map(_in_whole, members)}
+        planes = _planes(source_of(source), os.fsdecode(key), list(wholes.values()))
+        last: int | None = None
+        for one in members:
+            if (frame := _in_whole(one).frame) != last:
+                last, plane = frame, next(planes)
+            yield _tile(plane, one)
+
+
+def _planes(source: ArchiveSource, key: str, instances: Sequence[Instance]) -> Iterator[NDArray[Any]]:
+    """The planes of one object: from its frames where the source has them, else from the opened object."""
+    if isinstance(source, FrameSource):
+        contents = iter(source.frames(key, [max(one.frame, 0) for one in instances]))
+        first = next(contents, None)
+        if first is not None:
+            yield from _frame_planes(source, chain([first], contents), instances)
+            return
     parsed: dict[str, pydicom.Dataset] = {}
-    plane: NDArray[Any] | None = None
-    for one in slices:
-        if (one.source, one.key) != last:
-            last, parsed, plane = (one.source, one.key), {}, None
-        if plane is None or not one.tile:
-            plane = _read_plane(source_of(one.source), _in_whole(one), parsed)
-        yield _tile(plane, one)
-
-
-def _read_plane(source: ArchiveSource, instance: Instance, parsed: dict[str, pydicom.Dataset]) -> NDArray[Any]:
-    key = os.fsdecode(instance.key)
-    if not isinstance(source, FrameSource):
+    for one in instances:
         with BytesIO() if parsed else source.open(key) as file:
-            return _plane(file, instance, parsed)
-    contents = list(source.frames(key, (max(instance.frame, 0),)))
-    if len(contents) != 1:
-        raise PixelProblem(f"the source '{source.name}' gave {len(contents)} frames where one was asked for")
-    return _frame_plane(contents[0], instance)
+            yield _plane(file, one, parsed)
+
+
+def _frame_planes(source: ArchiveSource, contents: Iterator[bytes], instances: Sequence[Instance]) -> Iterator[NDArray[Any]]:
+    for number, one in enumerate(instances, 1):
+        content = next(contents, None)
+        # Whether too many came is seen before the last is handed over.
+        if content is None or (number == len(instances) and next(contents, None) is not None):
+            raise PixelProblem(f"the source '{source.name}' did not give the {len(instances)} frames that it was asked for")
+        yield _frame_plane(content, one)
 
 
 def rescaled(stored: NDArray[Any], instance: Instance) -> NDArray[np.float64]:

@@ -14,7 +14,7 @@ from pydicom.tag import BaseTag, Tag
 
 from medssl.archive.decoders import can_decode
 from medssl.archive.geometry import usable_orientation, usable_position, usable_spacing
-from medssl.archive.headers import acquisition, diffusion, frames, siemens
+from medssl.archive.headers import acquisition, diffusion, frames, nuclear, siemens
 from medssl.archive.headers.elements import count, decimals, has, number, number_warnings, numbers, text, texts, tolerant, whole
 from medssl.archive.headers.frames import Frame, frames_of
 from medssl.archive.headers.kinds import is_projection, kind_of
@@ -44,7 +44,8 @@ _NUMBERS = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "
 """Where a flaw in how a number is written is told."""
 _PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 _TAGS: list[Any] = [
-    Tag(tag) for tag in (*_WANTED.split(), *acquisition.ELEMENTS.split(), *diffusion.TAGS, *frames.ELEMENTS, *siemens.ELEMENTS)
+    Tag(tag)
+    for tag in (*_WANTED.split(), *acquisition.ELEMENTS.split(), *diffusion.TAGS, *frames.ELEMENTS, *nuclear.ELEMENTS, *siemens.ELEMENTS)
 ]
 
 _ALL = frozenset(map(int, _TAGS))
@@ -100,7 +101,7 @@ def read_dataset(file: BinaryIO, tags: Iterable[Any], pixels: bool) -> pydicom.D
 
 def wanted_elements(header: pydicom.Dataset) -> frozenset[int]:
     """The tags that an index reads of this header: a source that fetches long values one by one need not fetch others."""
-    return _ALL if frames.is_mosaic(header) else _ALL - {siemens.CSA}
+    return _ALL if frames.is_mosaic(header) else _ALL - siemens.CSA
 
 
 def _not_of_meta(tag: BaseTag, vr: str | None, length: int) -> bool:
@@ -177,10 +178,12 @@ def _slices(found: Instance, frames: Sequence[Frame]) -> Iterator[Instance]:
 
 def _framed(filled: Instance, frame: Frame) -> Instance:
     one = replace(filled, frame=frame.number, dimensions=frame.dimensions)
+    if frame.position:
+        one = replace(one, position=frame.position, decimals=-1)
     if frame.tile is None:
         return one
     rows, columns, *tile = frame.tile
-    return replace(one, rows=rows, columns=columns, tile=tuple(tile), position=frame.position, decimals=-1)
+    return replace(one, rows=rows, columns=columns, tile=tuple(tile))
 
 
 def _filled(found: Instance, dataset: pydicom.Dataset) -> Instance:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from medssl.archive import Index, VolumeRecord, build_index, write_nifti
+from medssl.archive import Index, VolumeRecord, build_index, no_volume, write_nifti
 from medssl.archive.nifti.names import is_nifti_name, nifti_files, stem
 from medssl.errors import ArchiveError, CheckpointError, DataError, MedsslError, MissingInput, UsageError
 from medssl.faults import faults_as
@@ -210,8 +210,7 @@ def _nifti(name: str, files: tuple[Path, ...], form: ImageForm) -> _Input:
 def _indexed(index: Index, form: ImageForm, path: Path) -> list[_Input]:
     records = index.volumes()
     if not records:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(index.rejected().items()))
-        raise DataError(f"{path} holds no volume: {reasons}. Give a folder with a whole series.")
+        raise DataError(no_volume(index, path))
     return [_from_index(index, record, form, path) for record in records]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from pydicom import Dataset
 
 from medssl.archive.geometry import slice_normal, usable_orientation, usable_spacing
-from medssl.archive.headers.elements import number, numbers, tag_of, text, texts, values
+from medssl.archive.headers.elements import Header, number, numbers, tag_of, text, texts, values
 
 _NUCLEAR = "1.2.840.10008.5.1.4.1.1.20"
 _RECONSTRUCTED = ("RECON TOMO", "RECON GATED TOMO")
@@ -34,7 +34,7 @@ class Placed(NamedTuple):
     """What else the vectors say: gate, time slot, energy window."""
 
 
-def is_reconstruction(dataset: Dataset) -> bool:
+def is_reconstruction(dataset: Header) -> bool:
     """Are the frames slices, as opposed to projections?"""
     types = [value.upper() for value in texts(dataset, "ImageType")]
     return text(dataset, "SOPClassUID") == _NUCLEAR and len(types) > 2 and types[2] in _RECONSTRUCTED

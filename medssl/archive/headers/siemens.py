@@ -6,10 +6,9 @@ import struct
 from typing import Any, NamedTuple
 
 import numpy as np
-from pydicom import Dataset
 
 from medssl.archive.geometry import Float
-from medssl.archive.headers.elements import text, tolerant, values, whole
+from medssl.archive.headers.elements import Header, text, tolerant, values, whole
 
 _BLOCKS = range(0x10, 0x18)
 """Where private blocks are looked for: the first is usual, and who rewrites files may move them."""
@@ -42,7 +41,7 @@ class Mosaic(NamedTuple):
     """(3,) the side to which slices follow each other (LPS)."""
 
 
-def mosaic_of(dataset: Dataset) -> Mosaic | None:
+def mosaic_of(dataset: Header) -> Mosaic | None:
     """How many slices and which way they run; None where the header does not say both.
 
     Which way they run stands in the CSA header alone: position and orientation are those of the first slice, and operators have
@@ -55,7 +54,7 @@ def mosaic_of(dataset: Dataset) -> Mosaic | None:
     return Mosaic(count, direction)
 
 
-def _count(dataset: Dataset, tags: dict[str, Any]) -> int:
+def _count(dataset: Header, tags: dict[str, Any]) -> int:
     """As stated, else the number of times at which slices were taken; 0 where nothing says it."""
     block = _block(dataset, _MR_GROUP, _MR_CREATOR)
     stated = whole(dataset, _element(_MR_GROUP, block, _COUNT), 0) if block else 0
@@ -64,12 +63,12 @@ def _count(dataset: Dataset, tags: dict[str, Any]) -> int:
     return stated or (int(counts[0]) if len(counts) == 1 else 0) or len(times) or len(_items(tags, "MosaicRefAcqTimes"))
 
 
-def _block(dataset: Dataset, group: int, creator: str) -> int:
+def _block(dataset: Header, group: int, creator: str) -> int:
     """The private block of that creator; 0 where there is none."""
     return next((block for block in _BLOCKS if text(dataset, _creator(group, block)).strip().upper() == creator), 0)
 
 
-def _csa(dataset: Dataset) -> dict[str, Any]:
+def _csa(dataset: Header) -> dict[str, Any]:
     block = _block(dataset, _CSA_GROUP, _CSA_CREATOR)
     content = values(dataset, _element(_CSA_GROUP, block, _CSA)) if block else []
     if len(content) != 1 or not isinstance(content[0], bytes):

@@ -52,9 +52,9 @@ def _tile(plane: NDArray[Any], one: Instance) -> NDArray[Any]:
 
 def _plane(file: BinaryIO, instance: Instance, parsed: dict[str, pydicom.Dataset]) -> NDArray[Any]:
     """`parsed` keeps the object of the file, which may hold many planes."""
-    with _problems():
+    with problems():
         if instance.pixels_at >= 0:
-            return _significant(_at_offset(file, instance), instance)
+            return significant(_at_offset(file, instance), instance)
         if "dataset" not in parsed:
             parsed["dataset"] = read_dataset(file, _WANTED.split(), pixels=True)
         dataset = parsed["dataset"]
@@ -63,7 +63,7 @@ def _plane(file: BinaryIO, instance: Instance, parsed: dict[str, pydicom.Dataset
         if syntax in UNCOMPRESSED:
             element, start = dataset["PixelData"], max(instance.frame, 0) * plane_length(instance)
             content = bytes(memoryview(element.value)[start : start + plane_length(instance)])
-            return _significant(_shaped(content, instance, big=syntax == _BIG_ENDIAN, words=element.VR == "OW"), instance)
+            return significant(_shaped(content, instance, big=syntax == _BIG_ENDIAN, words=element.VR == "OW"), instance)
         if instance.frame != WHOLE:
             count = int(dataset.get("NumberOfFrames") or 1)
             content = pydicom.encaps.get_frame(dataset.PixelData, instance.frame, number_of_frames=count)
@@ -77,17 +77,18 @@ def frame_values(content: bytes, instance: Instance) -> NDArray[Any]:
 
 
 def _frame_plane(content: bytes, instance: Instance) -> NDArray[Any]:
-    with _problems():
+    with problems():
         if instance.syntax in UNCOMPRESSED:
             if len(content) - plane_length(instance) not in (0, 1):
                 raise PixelProblem("the frame has not the size that the header says")
             raw = _shaped(content[: plane_length(instance)], instance, big=instance.syntax == _BIG_ENDIAN, words=False)
-            return _significant(raw, instance)
+            return significant(raw, instance)
         return _decoded(_single_frame(content, instance), instance)
 
 
 @contextmanager
-def _problems() -> Iterator[None]:
+def problems() -> Iterator[None]:
+    """What damaged pixels are known to raise, as a `PixelProblem`."""
     try:
         yield
     except (*PARSE_ERRORS, OSError, struct.error, zlib.error, RuntimeError) as error:
@@ -100,7 +101,7 @@ def _decoded(dataset: pydicom.Dataset, instance: Instance) -> NDArray[Any]:
     image = decoded(dataset)
     if image.shape != (instance.rows, instance.columns):
         raise PixelProblem("the decoded image has not the size that the header says")
-    return _significant(image, instance) if image.dtype.itemsize * 8 == instance.bits_allocated else image
+    return significant(image, instance) if image.dtype.itemsize * 8 == instance.bits_allocated else image
 
 
 def slice_values(source: ArchiveSource, instance: Instance) -> NDArray[Any]:
@@ -164,14 +165,15 @@ def whole_range(instance: Instance) -> tuple[float, float] | None:
 
 
 def _at_offset(file: BinaryIO, instance: Instance) -> NDArray[Any]:
-    element = pixel_element(file, instance.pixels_at, instance.syntax)
+    file.seek(instance.pixels_at)
+    element = pixel_element(file.read(12), instance.syntax)
     if element is None:
         raise PixelProblem("the pixels are not where they were when the archive was indexed; index it again")
-    big, words = instance.syntax == _BIG_ENDIAN, element[0] == b"OW"
+    big, words = instance.syntax == _BIG_ENDIAN, element.vr == b"OW"
     start = max(instance.frame, 0) * plane_length(instance)
     if start % 2 and big and words:
         raise PixelProblem("a frame that begins within a swapped word is not read")
-    file.seek(start, os.SEEK_CUR)
+    file.seek(instance.pixels_at + element.value + start)
     return _shaped(file.read(plane_length(instance)), instance, big=big, words=words)
 
 
@@ -197,12 +199,23 @@ def _shaped(content: bytes, instance: Instance, big: bool, words: bool) -> NDArr
     return np.frombuffer(content, kind).reshape(instance.rows, instance.columns)
 
 
-def _significant(raw: NDArray[Any], instance: Instance) -> NDArray[Any]:
+def significant(raw: NDArray[Any], instance: Instance) -> NDArray[Any]:
     """The BitsStored bits below HighBit, with their sign; what overlays or padding left in the others goes."""
-    width = instance.bits_allocated
+    width, stored = instance.bits_allocated, instance.bits_stored
     unsigned, signed = (np.dtype(np.uint16), np.dtype(np.int16)) if width == 16 else (np.dtype(np.uint8), np.dtype(np.int8))
+    words: NDArray[Any] = raw.astype(unsigned, copy=False).view(signed if instance.signed else unsigned)
+    if instance.high_bit == stored - 1 and _within(words, stored, bool(instance.signed)):
+        return words
     # Up to the top first: then shifting down takes the unused bits below away and, for signed values, copies the sign.
-    up, down = width - 1 - instance.high_bit, width - instance.bits_stored
-    values: NDArray[Any] = np.left_shift(raw.astype(unsigned), up, dtype=unsigned)
-    shifted: NDArray[Any] = np.right_shift(values.view(signed if instance.signed else unsigned), down)
+    up, down = width - 1 - instance.high_bit, width - stored
+    shifted: NDArray[Any] = np.right_shift(np.left_shift(words.view(unsigned), up, dtype=unsigned).view(words.dtype), down)
     return shifted
+
+
+def _within(words: NDArray[Any], stored: int, signed: bool) -> bool:
+    """Do all values fit in the bits that are stored, so that the others hold nothing of their own?"""
+    if stored == words.dtype.itemsize * 8 or words.size == 0:
+        return True
+    if signed:
+        return bool(words.min() >= -(2 ** (stored - 1)) and words.max() < 2 ** (stored - 1))
+    return bool(words.max() < 2**stored)

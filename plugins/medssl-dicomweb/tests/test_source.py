@@ -225,6 +225,17 @@ def test_a_name_that_is_no_uid_is_unreadable_and_never_becomes_part_of_an_addres
     assert not any("secret" in request.path for request in server.requests)
 
 
+def test_who_lists_an_archive_with_its_versions_asks_for_each_series_once(fake: Start, archive: Path) -> None:
+    for number in range(40):
+        write_series(archive / str(number), made_volume((4, 4, 2), number), made_affine(), series=str(number))
+    server = fake()
+    opened = DicomwebSource(server.location)
+    found = {key: opened.stat(key) for key in opened.keys()}  # noqa: SIM118 - a source is no dictionary
+    assert len(found) == 80 and all(one.version for one in found.values())
+    # A second page for each, since this server does not say how many there are.
+    assert sum(request.kind == "instances" for request in server.requests) == 80
+
+
 def test_a_version_tells_what_the_search_says_anew(fake: Start, archive: Path) -> None:
     write_series(archive, made_volume((6, 5, 4)), made_affine())
     server = fake()

@@ -14,8 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from medssl import __version__
-from medssl.archive import Index, VolumeRecord, build_index, write_nifti
+from medssl.archive import Index, VolumeRecord, build_index, no_volume, write_nifti
 from medssl.archive.labels.writing import write_seg
 from medssl.archive.nifti.names import is_nifti_name, nifti_files, stem
 from medssl.errors import ArchiveError, CheckpointError, DataError, MedsslError, MissingInput, UsageError
@@ -144,7 +143,7 @@ def _write_seg(volume: _Input, segmenter: Segmenter, file: Path) -> Path:
         raise DataError(
             f"{volume.source} is no DICOM, and a SEG refers to DICOM images. Give an index or a folder of DICOM, or write NIfTI."
         )
-    return write_seg(*volume.original, segmenter.classes_in(volume.prepare()), segmenter.names, file, __version__)
+    return write_seg(*volume.original, segmenter.classes_in(volume.prepare()), segmenter.names, file)
 
 
 @contextmanager
@@ -244,8 +243,7 @@ def _nifti(name: str, files: tuple[Path, ...], form: ImageForm) -> _Input:
 def _indexed(index: Index, form: ImageForm, path: Path) -> list[_Input]:
     records = index.volumes()
     if not records:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(index.rejected().items()))
-        raise DataError(f"{path} holds no volume: {reasons}. Give a folder with a whole series.")
+        raise DataError(no_volume(index, path))
     return [_from_index(index, record, form, path) for record in records]
 
 

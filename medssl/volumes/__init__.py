@@ -30,7 +30,19 @@ from medssl.volumes.crops import (
     on_device,
 )
 from medssl.volumes.grid import as_spacing
-from medssl.volumes.ingest import ChannelOptions, Incoming, StoreOptions, StoreSummary, make_store, write_store
+from medssl.volumes.ingest import (
+    ChannelOptions,
+    ChoiceOptions,
+    Incoming,
+    StoreEstimate,
+    StoreOptions,
+    StoreSummary,
+    are_items,
+    estimate_store,
+    make_store,
+    store_items,
+    write_store,
+)
 from medssl.volumes.preparation import Channel, IntensityRule, Preparation, Statistics, statistics, with_windows
 from medssl.volumes.store import Kind, Store, StoredVolume, choose_kind, kinds_document, kinds_of, kinds_seen
 
@@ -38,6 +50,7 @@ __all__ = [
     "Case",
     "Channel",
     "ChannelOptions",
+    "ChoiceOptions",
     "Crop",
     "CropLoader",
     "CropOptions",
@@ -53,15 +66,18 @@ __all__ = [
     "Prepared",
     "Statistics",
     "Store",
+    "StoreEstimate",
     "StoreOptions",
     "StoreSummary",
     "StoredVolume",
+    "are_items",
     "as_spacing",
     "case_labels",
     "channels_of",
     "choose_kind",
     "crop_at",
     "describe_patients",
+    "estimate_store",
     "find_cases",
     "kinds_document",
     "kinds_of",
@@ -76,6 +92,7 @@ __all__ = [
     "restore_labels",
     "statistics",
     "store_cases",
+    "store_items",
     "stored_cases",
     "training_cases",
     "with_windows",

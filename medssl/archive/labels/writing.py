@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ _UNFIT = (ValueError, TypeError, AttributeError, KeyError, IndexError, NotImplem
 """What highdicom raises for series that it cannot refer to."""
 
 
-def write_seg(index: Index, record: VolumeRecord, classes: NDArray[Any], names: Mapping[int, str], file: str | Path, version: str) -> Path:
+def write_seg(index: Index, record: VolumeRecord, classes: NDArray[Any], names: Mapping[int, str], file: str | Path) -> Path:
     """Write (X, Y, Z) classes on the grid of a volume as a binary SEG that refers to its original images, a segment a class of `names`
     (from 1, without gaps). Returns the path.
 
@@ -43,7 +44,7 @@ def write_seg(index: Index, record: VolumeRecord, classes: NDArray[Any], names: 
         array = np.zeros((frames, *classes.shape[1::-1]), np.uint8)
         array[[max(one.frame, 0) if len(images) == 1 else place for place, one in enumerate(slices)]] = classes.transpose(2, 1, 0)
     try:
-        seg = _segmentation(hd, images, array, names, version)
+        seg = _segmentation(hd, images, array, names)
     except _UNFIT as error:
         raise LabelProblem(
             f"volume {record.volume} cannot be referred to by a SEG: {type(error).__name__}: {str(error)[:200]}. Write NIfTI instead."
@@ -77,9 +78,10 @@ def _images(index: Index, slices: Sequence[Instance]) -> tuple[list[Dataset], in
     return found, len(slices) if len(found) > 1 else int(found[0].get("NumberOfFrames") or 1)
 
 
-def _segmentation(hd: Any, images: Sequence[Dataset], array: NDArray[np.uint8], names: Mapping[int, str], version: str) -> Dataset:
+def _segmentation(hd: Any, images: Sequence[Dataset], array: NDArray[np.uint8], names: Mapping[int, str]) -> Dataset:
     from pydicom.sr.codedict import codes
 
+    version = metadata.version("medssl")
     made = hd.AlgorithmIdentificationSequence("medssl", codes.cid7162.ArtificialIntelligence, version)
     segments = [
         hd.seg.SegmentDescription(

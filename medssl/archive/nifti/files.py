@@ -198,12 +198,14 @@ def _problems() -> Iterator[None]:
         raise NiftiProblem(Reason.CORRUPT) from error
 
 
+_BEGINS = {size.to_bytes(4, order): where for size, where in _MAGIC.items() for order in ("little", "big")}
+"""How such files begin in both orders of bytes, with place and content of their mark."""
+
+
 def is_nifti(start: bytes) -> bool:
     """Do the first 348 bytes (unpacked) look like NIfTI-1 or NIfTI-2?"""
-    for size, (place, magic) in _MAGIC.items():
-        if start[:4] in (size.to_bytes(4, "little"), size.to_bytes(4, "big")) and start[place : place + 4] == magic:
-            return True
-    return False
+    place, magic = _BEGINS.get(start[:4], (0, b""))
+    return bool(magic) and start[place : place + 4] == magic
 
 
 def _open(stream: BinaryIO) -> _Found:

@@ -157,6 +157,12 @@ class LabelledOptions(LoadOptions):
         return None if said is None else replace(check_named(said), overlaps=self.label_overlaps)
 
     @model_validator(mode="after")
+    def _spacing_makes_crops_physical(self) -> LabelledOptions:
+        if self.size_mm is not None:
+            raise ValueError("labelled volumes are predicted whole, and so are resampled whole: give spacing instead of size_mm")
+        return self
+
+    @model_validator(mode="after")
     def _windows_are_some(self) -> LabelledOptions:
         check_windows(self.windows)
         return self

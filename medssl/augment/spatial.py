@@ -20,8 +20,10 @@ from torch.nn import functional as F
 
 EXACT = 1e-4
 """Voxels: an affine nearer than this to whole flips counts as one; also how far outside the grid still counts as inside."""
-BAND = 32
+BAND = 16
 """Rows of a banded matrix that are multiplied at a time."""
+WIDE_BAND = 48
+"""The same along the last axis, where narrow products are slow."""
 SLAB = 16
 """Layers of a view that are sampled at a time."""
 
@@ -160,29 +162,31 @@ def product_along(images: Tensor, axis: int, weights: Tensor) -> Tensor:
     before, after = math.prod(images.shape[1:axis]), math.prod(images.shape[axis + 1 :])
     shape = (*images.shape[:axis], wanted, *images.shape[axis + 1 :])
     lines = images.reshape(batch, before, side, after)
-    if images.device.type != "cpu" or (torch.is_grad_enabled() and (images.requires_grad or weights.requires_grad)):
+    differentiated = torch.is_grad_enabled() and (images.requires_grad or weights.requires_grad)
+    if images.device.type != "cpu" or differentiated or images.dtype not in (torch.float32, torch.float64):
         return (lines.squeeze(3) @ weights.mT if after == 1 else weights.unsqueeze(1) @ lines).view(shape)
     done = lines.new_empty(batch, before, wanted, after)
-    for one, new, matrix in zip(lines, done, weights, strict=True):
-        for rows, columns in _bands(matrix):
+    for one, new, matrix in zip(lines.detach(), done, weights.detach(), strict=True):
+        for rows, columns in _bands(matrix, WIDE_BAND if after == 1 else BAND):
             part = matrix[rows, columns]
             if after == 1:
                 torch.mm(one[:, columns, 0], part.mT, out=new[:, rows, 0])
             elif before == 1:
                 torch.mm(part, one[0, columns], out=new[0, rows])
             else:
-                torch.bmm(part.expand(before, -1, -1), one[:, columns], out=new[:, rows])
+                # Many small products, of which numpy makes little ado.
+                np.matmul(part.numpy(), one[:, columns].numpy(), out=new[:, rows].numpy())
     return done.view(shape)
 
 
-def _bands(matrix: Tensor) -> list[tuple[slice, slice]]:
+def _bands(matrix: Tensor, side: int) -> list[tuple[slice, slice]]:
     """Rows and the columns that any of them weighs."""
     table = (matrix != 0).numpy()
     found = []
-    for first in range(0, len(table), BAND):
-        used = np.flatnonzero(table[first : first + BAND].any(axis=0))
+    for first in range(0, len(table), side):
+        used = np.flatnonzero(table[first : first + side].any(axis=0))
         columns = slice(int(used[0]), int(used[-1]) + 1) if len(used) else slice(0, 1)
-        found.append((slice(first, min(first + BAND, len(table))), columns))
+        found.append((slice(first, min(first + side, len(table))), columns))
     return found
 
 

@@ -2,6 +2,7 @@
 
 from medssl.augment.intensity import (
     add_noise,
+    add_normal_noise,
     bias_field,
     blur,
     contrast,
@@ -9,7 +10,7 @@ from medssl.augment.intensity import (
     drop_boxes,
     gamma,
     lower_resolution,
-    normal_noise,
+    shuffle_boxes,
     spread,
 )
 from medssl.augment.monai_transforms import is_affine
@@ -22,6 +23,7 @@ __all__ = [
     "ViewOptions",
     "Warp",
     "add_noise",
+    "add_normal_noise",
     "between_points",
     "bias_field",
     "blur",
@@ -39,11 +41,11 @@ __all__ = [
     "is_identity",
     "lower_resolution",
     "make_view",
-    "normal_noise",
     "points_for",
     "resample",
     "resample_nearest",
     "shown_by",
+    "shuffle_boxes",
     "spread",
     "view_of",
     "viewed",

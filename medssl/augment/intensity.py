@@ -17,9 +17,9 @@ from medssl.contracts import Draw
 def spread(images: Tensor) -> Tensor:
     """(B, C, 1, ...) standard deviation of each channel of each image."""
     flat = images.flatten(2)
-    centred = flat - flat.mean(dim=2, keepdim=True)
-    # A norm is four times faster than torch's running variance and, on centred values, as exact.
-    deviation: Tensor = torch.linalg.vector_norm(centred, dim=2) / flat.shape[2] ** 0.5
+    # A norm is four times faster than torch's running variance and, on centred values, as exact; one image at a time stays in the cache.
+    norms = [torch.linalg.vector_norm(one - one.mean(dim=1, keepdim=True), dim=1) for one in flat]
+    deviation: Tensor = torch.stack(norms) / flat.shape[2] ** 0.5
     return deviation.view(*images.shape[:2], *[1] * (images.dim() - 2))
 
 
@@ -51,17 +51,25 @@ def add_noise(images: Tensor, noise: Tensor, amount: Tensor) -> Tensor:
     return torch.addcmul(images, noise, _column(amount, images.dim()) * spread(images))
 
 
-def normal_noise(draw: Draw, *shape: int) -> Tensor:
-    """(B, *shape) noise of mean 0 and standard deviation 1: one of 65,536 equally likely values of the normal distribution a voxel.
+def add_normal_noise(images: Tensor, draw: Draw, amount: Tensor) -> Tensor:
+    """Add noise of `amount` (B,) standard deviations of each image: one of 65,536 equally likely values of the normal distribution a voxel.
 
-    The largest lies 4.2 standard deviations out. It costs a third of `draw.normal`.
+    The largest lies 4.2 standard deviations out. It costs a third of `draw.normal` and `add_noise`.
     """
-    count, values = int(np.prod(shape)), _normal_values()
     seeds = draw.integers(0, 2**63 - 1, 1)[:, 0].tolist()
-    streams = (np.random.Generator(np.random.SFC64(seed)).integers(0, 2**64, -(-count // 4), np.uint64) for seed in seeds)
-    picks = (torch.from_numpy(bits.view(np.uint16)[:count].astype(np.int32)) for bits in streams)
-    noise = [values.index_select(0, pick).view(1, *shape) for pick in picks]
-    return (noise[0] if len(noise) == 1 else torch.cat(noise)).to(draw.device, non_blocking=True)
+    if images.device.type == "cpu" and images.dtype == torch.float32:
+        scale, noisy = _column(amount, images.dim()) * spread(images), torch.empty(images.shape)
+        for one, image, own, seed in zip(noisy, images, scale, seeds, strict=True):
+            torch.index_select(_normal_values(), 0, _picks(image.numel(), seed), out=one.view(-1))
+            one.mul_(own).add_(image.detach())
+        return noisy if not images.requires_grad else images + (noisy - images.detach())
+    noise = torch.stack([_normal_values().index_select(0, _picks(images[0].numel(), seed)).view(images.shape[1:]) for seed in seeds])
+    return add_noise(images, noise.to(images), amount)
+
+
+def _picks(count: int, seed: int) -> Tensor:
+    bits = np.random.Generator(np.random.SFC64(seed)).integers(0, 2**64, -(-count // 4), np.uint64)
+    return torch.from_numpy(bits.view(np.uint16)[:count].astype(np.int32))
 
 
 @lru_cache(maxsize=1)
@@ -134,6 +142,16 @@ def drop_boxes(images: Tensor, corner: Tensor, size: Tensor) -> Tensor:
         hidden = hidden & inside.view(*corner.shape[:2], *[side if other == axis else 1 for other in range(dims)])
     mean = images.mean(dim=tuple(range(2, images.dim())), keepdim=True)
     return torch.where(hidden.any(dim=1).unsqueeze(1), mean, images)
+
+
+def shuffle_boxes(images: Tensor, corner: Tensor, side: int, order: Tensor) -> Tensor:
+    """Each image with the voxels of its boxes of `side` voxels at `corner` (B, N, D; inside it) in another `order` (B, side ** D)."""
+    changed = images.clone()
+    for image, places, permutation in zip(changed, corner.tolist(), order, strict=True):
+        for one in places:
+            box = image[(slice(None), *(slice(first, first + side) for first in one))]
+            box.copy_(box.flatten(1)[:, permutation].view_as(box))
+    return changed
 
 
 def _column(values: Tensor, dims: int) -> Tensor:

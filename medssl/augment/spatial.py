@@ -84,14 +84,20 @@ def resample(images: Tensor, affine: Tensor, size: Sequence[int] | None = None, 
     if images.device.type != "cpu":
         return _sample(images, _coordinates(affine, sides, displacement))
     rows = affine.detach().double().tolist()
-    views = []
-    for b in range(images.shape[0]):
+
+    def view(b: int) -> Tensor:
         one = slice(b, b + 1)
         if displacement is not None:
-            views.append(_anywhere(images[one], affine[one], sides, displacement[one]))
-        else:
-            views.append(_one(images[one], affine[one], rows[b], sides))
-    return views[0] if len(views) == 1 else torch.cat(views)
+            return _anywhere(images[one], affine[one], sides, displacement[one])
+        return _one(images[one], affine[one], rows[b], sides)
+
+    if torch.is_grad_enabled() and images.requires_grad:
+        return torch.cat([view(b) for b in range(len(images))])
+    # Copied while it is in the processor's cache, and its memory is free for the next one.
+    done = images.new_empty(*images.shape[:2], *sides)
+    for b in range(len(images)):
+        done[b] = view(b)[0]
+    return done
 
 
 def resample_nearest(

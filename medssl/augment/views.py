@@ -224,7 +224,7 @@ def change_intensities(images: Tensor, options: Look, draw: Draw) -> Tensor:
         images = intensity.curve(images, _heights(draw.fork("curve"), options.curve * chosen("curve")))
     if options.noise:
         amount = draw.uniform() * options.noise * chosen("noise")
-        images = intensity.add_noise(images, intensity.normal_noise(draw.fork("noise"), *images.shape[1:]), amount)
+        images = intensity.add_normal_noise(images, draw.fork("noise"), amount)
     if options.invert:
         images = intensity.invert(images, draw.uniform() < options.invert)
     if options.dropout:

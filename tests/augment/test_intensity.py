@@ -7,7 +7,19 @@ import pytest
 import torch
 from scipy import ndimage, stats
 
-from medssl.augment import add_noise, bias_field, blur, contrast, curve, drop_boxes, gamma, lower_resolution, normal_noise, spread
+from medssl.augment import (
+    add_noise,
+    add_normal_noise,
+    bias_field,
+    blur,
+    contrast,
+    curve,
+    drop_boxes,
+    gamma,
+    lower_resolution,
+    shuffle_boxes,
+    spread,
+)
 from medssl.contracts import Draw
 
 
@@ -56,8 +68,10 @@ def test_noise_has_the_amount_asked_for() -> None:
 
 
 def test_noise_is_normal_and_each_samples_own() -> None:
-    noise = normal_noise(Draw(0, 3, [0, 1], "noise"), 1, 61, 60, 59)
-    assert torch.equal(noise[1:], normal_noise(Draw(0, 3, [1], "noise"), 1, 61, 60, 59))
+    image = torch.randn(2, 1, 61, 60, 59)
+    noisy = add_normal_noise(image, Draw(0, 3, [0, 1], "noise"), torch.tensor([1.0, 0.5]))
+    assert torch.equal(noisy[1:], add_normal_noise(image[1:], Draw(0, 3, [1], "noise"), torch.tensor([0.5])))
+    noise = (noisy - image) / spread(image) / torch.tensor([1.0, 0.5]).view(2, 1, 1, 1, 1)
     assert not torch.equal(noise[0], noise[1])
     for one in noise.flatten(1).double().numpy():
         assert stats.kstest(one, "norm").statistic < 2 / len(one) ** 0.5
@@ -113,3 +127,14 @@ def test_boxes_hide_what_is_in_them() -> None:
     assert torch.equal(changed[1], image[1])
     assert torch.equal(changed[0][:, ~hidden], image[0][:, ~hidden])
     torch.testing.assert_close(changed[0][:, hidden], image[0].mean((1, 2)).unsqueeze(1).expand(-1, 21))
+
+
+def test_voxels_are_shuffled_within_their_boxes() -> None:
+    image = torch.arange(2 * 2 * 9 * 8.0).view(2, 2, 9, 8)
+    corner, order = torch.tensor([[[2, 3]], [[0, 0]]]), torch.tensor([[8, 7, 6, 5, 4, 3, 2, 1, 0], [*range(9)]])
+    changed = shuffle_boxes(image, corner, 3, order)
+    assert torch.equal(changed[1], image[1])
+    assert torch.equal(changed[0, :, 2:5, 3:6], image[0, :, 2:5, 3:6].flip(1, 2))
+    outside = torch.ones(9, 8, dtype=torch.bool)
+    outside[2:5, 3:6] = False
+    assert torch.equal(changed[0][:, outside], image[0][:, outside])

@@ -6,7 +6,7 @@ from medssl.archive.index.compacting import Folded, compact
 from medssl.archive.index.export import write_volumes
 from medssl.archive.index.left_out import LeftOut
 from medssl.archive.index.reading import Index
-from medssl.archive.index.records import IndexSummary, Volume, VolumeRecord
+from medssl.archive.index.records import IndexSummary, Volume, VolumeRecord, without_previews
 from medssl.archive.index.revealing import Revealed, reveal
 from medssl.archive.index.single import no_volume, read_single, single_modality
 from medssl.archive.narrowing import narrow
@@ -47,6 +47,7 @@ __all__ = [
     "reveal",
     "single_modality",
     "wanted_elements",
+    "without_previews",
     "write_nifti",
     "write_volumes",
 ]

@@ -59,7 +59,7 @@ class Instance:
     version: str = ""
     """What the source's `stat` said when the file was read; empty where it has none."""
     kind: str = ""
-    """"dicom", "nifti" or empty."""
+    """"dicom", "nifti", "picture" (PNG, JPEG, TIFF) or empty."""
     reason: str = ""
     """A `Reason` where the file alone decides it."""
     modality: str = ""
@@ -69,7 +69,7 @@ class Instance:
     """AccessionNumber, only ever compared with a list."""
     series: str = ""
     uid: str = ""
-    """SOPInstanceUID; of a NIfTI file the digest of its content."""
+    """SOPInstanceUID; of a NIfTI file or a picture the digest of its content."""
 
     sop_class: str = ""
     syntax: str = ""
@@ -79,6 +79,10 @@ class Instance:
     photometric: str = ""
     rows: int = 0
     columns: int = 0
+    samples: int = 1
+    """Values of a pixel: 3 where it has a colour."""
+    frames: int = 0
+    """Of a 2D image, how many there are of it over time, 1 where it is a still; 0 of what is a slice or a volume."""
     tile: tuple[int, ...] = ()
     """Where it is a tile of a larger plane: rows and columns of the whole, top row and left column of the tile."""
     bits_allocated: int = 0
@@ -134,6 +138,11 @@ class Instance:
     shape: tuple[int, ...] = ()
     affine: tuple[float, ...] = ()
     warnings: tuple[str, ...] = ()
+
+    @property
+    def is_image(self) -> bool:
+        """Is it a 2D image by itself, a radiograph or a photograph, rather than a part of a volume?"""
+        return self.frames > 0
 
     @property
     def identity(self) -> tuple[int, bytes, int]:

@@ -196,7 +196,8 @@ def generic(root: Path, here: Path, heard: Heard) -> None:
     for words in ([word for word in name if word] for name in names):
         if words == ["demo"]:
             continue  # makes an archive of its own
-        heard(*words, ends=anything)
+        if words != ["plugins", "check"]:  # of everything that is installed: minutes, and nothing of the archive
+            heard(*words, ends=anything)
         for given in (root, here / "index", here / "store", here / "tuned"):
             heard(*words, given, ends=anything)
             heard(*words, given, "--debug", "--out", here / "other", ends=anything)

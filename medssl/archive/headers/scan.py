@@ -25,6 +25,7 @@ from medssl.archive.nifti import names
 from medssl.archive.nifti.files import NiftiProblem, is_nifti, read_nifti_header
 from medssl.archive.nifti.modality import UNKNOWN, modality_of
 from medssl.archive.outcomes import Reason
+from medssl.archive.pictures.files import PictureProblem, is_picture, read_picture_stream
 from medssl.plugins import blame
 from medssl.source import ArchiveSource, HeaderSource, StatSource
 
@@ -60,7 +61,7 @@ def quiet_pydicom() -> Iterator[None]:
 
 def _opened(source: ArchiveSource, number: int, key: str, side_files: dict[str, Any], reader: HeaderReader) -> list[Instance]:
     found = scan_file(source, number, key, reader)
-    if found[0].kind != "nifti" or found[0].reason:
+    if found[0].kind not in ("nifti", "picture") or found[0].reason:
         return found
     return [replace(found[0], modality=modality_of(source, key, side_files))]
 
@@ -131,8 +132,11 @@ def _left_out(unread: Unread, reason: Reason) -> list[Instance]:
 def _scan_open(file: BinaryIO, start: bytes, unread: Unread, key: str, location: str, reader: HeaderReader) -> list[Instance]:
     if not start:
         return _left_out(unread, Reason.EMPTY_FILE)
+    name = os.path.join(Path(location).name, key)  # noqa: PTH118 - any encoding
     if names.is_nifti_name(key) or is_nifti(start) or (start[:2] == b"\x1f\x8b" and is_nifti(_unpacked_start(watched(file)))):
-        return [_scan_nifti(watched(file), unread.instance(), os.path.join(Path(location).name, key))]  # noqa: PTH118 - any encoding
+        return [_scan_nifti(watched(file), unread.instance(), name)]
+    if is_picture(start):
+        return [_scan_picture(watched(file), unread.instance(), name)]
     if start.startswith(_PACKED) or start[257:262] == b"ustar":
         return _left_out(unread, Reason.COMPRESSED_ARCHIVE)
     return _scan_dicom(file, start, unread, reader)
@@ -158,19 +162,29 @@ def _scan_nifti(file: BinaryIO, instance: Instance, name: str) -> Instance:
         header = read_nifti_header(file)
     except NiftiProblem as problem:
         return replace(found, reason=problem.reason.value)
+    return replace(_named(found, file, name), shape=header.shape, affine=tuple(header.affine.ravel().tolist()), warnings=header.warnings)
+
+
+def _named(found: Instance, file: BinaryIO, name: str) -> Instance:
+    """An image file is called by what it holds, and its visit by its name."""
     file.seek(0)
     digest = blake2b(digest_size=20)
     while block := file.read(1 << 20):
         digest.update(block)
-    return replace(
-        found,
-        uid=digest.hexdigest(),
-        series=digest.hexdigest(),
-        study=names.session_of(name),
-        shape=header.shape,
-        affine=tuple(header.affine.ravel().tolist()),
-        warnings=header.warnings,
-    )
+    return replace(found, uid=digest.hexdigest(), series=digest.hexdigest(), study=names.session_of(name))
+
+
+def _scan_picture(file: BinaryIO, instance: Instance, name: str) -> Instance:
+    """A picture is decoded once: nothing less tells that it is whole."""
+    found = replace(instance, kind="picture", modality=UNKNOWN, patient=names.patient_of(name))
+    if names.is_label(name):
+        return replace(found, reason=Reason.LABEL_MAP.value)
+    try:
+        picture = read_picture_stream(file)
+    except PictureProblem as problem:
+        return replace(found, reason=problem.reason.value)
+    samples, columns, rows, _ = picture.array.shape
+    return replace(_named(found, file, name), rows=rows, columns=columns, samples=samples, frames=1, warnings=picture.notes)
 
 
 def _scan_dicom(file: BinaryIO, start: bytes, unread: Unread, reader: HeaderReader) -> list[Instance]:

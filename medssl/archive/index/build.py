@@ -26,6 +26,7 @@ from medssl.archive.index.registry import Chosen, Packed, Sources, write_archive
 from medssl.archive.index.scanning import Keep, Progress, Scan, read_new
 from medssl.archive.index.selecting import Listed, Selection, read_forgotten, read_list
 from medssl.archive.index.settling import Bucket, settle
+from medssl.archive.index.summary import INSTANCES, VOLUMES
 from medssl.archive.instance import SCHEMA, Instance, from_table
 from medssl.archive.outcomes import Reason
 from medssl.archive.series.duplicates import mark_duplicates
@@ -86,7 +87,10 @@ def build_index(
 
 def _read(listed: Listed | None = None) -> str:
     """What tells rows apart that are read otherwise."""
-    return blake2b(f"{READS} {SCHEMA.to_string()} {listed.digest if listed else ''}".encode(), digest_size=4).hexdigest()
+    return blake2b(
+        f"{READS} {SCHEMA.to_string()} {INSTANCES.to_string()} {VOLUMES.to_string()} {listed.digest if listed else ''}".encode(),
+        digest_size=4,
+    ).hexdigest()
 
 
 def _build(

@@ -37,6 +37,8 @@ def make_volumes(instances: Sequence[Instance], names: Pseudonyms) -> tuple[list
             continue
         if one.kind == "nifti":
             made.append(_from_nifti(one, names))
+        elif one.is_image:
+            made.append(_from_image(one, names))
         else:
             series[one.patient, one.study, one.series].append(one)
     for members in series.values():
@@ -67,11 +69,40 @@ def _from_stack(stack: Stack, names: Pseudonyms) -> Made:
 
 def _from_nifti(one: Instance, names: Pseudonyms) -> Made:
     affine = np.array(one.affine, float).reshape(4, 4)
-    return Made(replace(_record(one, "nifti", names, one.uid, one.shape, affine), warnings=one.warnings), (one,))
+    record = replace(_record(one, "nifti", names, one.uid, one.shape, affine), warnings=one.warnings)
+    if one.shape[2] == 1:
+        record = replace(record, dimensions=2, spacing=record.spacing[:2])
+    return Made(record, (one,))
+
+
+def _from_image(one: Instance, names: Pseudonyms) -> Made:
+    values = one.frames * one.samples
+    shape = (one.columns, one.rows, 1, *((values,) if values > 1 else ()))
+    kind: Literal["dicom", "picture"] = "picture" if one.kind == "picture" else "dicom"
+    identity = f"{one.series}\n{one.uid}" if kind == "dicom" else one.uid
+    record = _record(one, kind, names, identity, shape, geometry.image_affine(one.pixel_spacing))
+    return Made(
+        replace(
+            record,
+            spacing=tuple(one.pixel_spacing[::-1]),
+            dimensions=2,
+            frames=one.frames,
+            colours=one.samples,
+            inverted=one.photometric == "MONOCHROME1",
+            warnings=one.warnings,
+            **_taken((one,)),
+        ),
+        (one,),
+    )
 
 
 def _record(
-    first: Instance, kind: Literal["dicom", "nifti"], names: Pseudonyms, identity: str, shape: tuple[int, ...], affine: geometry.Float
+    first: Instance,
+    kind: Literal["dicom", "nifti", "picture"],
+    names: Pseudonyms,
+    identity: str,
+    shape: tuple[int, ...],
+    affine: geometry.Float,
 ) -> VolumeRecord:
     return VolumeRecord(
         volume=names.name("volume", f"{kind}\n{identity}"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -28,8 +28,10 @@ from medssl.archive.instance import SCHEMA, Instance, from_table
 from medssl.archive.narrowing import narrow
 from medssl.archive.nifti.files import NiftiProblem, read_stream, read_stream_channels
 from medssl.archive.outcomes import Reason
+from medssl.archive.pictures.files import PictureProblem, read_picture_stream
 from medssl.archive.pixels.filling import SliceProblem, fill
-from medssl.archive.pixels.values import whole_range
+from medssl.archive.pixels.images import image_values
+from medssl.archive.pixels.values import PixelProblem, whole_range
 from medssl.archive.tables import damaged, read_groups
 from medssl.errors import ArchiveError, UsageError
 from medssl.notebook import html_table
@@ -92,10 +94,11 @@ class Index:
         with self._same():
             return left_out_of(self._contents.instances())
 
-    def read(self, volume: str) -> Volume:
+    def read(self, volume: str, frames: Sequence[int] | None = None) -> Volume:
         """The voxels of a volume, (X, Y, Z) along the record's affine, rescaled; (C, X, Y, Z) where the record has a fourth side C.
 
-        Raises `UsageError` for an unknown volume and `ArchiveError` where its files are gone, changed or cannot be decoded.
+        Of a 2D image `frames`, counted from 0, are read alone: their values follow each other, frame by frame. Raises `UsageError` for an
+        unknown volume and `ArchiveError` where its files are gone, changed or cannot be decoded.
         """
         row = pc.index(self._table["volume"], volume).as_py()
         if row < 0:
@@ -106,6 +109,8 @@ class Index:
             raise damaged("the private part", f"does not hold the slices of volume {volume}")
         if record.kind == "nifti":
             return Volume(record, self._nifti(record, slices[0]))
+        if record.dimensions == 2:
+            return Volume(record, self._image(record, slices[0], frames))
         return Volume(record, self._stack(record, slices))
 
     def file(self, volume: str) -> tuple[int, str]:
@@ -204,6 +209,8 @@ class Index:
         known = all(0 <= one.source < len(self._sources.places) and one.kind == record.kind for one in slices)
         if record.kind == "nifti":
             return known and len(slices) == 1
+        if record.dimensions == 2:
+            return known and len(slices) == 1 and (slices[0].frames, slices[0].samples) == (record.frames, record.colours)
         sides = all((one.columns, one.rows) == record.shape[:2] and one.has_usable_bits for one in slices)
         return known and sides and len(slices) == record.shape[2]
 
@@ -223,6 +230,23 @@ class Index:
         if array.shape != (record.shape[3:] + record.shape[:3]) or not np.allclose(affine, record.affine, atol=1e-6):
             raise ArchiveError(f"the file of volume {record.volume} has changed since it was indexed. Index the archive again.")
         return array
+
+    def _image(self, record: VolumeRecord, one: Instance, frames: Sequence[int] | None) -> NDArray[Any]:
+        source = self._source(one.source)
+        try:
+            if record.kind == "picture":
+                with source.open(os.fsdecode(one.key)) as file:
+                    array = read_picture_stream(file).array
+            else:
+                array = np.moveaxis(image_values(source, one, frames), (0, 3), (0, 1))
+                array = narrow(array.reshape(-1, *array.shape[2:]).swapaxes(1, 2)[..., None])
+        except OSError as error:
+            raise _gone(record, 0, error) from None
+        except (PixelProblem, PictureProblem) as problem:
+            raise ArchiveError(f"image {record.volume} cannot be read: {problem}.") from None
+        if array.shape[1:] != record.shape[:3] or len(array) % record.colours:
+            raise ArchiveError(f"the file of image {record.volume} has changed since it was indexed. Index the archive again.")
+        return array if len(array) > 1 else array[0]
 
     def _stack(self, record: VolumeRecord, slices: list[Instance]) -> NDArray[Any]:
         """Slices are written as they come, so at most two decoded slices are held beside the volume."""

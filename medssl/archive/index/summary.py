@@ -40,6 +40,10 @@ VOLUMES = pa.schema(
         "instances": pa.int64(),
         "split_by": pa.string(),
         "warnings": pa.list_(pa.string()),
+        "dimensions": _WHOLE,
+        "frames": _WHOLE,
+        "colours": _WHOLE,
+        "inverted": pa.bool_(),
         "deviation": pa.float64(),
         **_TAKEN,
     }
@@ -116,15 +120,17 @@ def _record(row: dict[str, Any]) -> VolumeRecord:
 
 def _sound(one: VolumeRecord) -> bool:
     names = all(is_pseudonym(name) for name in (one.volume, one.patient, one.study, one.series))
-    sides = (3,) if one.kind == "dicom" else (3, 4)
-    sizes = len(one.shape) in sides and all(0 < side <= 2**31 for side in one.shape) and one.instances > 0
-    place = len(one.spacing) == 3 and usable_spacing(one.spacing)
+    flat = one.dimensions == 2
+    sides = (3,) if one.kind == "dicom" and not flat else (3, 4)
+    sizes = one.dimensions in (2, 3) and (one.shape[2] == 1) == flat and one.frames > 0 and one.colours in (1, 3)
+    sizes = sizes and len(one.shape) in sides and all(0 < side <= 2**31 for side in one.shape) and one.instances > 0
+    place = len(one.spacing) in ((0, 2) if flat else (3,)) and usable_spacing(one.spacing)
     place = place and bool(np.isfinite(one.affine).all()) and usable_position(one.affine[:3, 3].tolist())
     taken = [getattr(one, name) for name in _TAKEN]
     words = [value for value in taken if isinstance(value, str)]
     place = place and bool(np.isfinite([one.deviation, *(value for value in taken if isinstance(value, float))]).all())
     texts = all(text.isprintable() for text in (one.modality, one.split_by or "", *one.warnings, *words))
-    return names and sizes and place and texts and one.kind in ("dicom", "nifti")
+    return names and sizes and place and texts and one.kind in ("dicom", "nifti", "picture")
 
 
 @dataclass

@@ -9,8 +9,11 @@ from dataclasses import fields, replace
 from hashlib import blake2b
 from typing import Protocol
 
+import numpy as np
+
 from medssl.archive.instance import Instance
 from medssl.archive.outcomes import Reason
+from medssl.archive.pixels.images import image_values
 from medssl.archive.pixels.values import PixelProblem, rescaled, slice_values
 from medssl.source import ArchiveSource
 
@@ -51,7 +54,8 @@ def mark_duplicates(instances: Sequence[Instance], sources: Numbered) -> list[In
 
 def _all_equal(group: Sequence[Instance], sources: Numbered, digests: dict[tuple[int, bytes], bytes]) -> bool:
     """`digests` keeps those of files: one may hold many slices."""
-    if group[0].kind == "nifti":
+    if group[0].kind != "dicom":
+        # Called by what they hold.
         return True
     if len({one.size for one in group}) == 1:
         for one in group:
@@ -79,7 +83,8 @@ def _file_digest(one: Instance, sources: Numbered) -> bytes:
 
 def _value_digest(one: Instance, sources: Numbered) -> bytes | None:
     try:
-        values = slice_values(sources[one.source], one)
-        return blake2b(rescaled(values, one).tobytes(), digest_size=20).digest()
+        source = sources[one.source]
+        values = image_values(source, one) if one.is_image else rescaled(slice_values(source, one), one)
+        return blake2b(values.astype(np.float64).tobytes(), digest_size=20).digest()
     except (OSError, PixelProblem):
         return None

@@ -42,6 +42,7 @@ from medssl.archive import (
 )
 from medssl.archive.headers import scan
 from medssl.archive.headers.dicom import transfer_syntax
+from medssl.archive.index.folder import VERSION
 from medssl.archive.instance import Instance
 from medssl.archive.series.duplicates import mark_duplicates
 from medssl.archive.sources import packed
@@ -507,14 +508,14 @@ def test_an_index_of_an_older_format_says_how_to_make_it_again(tmp_path: Path, a
     write_series(archive, made_volume(), made_affine())
     first = build_index([archive], tmp_path / "index", workers=1)
     mark = tmp_path / "index" / "index.json"
-    mark.write_text(mark.read_text().replace('"version": 5', '"version": 1'))
+    mark.write_text(mark.read_text().replace(f'"version": {VERSION}', '"version": 1'))
     with pytest.raises(ArchiveError, match="format 1, .*holds less.*medssl index PATH --index"):
         Index(tmp_path / "index")
     assert build_index([archive], tmp_path / "index", workers=1) == first
     assert Index(tmp_path / "index").summary() == first
-    mark.write_text(mark.read_text().replace('"version": 5', '"version": 6'))
+    mark.write_text(mark.read_text().replace(f'"version": {VERSION}', f'"version": {VERSION + 1}'))
     for use in (Index, lambda folder: build_index([archive], folder, workers=1)):
-        with pytest.raises(ArchiveError, match="format 6, .*Update medssl"):
+        with pytest.raises(ArchiveError, match=f"format {VERSION + 1}, .*Update medssl"):
             use(tmp_path / "index")
 
 

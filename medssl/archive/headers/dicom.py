@@ -15,7 +15,7 @@ from pydicom.tag import BaseTag, Tag
 
 from medssl.archive.decoders import can_decode
 from medssl.archive.geometry import usable_orientation, usable_position, usable_spacing
-from medssl.archive.headers import acquisition, diffusion, frames, nuclear, siemens
+from medssl.archive.headers import acquisition, diffusion, frames, nuclear, projections, siemens
 from medssl.archive.headers.elements import (
     Header,
     count,
@@ -31,9 +31,10 @@ from medssl.archive.headers.elements import (
     whole,
 )
 from medssl.archive.headers.frames import Frame, frames_of
-from medssl.archive.headers.kinds import is_projection, kind_of
+from medssl.archive.headers.kinds import is_coloured, is_unplaced, kind_of
 from medssl.archive.headers.pixel_element import DEFLATED, UNCOMPRESSED, Bytes, frame_places
 from medssl.archive.headers.plain import META, PlainHeader
+from medssl.archive.headers.projections import as_image, is_projection
 from medssl.archive.instance import UNNUMBERED, WHOLE, Instance
 from medssl.archive.limits import inflated, most_unpacked
 from medssl.archive.narrowing import fits_float32
@@ -112,7 +113,10 @@ _BITS: dict[str, Field] = {
 OF_A_SLICE = {**_PLACE, **_ORDER, **_BITS}
 """What the header of one slice says."""
 _PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
-_PLAIN: list[Any] = [Tag(tag) for tag in (*_WANTED.split(), *acquisition.ELEMENTS.split(), *diffusion.TAGS, *frames.ELEMENTS)]
+_PLAIN: list[Any] = [
+    Tag(tag)
+    for tag in (*_WANTED.split(), *acquisition.ELEMENTS.split(), *projections.ELEMENTS.split(), *diffusion.TAGS, *frames.ELEMENTS)
+]
 _TAGS: list[Any] = [*_PLAIN, *(Tag(tag) for tag in (*nuclear.ELEMENTS, *siemens.ELEMENTS))]
 
 PLAIN_TAGS = frozenset({*map(int, _PLAIN), *META, 0x00080005})
@@ -202,7 +206,8 @@ def with_places(found: list[Instance], file: BinaryIO, at: int, head: bytes = b"
     """
     if all(one.reason for one in found) or found[0].syntax == DEFLATED:
         return found
-    places = frame_places(Bytes(file, head), at, found[0], found[0].size, 1 if found[0].tile else len(found))
+    count = found[0].frames or (1 if found[0].tile else len(found))
+    places = frame_places(Bytes(file, head), at, found[0], found[0].size, count)
     if places is None:
         # The file ends as one.
         return [replace(found[0], frame=WHOLE, tile=(), reason=Reason.TRUNCATED.value)]
@@ -224,18 +229,21 @@ def from_header(header: Header, instance: Instance) -> list[Instance]:
         return [replace(found, reason=slices.value)]
     if slices is not None:
         return list(_slices(found, slices))
-    return [judged(replace(found, **_read(header, OF_A_SLICE)), header)]
+    one = replace(found, **_read(header, OF_A_SLICE))
+    return [as_image(one, header) if is_projection(found, header) else judged(one, header)]
 
 
 def slices_of(found: Instance, header: Header) -> list[Frame] | Reason | None:
-    """The slices of an object that holds many, None where it is one, or why it is none."""
+    """The slices of an object that holds many, None where it is one or an image by itself, or why it is none."""
     reason = kind_of(found, header)
     if reason is not None:
         return reason
+    if is_projection(found, header):
+        return None
+    if is_coloured(header):
+        return Reason.COLOUR
     slices = frames_of(header, int(number(header, "NumberOfFrames", 1)))
-    if slices is None and is_projection(found, header):
-        return Reason.PROJECTION
-    return slices
+    return Reason.PROJECTION if slices is None and is_unplaced(found, header) else slices
 
 
 def _read(header: Header, fields: Mapping[str, Field]) -> dict[str, Any]:

@@ -155,7 +155,7 @@ def test_frames_without_a_position_stay_a_reason(archive: Path, indexed: Indexed
     frames = [frame(voxels, affine, z) for z in range(7)]
     del frames[2][1].PlanePositionSequence
     write_enhanced(archive / "a", frames, affine)
-    cine = base(MultiFrameGrayscaleWordSecondaryCaptureImageStorage.replace(".7.3", ".6.1"), 5, 6, "cine")
+    cine = base(MultiFrameGrayscaleWordSecondaryCaptureImageStorage.replace(".7.3", ".6.2"), 5, 6, "cine")
     cine.NumberOfFrames, cine.PixelData = 7, voxels.tobytes()
     cine["PixelData"].VR = "OW"
     cine.save_as(archive / "cine", enforce_file_format=True)

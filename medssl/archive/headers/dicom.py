@@ -114,8 +114,7 @@ OF_A_SLICE = {**_PLACE, **_ORDER, **_BITS}
 """What the header of one slice says."""
 _PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 _PLAIN: list[Any] = [
-    Tag(tag)
-    for tag in (*_WANTED.split(), *acquisition.ELEMENTS.split(), *projections.ELEMENTS.split(), *diffusion.TAGS, *frames.ELEMENTS)
+    Tag(tag) for tag in (*_WANTED.split(), *acquisition.ELEMENTS.split(), *projections.ELEMENTS.split(), *diffusion.TAGS, *frames.ELEMENTS)
 ]
 _TAGS: list[Any] = [*_PLAIN, *(Tag(tag) for tag in (*nuclear.ELEMENTS, *siemens.ELEMENTS))]
 

@@ -172,7 +172,7 @@ def read_dataset(file: BinaryIO, tags: Iterable[Any], pixels: bool) -> pydicom.D
 
 
 def wanted_elements(header: pydicom.Dataset) -> frozenset[int]:
-    """The tags that an index reads of this header: a source that fetches long values one by one need not fetch others."""
+    """The tags that an index reads of this header, of which ImageType must be there: a source need bring no others."""
     return _ALL if frames.is_mosaic(header) else _ALL - siemens.CSA
 
 

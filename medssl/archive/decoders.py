@@ -100,7 +100,7 @@ def decoded_stream(stream: bytes, syntax: str, header: Picture) -> NDArray[Any] 
     if syntax in _JPEG_2000:
         stream = stream[max(stream.find(_START_OF_CODESTREAM), 0) :]
     found = _size_of_codestream(stream) if syntax in _JPEG_2000 else _size_of_jpeg(stream)
-    if found[:3] != (header.rows, header.columns, 1) or found[3] != header.bits_stored:
+    if found[:3] != (header.rows, header.columns, 1) or found[3] < header.bits_stored:
         return None
     array = _CODECS[syntax](stream)
     return array if array.shape == (header.rows, header.columns) and array.itemsize * 8 == header.bits_allocated else None

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any, get_type_hints
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from medssl.archive.outcomes import Reason
 
@@ -194,8 +196,18 @@ def to_table(instances: list[Instance]) -> pa.Table:
 
 def from_table(table: pa.Table) -> list[Instance]:
     """The instances of `to_table`."""
-    lists = {field.name for field in SCHEMA if pa.types.is_list(field.type)}
-    columns: dict[str, list[Any]] = {name: table[name].to_pylist() for name in SCHEMA.names}
-    columns |= {name: [tuple(value) for value in columns[name]] for name in lists}
+    columns: dict[str, list[Any]] = {name: _values(table[name].combine_chunks()) for name in SCHEMA.names}
     columns["taken"] = [Acquisition(*row) for row in zip(*(columns[name] for name in _TAKEN), strict=True)]
     return [Instance(*row) for row in zip(*(columns[name] for name in _OWN), strict=True)]
+
+
+def _values(column: pa.Array) -> list[Any]:
+    """As objects; most columns say the same of all slices of a series, and then there is one object."""
+    if pa.types.is_list(column.type):
+        values = column.flatten().to_pylist()
+        ends = np.cumsum(pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)).tolist()
+        return [tuple(values[begin:end]) for begin, end in zip([0, *ends[:-1]], ends, strict=True)] if values else [()] * len(column)
+    if len(column) and (first := column[0].as_py()) == column[-1].as_py() and pc.all(pc.equal(column, column[0])).as_py():
+        return [first] * len(column)
+    values = column.to_pylist()
+    return list(values)

@@ -84,9 +84,20 @@ class _Watched(io.RawIOBase):
         return len(content)
 
 
+class _Buffered(io.BufferedReader):
+    """Sets no more memory aside than there are bytes: a damaged file can ask for gigabytes of itself."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > _BLOCK:
+            here = self.tell()
+            size = max(0, min(size, self.seek(0, io.SEEK_END) - here))
+            self.seek(here)
+        return super().read(size)
+
+
 def watched(file: BinaryIO) -> BinaryIO:
     """The same bytes; reading on after `SECONDS` of processor time raises `Refused`."""
-    return cast(BinaryIO, io.BufferedReader(_Watched(file), 2**14))
+    return cast(BinaryIO, _Buffered(_Watched(file), 2**14))
 
 
 def inflated(stream: BinaryIO, most: int) -> bytes:

@@ -15,7 +15,7 @@ from pydicom.tag import BaseTag, Tag
 
 from medssl.archive.decoders import can_decode
 from medssl.archive.geometry import usable_orientation, usable_position, usable_spacing
-from medssl.archive.headers import acquisition, diffusion, frames, projections, siemens
+from medssl.archive.headers import acquisition, diffusion, frames, nuclear, projections, siemens
 from medssl.archive.headers.elements import (
     Header,
     count,
@@ -113,20 +113,13 @@ _BITS: dict[str, Field] = {
 OF_A_SLICE = {**_PLACE, **_ORDER, **_BITS}
 """What the header of one slice says."""
 _PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
-_TAGS: list[Any] = [
-    Tag(tag)
-    for tag in (
-        *_WANTED.split(),
-        *acquisition.ELEMENTS.split(),
-        *projections.ELEMENTS.split(),
-        *diffusion.TAGS,
-        *frames.ELEMENTS,
-        *siemens.ELEMENTS,
-    )
+_PLAIN: list[Any] = [
+    Tag(tag) for tag in (*_WANTED.split(), *acquisition.ELEMENTS.split(), *projections.ELEMENTS.split(), *diffusion.TAGS, *frames.ELEMENTS)
 ]
+_TAGS: list[Any] = [*_PLAIN, *(Tag(tag) for tag in (*nuclear.ELEMENTS, *siemens.ELEMENTS))]
 
-PLAIN_TAGS = frozenset({*(int(tag) for tag in _TAGS), *META, 0x00080005} - set(siemens.ELEMENTS))
-"""What is kept of a header that is not parsed by pydicom, which has the character sets and Siemens' own header to itself."""
+PLAIN_TAGS = frozenset({*map(int, _PLAIN), *META, 0x00080005})
+"""What is kept of a header that is not parsed by pydicom, which has character sets, vectors of frames and Siemens' own header to itself."""
 _ALL = frozenset(map(int, _TAGS))
 
 PARSE_ERRORS = (
@@ -178,7 +171,7 @@ def read_dataset(file: BinaryIO, tags: Iterable[Any], pixels: bool) -> pydicom.D
 
 def wanted_elements(header: pydicom.Dataset) -> frozenset[int]:
     """The tags that an index reads of this header: a source that fetches long values one by one need not fetch others."""
-    return _ALL if frames.is_mosaic(header) else _ALL - {siemens.CSA}
+    return _ALL if frames.is_mosaic(header) else _ALL - siemens.CSA
 
 
 def _not_of_meta(tag: BaseTag, vr: str | None, length: int) -> bool:
@@ -267,10 +260,12 @@ def _slices(found: Instance, frames: Sequence[Frame]) -> Iterator[Instance]:
 
 def _framed(filled: Instance, frame: Frame) -> Instance:
     one = replace(filled, frame=frame.number, dimensions=frame.dimensions)
+    if frame.position:
+        one = replace(one, position=frame.position, decimals=-1)
     if frame.tile is None:
         return one
     rows, columns, *tile = frame.tile
-    return replace(one, rows=rows, columns=columns, tile=tuple(tile), position=frame.position, decimals=-1)
+    return replace(one, rows=rows, columns=columns, tile=tuple(tile))
 
 
 def judged(filled: Instance, header: Header) -> Instance:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -45,8 +45,6 @@ def make_volumes(instances: Sequence[Instance], names: Pseudonyms) -> tuple[list
         stacks, rest = split_volumes(members)
         made += [_from_stack(stack, names) for stack in stacks]
         left += rest
-    numbers = _study_numbers(made)
-    made = [replace(one, record=replace(one.record, study_number=numbers.get(one.record.study))) for one in made]
     # Pseudonyms give an order that does not depend on where files lie.
     return sorted(made, key=lambda one: (one.record.patient, one.record.study, one.record.series, one.record.volume)), left
 
@@ -146,16 +144,3 @@ def _first(values: tuple[float, ...] | None) -> float | None:
 
 def _common(values: Sequence[Any]) -> Any:
     return values[0] if all(value == values[0] for value in values) else None
-
-
-def _study_numbers(made: Sequence[Made]) -> Mapping[str, int]:
-    """Study -> its number among those of its patient that are dated, by date: an order without dates."""
-    dated: dict[str, set[tuple[str, str]]] = defaultdict(set)
-    for one in made:
-        if one.slices[0].taken.study_date:
-            dated[one.record.patient].add((min(part.taken.study_date for part in one.slices), one.record.study))
-    numbers: dict[str, int] = {}
-    for studies in dated.values():
-        for _, study in sorted(studies):
-            numbers.setdefault(study, 1 + sum(1 for _, other in studies if other in numbers))
-    return numbers

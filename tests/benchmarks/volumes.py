@@ -10,7 +10,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import count, cycle, islice
 from pathlib import Path
 from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
@@ -290,32 +290,39 @@ def _zstd8(array: Array) -> Any:
     ).to_cframe()
 
 
-def _rows(folder: Path, repeat: int) -> Iterator[Row]:
+def _groups(folder: Path, repeat: int) -> dict[str, Callable[[], list[Row]]]:
     volume = made_ct()
     write_store([Incoming("ct", "p", "s", "CT", lambda: (volume, AFFINE))], folder / "one", workers=1)
     store = Store(folder / "one")
     size = store.path(0).stat().st_size
-    yield Row("a volume on disk", size / 2**20, volume.nbytes / 2**20, "raw int16", "MB", 0.5)
-    yield from crop_rows(volume, store, repeat)
-    yield from loader_rows(volume, store, repeat)
-    yield from thread_rows(store, repeat)
-    yield from ingest_rows(volume, max(1, repeat // 2))
-    yield from opening_rows(folder / "many", repeat)
-    yield from memory_rows(store)
-    yield from pipeline_rows(volume, store, repeat)
-    yield from augmentation_rows(repeat)
+    return {
+        "disk": lambda: [Row("a volume on disk", size / 2**20, volume.nbytes / 2**20, "raw int16", "MB", 0.5)],
+        "crops": lambda: crop_rows(volume, store, repeat),
+        "loop": lambda: loader_rows(volume, store, repeat),
+        "threads": lambda: thread_rows(store, repeat),
+        "ingest": lambda: ingest_rows(volume, max(1, repeat // 2)),
+        "opening": lambda: opening_rows(folder / "many", repeat),
+        "memory": lambda: memory_rows(store),
+        "pipelines": lambda: pipeline_rows(volume, store, repeat),
+        "augmentations": lambda: augmentation_rows(repeat),
+    }
+
+
+GROUPS = ("disk", "crops", "loop", "threads", "ingest", "opening", "memory", "pipelines", "augmentations")
 
 
 def main() -> None:
     """Measure, print the table, write `build/bench/volumes.json`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeat", type=int, default=5, help="runs of which the median is taken")
+    parser.add_argument("--only", nargs="+", choices=GROUPS, default=GROUPS, help="groups of rows; all where none is named")
     wanted = parser.parse_args()
     if bind(CPUS) < CPUS:
         sys.exit(f"bench-volumes needs {CPUS} CPUs: a second reader thread has to run somewhere.")
     torch.set_num_threads(1)
     with TemporaryDirectory(prefix="medssl-bench-") as folder:
-        rows = list(_rows(Path(folder), wanted.repeat))
+        groups = _groups(Path(folder), wanted.repeat)
+        rows = [row for name in wanted.only for row in groups[name]()]
     if missing():
         print(f"not installed, and so no peers: {', '.join(missing())}")
     print(f"written to {publish('volumes', rows)}")

@@ -34,7 +34,7 @@ lint: install ## ruff, mypy strict, import-linter
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
-	$(BIN)/mypy $(wildcard plugins/medssl-*/medssl_* docs/examples/medssl-*/*.py)
+	$(BIN)/mypy $(wildcard plugins/medssl-*/medssl_*)
 
 .PHONY: test
 test: lint ## lint and every test that is not marked slow
@@ -59,6 +59,10 @@ bench-training: install ## training beside busy jobs and alone, the engine besid
 .PHONY: bench-volumes
 bench-volumes: install ## crops, batches, writing, resampling and opening beside a copy in memory and beside peers
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.volumes
+
+.PHONY: bench-archive
+bench-archive: install ## scanning, indexing and reading DICOM beside pydicom, MONAI's reader and the codecs alone
+	PYTHONPATH=tests $(BIN)/python -m benchmarks.archive
 
 .PHONY: staged-cases
 staged-cases: install ## the table of docs/dicom.md: medssl beside MONAI's readers and dcm2niix; `pip install itk` first

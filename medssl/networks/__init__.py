@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     )
     from medssl.networks.encoding import Encoder, decoder_parameters, encoder, encoder_parameters
     from medssl.networks.layout import encoder_end, encoder_layout
-    from medssl.networks.probe import dense_output, main_output
+    from medssl.networks.probe import dense_output, fixed_size, main_output
     from medssl.networks.sizes import check_crop, crop_problem, network_info
     from medssl.networks.spec import NetworkSpec, as_spec, first_convolution
     from medssl.networks.stored import described_spec, stored_spec
-    from medssl.networks.transferable import Matched, load_matching
+    from medssl.networks.transferable import Matched, first_network, load_matching
     from medssl.networks.trunk import Trunk
 
 _WHERE = {
@@ -43,6 +43,7 @@ _WHERE = {
     "swap_head": "difference",
     "unique_tensors": "difference",
     "dense_output": "probe",
+    "fixed_size": "probe",
     "main_output": "probe",
     "Encoder": "encoding",
     "decoder_parameters": "encoding",
@@ -58,6 +59,7 @@ _WHERE = {
     "described_spec": "stored",
     "stored_spec": "stored",
     "Matched": "transferable",
+    "first_network": "transferable",
     "load_matching": "transferable",
 }
 
@@ -78,6 +80,8 @@ __all__ = [
     "encoder_layout",
     "encoder_parameters",
     "first_convolution",
+    "first_network",
+    "fixed_size",
     "head_module",
     "head_modules",
     "head_tensors",

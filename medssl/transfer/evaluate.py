@@ -19,7 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medssl.archive import read_nifti
-from medssl.archive.nifti.names import nifti_files, stem
+from medssl.archive.geometry import image_affine
+from medssl.archive.labels.placing import Grid, place_of
+from medssl.archive.nifti.names import image_files, is_picture_name, stem
+from medssl.archive.pictures.files import read_picture_labels
 from medssl.errors import DataError, MissingInput, UsageError
 from medssl.faults import faults_as
 from medssl.files import write_atomically
@@ -37,6 +40,12 @@ class LabelMap:
     """(X, Y, Z) label values."""
     affine: NDArray[np.float64]
     """(4, 4) voxel to RAS+ mm."""
+
+    @property
+    def sides(self) -> tuple[int, int, int]:
+        """Voxels along its axes."""
+        x, y, z = self.array.shape
+        return x, y, z
 
 
 @dataclass(frozen=True)
@@ -214,8 +223,8 @@ def known(prediction: NDArray[Any], label: NDArray[Any]) -> tuple[NDArray[Any], 
 
 
 def read_label_map(path: Path) -> LabelMap:
-    """A NIfTI file of whole numbers, stored as integers or as floats; anything else is a `DataError`."""
-    array, affine = read_nifti(path)
+    """A NIfTI or PNG file of whole numbers, stored as integers or as floats; anything else is a `DataError`."""
+    array, affine = (read_picture_labels(path), image_affine(())) if is_picture_name(path.name) else read_nifti(path)
     if not np.issubdtype(array.dtype, np.integer) and not np.array_equal(array, np.rint(array)):
         raise DataError(f"{path} is no label map: it holds values that are not whole numbers. Give label values, not probabilities.")
     return LabelMap(path, array.astype(np.int32), affine)
@@ -238,7 +247,8 @@ def dice_by_class(prediction: NDArray[Any], label: NDArray[Any], classes: Sequen
 def _case_counts(
     prediction: Path, label: Path, compared: Callable[[LabelMap, LabelMap], tuple[NDArray[Any], NDArray[Any]]]
 ) -> NDArray[np.int64]:
-    first, second = read_label_map(prediction), read_label_map(label)
+    first = read_label_map(prediction)
+    second = _turned(read_label_map(label), first)
     if first.array.shape != second.array.shape:
         what = f"{first.array.shape} against {second.array.shape} voxels"
     elif not np.allclose(first.affine, second.affine, rtol=0, atol=AFFINE_TOLERANCE):
@@ -249,6 +259,14 @@ def _case_counts(
         f"the prediction {prediction} and the label {label} lie on different grids: {what}. "
         "Predict on the image that the label was drawn on (medssl predict writes on its input's grid), or resample one of them."
     )
+
+
+def _turned(label: LabelMap, prediction: LabelMap) -> LabelMap:
+    """The label with its axes as the prediction's, where both have the same voxels in another order or direction."""
+    place = place_of(Grid(label.sides, label.affine), Grid(prediction.sides, prediction.affine))
+    if place is None or not place.is_whole(label.sides, prediction.sides):
+        return label
+    return LabelMap(label.path, place.flips.apply(label.array), place.flips.affine(label.affine, label.sides))
 
 
 def _row(case: str, value: int, counts: NDArray[np.int64]) -> Row:
@@ -275,10 +293,10 @@ def _text(dice: float | None) -> str:
 def _label_maps(folder: str | Path, what: str) -> dict[str, Path]:
     place = Path(folder)
     if not place.is_dir():
-        raise MissingInput(f"no folder of {what} at {place}. Give the folder that holds them as NIfTI files.")
-    files = nifti_files(place)
+        raise MissingInput(f"no folder of {what} at {place}. Give the folder that holds them as NIfTI or PNG files.")
+    files = image_files(place)
     if not files:
-        raise MissingInput(f"the folder of {what} {place} holds no .nii or .nii.gz file.")
+        raise MissingInput(f"the folder of {what} {place} holds no .nii, .nii.gz or .png file.")
     found: dict[str, Path] = {}
     for path in files:
         other = found.setdefault(stem(path), path)

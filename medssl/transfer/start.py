@@ -17,7 +17,7 @@ from torch import nn
 
 from medssl.config import check
 from medssl.errors import ConfigError, TransferError
-from medssl.networks import NetworkSpec, as_spec, check_crop, stored_spec
+from medssl.networks import NetworkSpec, as_spec, check_crop, first_network, stored_spec
 from medssl.train.checkpoint import Checkpoint
 from medssl.train.loop import seeded
 from medssl.train.progress import counting
@@ -35,11 +35,13 @@ from medssl.volumes import (
     as_spacing,
     channels_of,
     choose_kind,
+    dimensions_of,
     kinds_seen,
     label_values_of,
     store_cases,
     stored_cases,
     training_cases,
+    usual_preparation,
     with_windows,
 )
 
@@ -67,18 +69,21 @@ class Plan:
         return tuple(range(1, int(self.spec.out_channels or 0)))
 
 
-def make_plan(config: FinetuneConfig, folder: Path) -> Plan:
+def make_plan(config: FinetuneConfig, folder: Path, verbose: bool = True) -> Plan:
     """Check cases, labels, crop and pretrained checkpoint; the resolved configuration is the plan's.
 
-    All cases, those of the validation too, are looked at and go into a store in `folder`, or are found there.
+    All cases, those of the validation too, are looked at and go into a store in `folder`, or are found there; without `verbose` the
+    logger alone hears how that is going.
     """
     origin = own_checkpoint(Path(config.pretrained)) if config.pretrained is not None else None
     spec = _network(config, origin)
     if spec.out_channels is not None and spec.out_channels < 2:
         raise ConfigError("network.out_channels is 1; segmentation needs one for the background and one for each label value.")
     training, validation = training_cases(config.data)
-    preparation, spacing = _image_form(config, origin.state if origin is not None else {}, config.pretrained)
-    cases_own = channels_of(config.data, training, preparation.modalities, partial(_usual_channels, origin, preparation))
+    usual = usual_preparation(dimensions_of([*training, *validation]))
+    preparation, spacing = _image_form(config, origin.state if origin is not None else {}, config.pretrained, usual)
+    seen = partial(_usual_channels, origin, preparation)
+    cases_own = channels_of(config.data, training, preparation.modalities, seen, preparation.grey)
     channels = _as_pretrained(cases_own, origin)
     if spec.in_channels != len(channels):
         names = ", ".join(channel.name for channel in channels)
@@ -87,7 +92,7 @@ def make_plan(config: FinetuneConfig, folder: Path) -> Plan:
         )
     check_crop(spec, config.data.size, config.data.batch)
     values = label_values_of(config.data)
-    with counting("looking at labelled cases") as report:
+    with counting("looking at labelled cases", verbose=verbose) as report:
         store_cases(
             [*training, *validation],
             folder,
@@ -104,7 +109,7 @@ def make_plan(config: FinetuneConfig, folder: Path) -> Plan:
     modality = modalities[0] if len(set(modalities)) == 1 else modalities
     data = config.data.model_copy(update={"spacing": spacing, "modality": modality})
     resolved = config.model_copy(update={"network": spec, "data": data, "preparation": preparation})
-    form = ImageForm(preparation, spacing, channels)
+    form = ImageForm(preparation, spacing, channels, spec.spatial_dims == 2)
     return Plan(resolved, spec, tuple(training), tuple(validation), store, values, form, origin)
 
 
@@ -112,7 +117,7 @@ def first_weights(plan: Plan) -> tuple[nn.Module, LoadReport | None]:
     """The network before its first step: a function of the seed and of the pretrained checkpoint, if any."""
     config = plan.config
     if config.pretrained is None:
-        return plan.spec.build(seed=config.seed), None
+        return first_network(plan.spec, config.seed), None
     with seeded(config.seed, 0, 0, torch.device("cpu")):
         return load_pretrained(
             plan.spec,
@@ -152,7 +157,8 @@ def _as_pretrained(channels: tuple[Channel, ...], origin: Checkpoint | None) -> 
     return channels
 
 
-def _image_form(config: FinetuneConfig, state: Mapping[str, Any], origin: str | None) -> tuple[Preparation, Spacing]:
+def _image_form(config: FinetuneConfig, state: Mapping[str, Any], origin: str | None, usual: Preparation) -> tuple[Preparation, Spacing]:
+    """`usual`: where neither the configuration nor the pretrained checkpoint says more."""
     preparation, spacing = config.preparation, as_spacing(config.data.spacing)
     if state.get("preparation") is not None:
         theirs = check(Preparation, state["preparation"], f"preparation in {origin}")
@@ -165,12 +171,12 @@ def _image_form(config: FinetuneConfig, state: Mapping[str, Any], origin: str | 
             _refuse("data.spacing", spacing, pretrained, origin)
         spacing = pretrained
     if state.get("preparation") is None:
-        return with_windows(preparation or Preparation(), config.data.windows), spacing
+        return with_windows(preparation or usual, config.data.windows), spacing
     windows = with_windows(Preparation(), config.data.windows).channels
-    unseen = [name for name in windows if name not in (preparation or Preparation()).channels]
+    unseen = [name for name in windows if name not in (preparation or usual).channels]
     if unseen:
         raise ConfigError(f"data.windows names {', '.join(unseen)}, which {origin} never saw. Leave data.windows out, or pretrain again.")
-    return preparation or Preparation(), spacing
+    return preparation or usual, spacing
 
 
 def _usual_channels(origin: Checkpoint | None, preparation: Preparation) -> tuple[Channel, ...]:

@@ -5,8 +5,10 @@ from medssl.volumes.cases import (
     LabelledOptions,
     LabelValues,
     Prepared,
+    case_labels,
     channels_of,
     describe_patients,
+    dimensions_of,
     find_cases,
     label_values_of,
     load_case,
@@ -25,18 +27,32 @@ from medssl.volumes.crops import (
     CropPlan,
     DataOptions,
     LoadOptions,
+    channels_of_crops,
     crop_at,
     on_device,
 )
 from medssl.volumes.grid import as_spacing
-from medssl.volumes.ingest import ChannelOptions, Incoming, StoreOptions, StoreSummary, make_store, write_store
-from medssl.volumes.preparation import Channel, IntensityRule, Preparation, Statistics, statistics, with_windows
+from medssl.volumes.ingest import (
+    ChannelOptions,
+    ChoiceOptions,
+    Incoming,
+    StoreEstimate,
+    StoreOptions,
+    StoreSummary,
+    are_items,
+    estimate_store,
+    make_store,
+    store_items,
+    write_store,
+)
+from medssl.volumes.preparation import Channel, IntensityRule, Preparation, Statistics, statistics, usual_preparation, with_windows
 from medssl.volumes.store import Kind, Store, StoredVolume, choose_kind, kinds_document, kinds_of, kinds_seen
 
 __all__ = [
     "Case",
     "Channel",
     "ChannelOptions",
+    "ChoiceOptions",
     "Crop",
     "CropLoader",
     "CropOptions",
@@ -52,14 +68,20 @@ __all__ = [
     "Prepared",
     "Statistics",
     "Store",
+    "StoreEstimate",
     "StoreOptions",
     "StoreSummary",
     "StoredVolume",
+    "are_items",
     "as_spacing",
+    "case_labels",
     "channels_of",
+    "channels_of_crops",
     "choose_kind",
     "crop_at",
     "describe_patients",
+    "dimensions_of",
+    "estimate_store",
     "find_cases",
     "kinds_document",
     "kinds_of",
@@ -74,8 +96,10 @@ __all__ = [
     "restore_labels",
     "statistics",
     "store_cases",
+    "store_items",
     "stored_cases",
     "training_cases",
+    "usual_preparation",
     "with_windows",
     "write_store",
 ]

@@ -116,7 +116,7 @@ def test_what_is_made_of_an_archive_is_private(archive: Path, tmp_path: Path, ma
     try:
         done("index", archive, "--index", tmp_path / "index")
         done("volumes", tmp_path / "index", "--nifti", tmp_path / "nifti")
-        done("store", archive, "--out", tmp_path / "store")
+        done("store", archive, "--min-slices", "1", "--out", tmp_path / "store")
     finally:
         os.umask(before)
     for name in ("index", "nifti", "store", "store.index"):
@@ -126,8 +126,8 @@ def test_what_is_made_of_an_archive_is_private(archive: Path, tmp_path: Path, ma
 def test_a_group_shares_what_it_asked_to_share(archive: Path, tmp_path: Path) -> None:
     done("index", archive, "--index", tmp_path / "index", "--group")
     done("volumes", tmp_path / "index", "--nifti", tmp_path / "nifti", "--group")
-    done("store", archive, "--out", tmp_path / "store", "--group")
-    done("store", archive, "--out", tmp_path / "store")
+    done("store", archive, "--min-slices", "1", "--out", tmp_path / "store", "--group")
+    done("store", archive, "--min-slices", "1", "--out", tmp_path / "store")
     for name in ("index", "nifti", "store"):
         assert modes(tmp_path / name) == {("folder", 0o2770), ("file", 0o660)}, name
     assert modes(tmp_path / "store.index") == {("folder", 0o700), ("file", 0o600)}
@@ -195,7 +195,7 @@ def test_of_several_builders_at_once_each_is_done_or_says_that_another_builds(ar
 def test_a_reader_whose_index_is_built_again_is_told_so(archive: Path, tmp_path: Path) -> None:
     build_index([archive], tmp_path / "index")
     reader = Index(tmp_path / "index")
-    build_index([archive], tmp_path / "index")
+    build_index([archive], tmp_path / "index", slice_location=True)
     with pytest.raises(ArchiveError, match="was built again while it was read"):
         reader.read(reader.volumes()[0].volume)
     with pytest.raises(ArchiveError, match="was built again while it was read"):
@@ -204,7 +204,7 @@ def test_a_reader_whose_index_is_built_again_is_told_so(archive: Path, tmp_path:
 
 
 @pytest.mark.parametrize(
-    "place", [".", "index.json", "private", "tables-1", "tables-1/volumes.parquet", "private/tables-1/instances.parquet"]
+    "place", [".", "index.json", "private", "tables-1", "tables-1/volumes-0000.parquet", "private/tables-1/instances-0000.parquet"]
 )
 def test_what_of_an_index_may_not_be_read_is_said(place: str, unprivileged: Path, archive: Path, refused: Refusal) -> None:
     build_index([archive], unprivileged / "index")
@@ -239,8 +239,8 @@ def test_a_checkpoint_that_may_not_be_read_is_neither_damaged_nor_passed_over(un
     "words",
     [
         ("index", "{here}/archive", "--index", "{here}/here/out"),
-        ("store", "{here}/archive", "--out", "{here}/here/out"),
-        ("store", "{here}/index", "--out", "{here}/here/out"),
+        ("store", "{here}/archive", "--min-slices", "1", "--out", "{here}/here/out"),
+        ("store", "{here}/index", "--min-slices", "1", "--out", "{here}/here/out"),
         ("volumes", "{here}/index", "--nifti", "{here}/here/out"),
         ("demo", "--out", "{here}/here/out"),
     ],

@@ -1,7 +1,8 @@
 """Objects of many frames, and planes of many tiles: the header of each slice in them, as if it were a file of its own.
 
-Enhanced objects say in functional groups what is the same for all frames and what is each one's; United Imaging's grids keep a
-sequence with a position for each tile; Siemens' mosaics give the position of the first tile and the direction of the others.
+Enhanced objects say in functional groups what is the same for all frames and what is each one's; nuclear medicine gives the position
+of the first slice and a vector of the others; United Imaging's grids keep a sequence with a position for each tile; Siemens' mosaics
+give the position of the first tile and the direction of the others.
 """
 
 from __future__ import annotations
@@ -9,13 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from typing import NamedTuple
 
 import numpy as np
 from pydicom import Dataset
+from pydicom.filereader import read_sequence
 
 from medssl.archive.geometry import slice_normal, usable_orientation, usable_spacing
-from medssl.archive.headers.elements import has, number, numbers, tag_of, text, texts, values, whole
+from medssl.archive.headers.elements import Header, has, number, numbers, parsed, tag_of, text, texts, values, whole
+from medssl.archive.headers.nuclear import is_reconstruction, placed_frames
 from medssl.archive.headers.siemens import mosaic_of
 from medssl.archive.outcomes import Reason
 
@@ -73,7 +77,7 @@ class Frame:
 
     number: int
     """Counted from 0."""
-    header: Dataset
+    header: Header
     """What a classic slice would say."""
     tile: Tile | None = None
     """Where it lies in the plane; None where a frame is a plane of its own."""
@@ -83,20 +87,25 @@ class Frame:
     """Dimension indices that count neither places nor stacks, only ever compared."""
 
 
-def frames_of(dataset: Dataset, frames: int) -> list[Frame] | Reason | None:
+def frames_of(dataset: Header, frames: int) -> list[Frame] | Reason | None:
     """The slices of an object that holds many; None where it is one slice, a reason where its slices have no position of their own.
 
     Raises `ValueError` for numbers that contradict each other.
     """
     if has(dataset, _EACH):
-        return list(_enhanced(dataset, frames))
+        return list(_enhanced(parsed(dataset), frames))
+    if is_reconstruction(dataset) and (frames > 1 or not has(dataset, "ImagePositionPatient")):
+        return _nuclear(parsed(dataset), frames)
     if frames > 1:
         return Reason.MULTIFRAME
     if has(dataset, _GRID) and "Image Private Header" in text(dataset, 0x00650010):
         return _grid(dataset)
-    if "MOSAIC" in (value.upper() for value in texts(dataset, "ImageType")):
-        return _mosaic(dataset)
-    return None
+    return _mosaic(dataset) if is_mosaic(dataset) else None
+
+
+def is_mosaic(dataset: Dataset) -> bool:
+    """Does the header call its image a mosaic, as Siemens does?"""
+    return "MOSAIC" in (value.upper() for value in texts(dataset, "ImageType"))
 
 
 def _enhanced(dataset: Dataset, frames: int) -> Iterator[Frame]:
@@ -164,8 +173,18 @@ def _pointer(item: Dataset) -> int:
     return int(found[0]) if found else 0
 
 
-def _grid(dataset: Dataset) -> list[Frame]:
-    items = values(dataset, _GRID)
+def _nuclear(dataset: Dataset, frames: int) -> list[Frame] | Reason:
+    placed = placed_frames(dataset, frames)
+    if placed is None:
+        return Reason.MULTIFRAME
+    header = _copied(dataset)
+    header.ImageOrientationPatient = list(placed.orientation)
+    both = zip(placed.positions, placed.dimensions, strict=True)
+    return [Frame(index, header, position=position, dimensions=dimensions) for index, (position, dimensions) in enumerate(both)]
+
+
+def _grid(dataset: Header) -> list[Frame]:
+    items = _items(dataset, _GRID)
     count = whole(dataset, _GRID_COUNT, len(items))
     if count != len(items):
         raise ValueError(f"{len(items)} positions for {count} tiles")
@@ -173,7 +192,7 @@ def _grid(dataset: Dataset) -> list[Frame]:
     return [Frame(index, dataset, tile, numbers(items[index], "ImagePositionPatient")) for index, tile in enumerate(tiles)]
 
 
-def _mosaic(dataset: Dataset) -> list[Frame] | Reason:
+def _mosaic(dataset: Header) -> list[Frame] | Reason:
     found = mosaic_of(dataset)
     if found is None:
         return Reason.MOSAIC
@@ -192,7 +211,16 @@ def _mosaic(dataset: Dataset) -> list[Frame] | Reason:
     return [Frame(index, dataset, tile, tuple((corner + index * step).tolist())) for index, tile in enumerate(tiles)]
 
 
-def _tiles(dataset: Dataset, count: int, square: bool) -> list[Tile]:
+def _items(dataset: Header, tag: int) -> list[Dataset]:
+    """The items of a private sequence, also of one that is bytes because the file does not say what it is."""
+    found = values(dataset, tag)
+    if len(found) != 1 or not isinstance(found[0], bytes):
+        return found
+    content = BytesIO(found[0])
+    return list(read_sequence(content, is_implicit_VR=True, is_little_endian=True, bytelength=len(found[0]), encoding="iso8859"))
+
+
+def _tiles(dataset: Header, count: int, square: bool) -> list[Tile]:
     """The places of so many tiles, row by row, in a grid as wide as high, or no higher than it must be."""
     rows, columns = whole(dataset, "Rows", 0), whole(dataset, "Columns", 0)
     if not 0 < count <= MOST_FRAMES:

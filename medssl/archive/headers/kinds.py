@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from pydicom import Dataset
-
-from medssl.archive.headers.elements import has, number, texts
+from medssl.archive.headers.elements import Header, has, number, texts
 from medssl.archive.instance import Instance
 from medssl.archive.outcomes import Reason
 
@@ -24,6 +22,7 @@ _KINDS: tuple[tuple[str, Reason], ...] = (
     (_STORAGE + "11.", Reason.PRESENTATION_STATE),
     (_STORAGE + "9.", Reason.WAVEFORM),
     (_STORAGE + "67", Reason.VALUE_MAP),
+    (_STORAGE + "77.1.6", Reason.WHOLE_SLIDE),
     (_STORAGE + "7", Reason.SECONDARY_CAPTURE),
 )
 """What is no image of a patient, by the start of the SOP class; the first that fits counts."""
@@ -31,7 +30,7 @@ _PLANAR = tuple(_STORAGE + tail for tail in ("2", "4", "128"))
 """CT, MR and PET images: a slice each, which must say where it lies."""
 
 
-def kind_of(found: Instance, dataset: Dataset) -> Reason | None:
+def kind_of(found: Instance, dataset: Header) -> Reason | None:
     """What the object is, if it is none of one patient's slices."""
     for start, reason in _KINDS:
         # A class of the standard ends here or goes on with a dot: 1.1.7 is no start of 1.1.77.
@@ -44,11 +43,14 @@ def kind_of(found: Instance, dataset: Dataset) -> Reason | None:
     types = [value.upper() for value in texts(dataset, "ImageType")]
     if "LOCALIZER" in types or "SCOUT" in types:
         return Reason.LOCALIZER
-    if int(number(dataset, "SamplesPerPixel", 1)) != 1:
-        return Reason.COLOUR
     return None
 
 
-def is_projection(found: Instance, dataset: Dataset) -> bool:
+def is_coloured(dataset: Header) -> bool:
+    """More than one value a pixel."""
+    return int(number(dataset, "SamplesPerPixel", 1)) != 1
+
+
+def is_unplaced(found: Instance, dataset: Header) -> bool:
     """A plane of its own that says not where it lies, and need not."""
     return not has(dataset, "ImagePositionPatient") and found.sop_class not in _PLANAR

@@ -217,7 +217,7 @@ def _indexed(index: Index, form: ImageForm, path: Path) -> list[_Input]:
 def _from_index(index: Index, record: VolumeRecord, form: ImageForm, path: Path) -> _Input:
     def prepare() -> Prepared:
         _check_modality(record, form, path)
-        volume = index.read(record.volume)
+        volume = index.clear_padding(index.read(record.volume))
         return prepare_image(volume.array, volume.affine, form, f"volume {record.volume} of {path}")
 
     return _Input(record.volume, path, prepare)

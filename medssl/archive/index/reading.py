@@ -24,7 +24,7 @@ from medssl.archive.instance import SCHEMA, Instance, from_table
 from medssl.archive.narrowing import narrow
 from medssl.archive.nifti.files import NiftiProblem, read_stream, read_stream_channels
 from medssl.archive.outcomes import Reason
-from medssl.archive.pixels.filling import SliceProblem, fill
+from medssl.archive.pixels.filling import SliceProblem, clear_padding, fill
 from medssl.archive.pixels.values import whole_range
 from medssl.archive.sources.locations import find_source
 from medssl.archive.tables import damaged, read_table
@@ -99,6 +99,15 @@ class Index:
         if record.kind == "nifti":
             return Volume(record, self._nifti(record, slices[0]))
         return Volume(record, self._stack(record, slices))
+
+    def clear_padding(self, volume: Volume) -> Volume:
+        """A volume that was read, its padding, as the headers call it, at the lowest value of the other voxels, in place.
+
+        Scanners fill what they did not see with -2000 and the like, which would lead every statistic.
+        """
+        if volume.record.kind == "dicom" and volume.array.ndim == 3:
+            clear_padding(volume.array.transpose(2, 1, 0), self.slices(volume.record.volume))
+        return volume
 
     def file(self, volume: str) -> tuple[int, str]:
         """Number of the source and name in it of a volume's first file. Private: for grouping by names, never to be shown or stored."""

@@ -225,10 +225,10 @@ def _incoming(index: Index, group: Group, options: ChannelOptions, modality: str
 def _load(index: Index, group: Group) -> tuple[NDArray[Any], NDArray[Any]]:
     if group.reason is not None:
         raise Unusable(group.reason)
-    first = index.read(group.records[0].volume)
+    first = index.clear_padding(index.read(group.records[0].volume))
     if group.picked:
         return first.array[list(group.picked)], first.record.affine
     if len(group.records) == 1:
         return first.array, first.record.affine
-    others = [index.read(record.volume).array for record in group.records[1:]]
+    others = [index.clear_padding(index.read(record.volume)).array for record in group.records[1:]]
     return np.stack([first.array, *others]), first.record.affine

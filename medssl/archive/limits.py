@@ -21,6 +21,8 @@ UNPACKED = 2**28
 """Bytes to which any file may unpack."""
 RATIO = 100
 """How often its own size a file may unpack to beyond that: scans shrink to a half or a tenth, a bomb to a thousandth."""
+PIXELS = 2**26
+"""Pixels of one 2D image that are read: a mammogram has 2**25."""
 MEMORY = 2**32
 """Bytes that a worker process may take beyond what it begins with."""
 _BLOCK = 2**20

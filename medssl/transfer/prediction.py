@@ -265,7 +265,7 @@ def _from_index(index: Index, record: VolumeRecord, form: ImageForm, path: Path)
             if record.frames > 1:
                 raise DataError(f"{name} has {record.frames} frames over time. Give the frames as images of their own.")
             return prepare_image(*image_of(index, record, form.preparation), form, name, bool(record.spacing))
-        volume = index.read(record.volume)
+        volume = index.clear_padding(index.read(record.volume))
         return prepare_image(volume.array, volume.affine, form, name)
 
     return _Input(record.volume, path, prepare, original=(index, record))

@@ -110,7 +110,7 @@ _BITS: dict[str, Field] = {
     "signed": lambda header: count(header, "PixelRepresentation", 0),
     "slope": lambda header: number(header, "RescaleSlope", 1.0),
     "intercept": lambda header: number(header, "RescaleIntercept", 0.0),
-    "padding": lambda header: tolerant(header, "PixelPaddingValue"),
+    "padding": lambda header: tolerant(header, "PixelPaddingValue")[:1] + tolerant(header, "PixelPaddingRangeLimit")[:1],
 }
 OF_A_SLICE = {**_PLACE, **_ORDER, **_BITS}
 """What the header of one slice says."""

@@ -30,7 +30,7 @@ from medssl.archive.narrowing import narrow
 from medssl.archive.nifti.files import NiftiProblem, read_stream, read_stream_channels
 from medssl.archive.outcomes import Reason
 from medssl.archive.pictures.files import PictureProblem, read_picture_stream
-from medssl.archive.pixels.filling import SliceProblem, fill
+from medssl.archive.pixels.filling import SliceProblem, clear_padding, fill
 from medssl.archive.pixels.images import image_values
 from medssl.archive.pixels.values import PixelProblem, whole_range
 from medssl.archive.tables import damaged, read_groups
@@ -113,6 +113,15 @@ class Index:
         if record.dimensions == 2:
             return Volume(record, self._image(record, slices[0], frames))
         return Volume(record, self._stack(record, slices))
+
+    def clear_padding(self, volume: Volume) -> Volume:
+        """A volume that was read, its padding, as the headers call it, at the lowest value of the other voxels, in place.
+
+        Scanners fill what they did not see with -2000 and the like, which would lead every statistic.
+        """
+        if volume.record.kind == "dicom" and volume.record.dimensions == 3:
+            clear_padding(volume.array.transpose(2, 1, 0), self.slices(volume.record.volume))
+        return volume
 
     def file(self, volume: str) -> tuple[int, str]:
         """Number of the source and name in it of a volume's first file. Private: for grouping by names, never to be shown or stored."""

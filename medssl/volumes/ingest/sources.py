@@ -326,12 +326,12 @@ def _load(index: Index, group: Group, preparation: Preparation) -> tuple[NDArray
         raise Unusable(group.reason)
     if len(group.records) == 1 and group.records[0].kind != "nifti" and group.records[0].dimensions == 2:
         return image_of(index, group.records[0], preparation, group.picked or None)
-    first = index.read(group.records[0].volume)
+    first = index.clear_padding(index.read(group.records[0].volume))
     if group.picked:
         return first.array[list(group.picked)], first.record.affine
     if len(group.records) == 1:
         return first.array, first.record.affine
-    others = [index.read(record.volume).array for record in group.records[1:]]
+    others = [index.clear_padding(index.read(record.volume)).array for record in group.records[1:]]
     return np.stack([first.array, *others]), first.record.affine
 
 

@@ -109,10 +109,11 @@ class Index:
         """The instances that a volume is made of, in order. Private: they hold names of files and real UIDs."""
         return tuple(self._slices.get(volume, ()))
 
-    def left_out_for(self, reason: Reason) -> list[Instance]:
-        """The instances in no volume for that reason. Private, as `slices`."""
-        table = self._private
-        return from_table(table.filter(pa.compute.equal(table["reason"], reason.value)).select(SCHEMA.names))
+    def left_out_for(self, *reasons: Reason) -> list[Instance]:
+        """The instances in no volume for one of these reasons. Private, as `slices`."""
+        table = self._private()
+        wanted = pa.array([reason.value for reason in reasons])
+        return from_table(table.filter(pa.compute.is_in(table["reason"], wanted)).select(SCHEMA.names))
 
     def open(self, one: Instance) -> BinaryIO:
         """The file of an instance, to be closed; raises `OSError` where it is gone."""
@@ -144,15 +145,15 @@ class Index:
         with self._same():
             return read_table(self._folder.root / self._tables / "instances.parquet", INSTANCES, PLACE)
 
-    @cached_property
     def _private(self) -> pa.Table:
+        """Not kept: it has a row a file, and the slices of volumes are kept by themselves."""
         with self._same():
             return read_table(self._folder.private / self._tables / "instances.parquet", PRIVATE, PLACE)
 
     @cached_property
     def _slices(self) -> dict[str, list[Instance]]:
         """Volume -> its instances in order, from the private part."""
-        table = self._private
+        table = self._private()
         table = table.filter(pa.compute.is_valid(table["volume"])).sort_by([("volume", "ascending"), ("slice", "ascending")])
         found: dict[str, list[Instance]] = defaultdict(list)
         for name, one in zip(table["volume"].to_pylist(), from_table(table.select(SCHEMA.names)), strict=True):

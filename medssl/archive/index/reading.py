@@ -132,12 +132,13 @@ class Index:
         """The instances that a volume is made of, in order. Private: they hold names of files and real UIDs."""
         return tuple(self._slices(volume)) if volume in self._rows else ()
 
-    def left_out_for(self, reason: Reason) -> list[Instance]:
-        """The instances in no volume for that reason. Private, as `slices`."""
+    def left_out_for(self, *reasons: Reason) -> list[Instance]:
+        """The instances in no volume for one of these reasons. Private, as `slices`."""
         found: list[Instance] = []
+        wanted = pa.array([reason.value for reason in reasons])
         with self._same():
             for table in self._contents.private():
-                found += from_table(table.filter(pc.equal(table["outcome"], reason.value)).select(SCHEMA.names))
+                found += from_table(table.filter(pc.is_in(table["outcome"], wanted)).select(SCHEMA.names))
         return found
 
     def open(self, one: Instance) -> BinaryIO:

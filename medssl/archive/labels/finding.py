@@ -72,8 +72,8 @@ def pair_labels(index: Index, records: Sequence[VolumeRecord]) -> Pairing:
 
 
 def _objects(index: Index) -> list[Instance]:
-    both = [*index.left_out_for(Reason.SEGMENTATION), *index.left_out_for(Reason.RADIOTHERAPY)]
-    return [one for one in both if one.sop_class in (*_SEG, *_RTSTRUCT)]
+    found = index.left_out_for(Reason.SEGMENTATION, Reason.RADIOTHERAPY)
+    return [one for one in found if one.sop_class in (*_SEG, *_RTSTRUCT)]
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from medssl.archive.index.summary import INSTANCES, PLACE, PRIVATE, UNKNOWN, VOL
 from medssl.archive.instance import SCHEMA, Instance, from_table
 from medssl.archive.narrowing import narrow
 from medssl.archive.nifti.files import NiftiProblem, read_stream, read_stream_channels
+from medssl.archive.nifti.modality import channel_names
 from medssl.archive.pixels.values import PixelProblem, rescaled, series_values, whole_range
 from medssl.archive.sources.locations import find_source
 from medssl.archive.tables import damaged, read_table
@@ -106,6 +107,11 @@ class Index:
     def slices(self, volume: str) -> tuple[Instance, ...]:
         """What the headers say of a volume's slices, in order. Private: to be compared, never to be shown or stored."""
         return tuple(self._slices.get(volume, ()))
+
+    def channel_names(self, volume: str) -> dict[int, str]:
+        """Channel number -> name, where the `dataset.json` of a NIfTI file's data set says so; words that are not known are left out."""
+        source, key = self.file(volume)
+        return channel_names(self._source(source), key)
 
     def moment(self, volume: str) -> tuple[tuple[float, str], ...]:
         """What orders the volumes of a dynamic series in time: to be compared within a series only."""

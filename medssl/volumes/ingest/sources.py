@@ -214,7 +214,7 @@ def _incoming(index: Index, group: Group, options: ChannelOptions, modality: str
         first.patient,
         first.series,
         known_modality(first, modality),
-        partial(_load, index, group),
+        partial(load_group, index, group),
         channels,
         fingerprint="" if plain else made_of,
         shape=(len({channel.array for channel in channels}), *first.shape[:3]),
@@ -222,7 +222,8 @@ def _incoming(index: Index, group: Group, options: ChannelOptions, modality: str
     )
 
 
-def _load(index: Index, group: Group) -> tuple[NDArray[Any], NDArray[Any]]:
+def load_group(index: Index, group: Group) -> tuple[NDArray[Any], NDArray[Any]]:
+    """(A, X, Y, Z) or (X, Y, Z) values and the affine to RAS+ mm; `Unusable` with the group's reason."""
     if group.reason is not None:
         raise Unusable(group.reason)
     first = index.read(group.records[0].volume)

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from difflib import get_close_matches
-from pathlib import Path
+from pathlib import Path, PurePath
 from reprlib import Repr
 from typing import Annotated, Any, TypeVar
 
@@ -85,11 +85,20 @@ def _assign(node: Any, keys: list[str], value: Any, override: str) -> None:
 def check(model: type[Model], values: Mapping[str, Any], where: str = "configuration") -> Model:
     """`model` filled with `values`; a `ConfigError` lists every problem with its path and, for unknown keys, the nearest right one."""
     try:
-        return model.model_validate(dict(values))
+        return model.model_validate(_with_texts(dict(values)))
     except ValidationError as error:
         found = _problems(model, error)
         more = f"; and {len(found) - MOST_PROBLEMS} more" if len(found) > MOST_PROBLEMS else ""
         raise ConfigError(f"{where}: " + "; ".join(found[:MOST_PROBLEMS]) + more) from error
+
+
+def _with_texts(values: Any) -> Any:
+    """`values` with the text of every path: a configuration made in Python has paths where a file has texts."""
+    if isinstance(values, PurePath):
+        return str(values)
+    if type(values) is dict:
+        return {key: _with_texts(value) for key, value in values.items()}
+    return type(values)(map(_with_texts, values)) if type(values) in (list, tuple) else values
 
 
 _OF_A_UNION = re.compile(r"(int|float|str|bool|none|\[key\]|constrained-\w+|[a-z-]+\[.*)", re.DOTALL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Literal
 
@@ -124,3 +125,8 @@ _REMEDIES: dict[Reason, str] = {
 def remedy(reason: Reason) -> str:
     """What would make volumes of files that were rejected for this reason; empty for what nobody misses."""
     return _REMEDIES.get(reason, "")
+
+
+def counted(reasons: Mapping[str, int]) -> str:
+    """Such as "1 DICOMDIR, 3 single slice"."""
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))

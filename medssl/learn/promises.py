@@ -207,11 +207,17 @@ def _check_grid(name: Who, target: Tensor, grid: tuple[int, ...]) -> None:
 
 
 def _check_weight(name: Who, weight: Tensor, target: Tensor) -> None:
-    """One axis alone may be 1 for all: that of channels, which is the second one, or the last one of tokens."""
+    problem = weight_problem(weight, target)
+    if problem is not None:
+        raise PluginError(f"{name}: {problem}. Give it the target's shape, or one channel.")
+
+
+def weight_problem(weight: Tensor, target: Tensor) -> str | None:
+    """Why a weight does not fit; one axis alone may be 1 for all: that of channels, which is the second one, or the last of tokens."""
     one_for_all = [mine for mine, theirs in zip(weight.shape, target.shape, strict=False) if mine != theirs]
-    if weight.dim() != target.dim() or one_for_all not in ([], [1]):
-        shapes = f"`weight` has shape {tuple(weight.shape)} and the target {tuple(target.shape)}"
-        raise PluginError(f"{name}: {shapes}. Give it the target's shape, or one channel.")
+    if weight.dim() == target.dim() and one_for_all in ([], [1]):
+        return None
+    return f"`weight` has shape {tuple(weight.shape)} and the target {tuple(target.shape)}"
 
 
 def cleaned(task: PretextTask, key: str, crops: Crops) -> Tensor:

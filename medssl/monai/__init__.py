@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from medssl.monai.reader import MedsslReader
     from medssl.networks import decoder_parameters, encoder, encoder_parameters
     from medssl.transfer import load_into, load_pretrained
+    from medssl.volumes import Store, store_items
 
 _WHERE = {
     "AgreementLoss": "medssl.monai.consistency",
@@ -43,12 +44,14 @@ _WHERE = {
     "PretextTaskDict": "medssl.monai.questions",
     "PretextTaskTransform": "medssl.monai.questions",
     "PretextTaskd": "medssl.monai.questions",
+    "Store": "medssl.volumes",
     "decoder_parameters": "medssl.networks",
     "encoder": "medssl.networks",
     "encoder_parameters": "medssl.networks",
     "load_into": "medssl.transfer",
     "load_pretrained": "medssl.transfer",
     "prepare_pretext_batch": "medssl.monai.losses",
+    "store_items": "medssl.volumes",
 }
 
 __all__ = [
@@ -68,12 +71,14 @@ __all__ = [
     "PretextTaskDict",
     "PretextTaskTransform",
     "PretextTaskd",
+    "Store",
     "decoder_parameters",
     "encoder",
     "encoder_parameters",
     "load_into",
     "load_pretrained",
     "prepare_pretext_batch",
+    "store_items",
 ]
 
 

@@ -15,7 +15,7 @@ from medssl.config import check
 from medssl.contracts import DenseHead, PooledHead, PretextBatch, PretextTask
 from medssl.errors import ConfigError, DataError
 from medssl.learn.objective import part_of_mean
-from medssl.learn.promises import check_own_rows, check_prediction, task_loss
+from medssl.learn.promises import check_own_rows, check_prediction, task_loss, weight_problem
 from medssl.monai.tasks import build_task, known_network, task_class, unknown_network
 
 
@@ -97,7 +97,8 @@ class PretextLoss(nn.Module):
                 f"the answer comes without '{self.weight_key}', which says where it counts. Give PretextLoss the whole batch (in MONAI's "
                 "engines: prepare_batch=medssl.monai.prepare_pretext_batch), the pair (target, weight), or the weight_key of PretextTaskd."
             )
-        return PretextBatch(None, _plain(item[self.target_key]), _plain(weight), **self._further(item))
+        target = _plain(item[self.target_key])
+        return PretextBatch(None, target, _fitting(_plain(weight), target), **self._further(item))
 
     def _further(self, item: Mapping[Any, Any]) -> dict[str, Any]:
         """What `PretextTaskd` put beside the target."""
@@ -158,6 +159,16 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
 
 
+def _fitting(weight: Any, target: Tensor) -> Tensor:
+    """`weight`, if it lies on the target's grid: of one channel, or as many as the target has."""
+    fits = isinstance(weight, Tensor)
+    problem = weight_problem(weight, target) if fits else f"`weight` is a {type(weight).__name__}"
+    if problem is not None:
+        raise DataError(f"{problem}. Hand over what PretextTaskd put beside the target.")
+    fitting: Tensor = weight
+    return fitting
+
+
 class DeepSupervisionLoss(nn.Module):
     """`PretextLoss` of every output of a network with deep supervision, weighted as MONAI's loss of that name weighs them.
 
@@ -173,7 +184,8 @@ class DeepSupervisionLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.loss = loss
-        self._weighing = MonaiDeepSupervisionLoss(loss, weight_mode, None if weights is None else list(weights))
+        # Of MONAI's class the weights alone: its own module would register the loss a second time.
+        self._weights = MonaiDeepSupervisionLoss(nn.Identity(), weight_mode, None if weights is None else list(weights)).get_weights
 
     def forward(self, predictions: Tensor | Sequence[Tensor], label: Mapping[Any, Any] | Sequence[Tensor]) -> Tensor:
         """() of one output, a list of them, or of several stacked behind the batch (DynUNet)."""
@@ -181,7 +193,7 @@ class DeepSupervisionLoss(nn.Module):
         target = item[self.loss.target_key]
         if isinstance(predictions, Tensor):
             predictions = predictions.unbind(1) if predictions.dim() == target.dim() + 1 else [predictions]
-        weights = self._weighing.get_weights(levels=len(predictions))
+        weights = self._weights(levels=len(predictions))
         grid = target.shape[2:]
         parts = [
             weight * self.loss(prediction, {key: _on_grid(value, grid, prediction.shape[2:]) for key, value in item.items()})

@@ -73,6 +73,8 @@ class PretextTaskTransform(Randomizable, Transform):  # type: ignore[misc]
 
     def asked(self, image: Any, name: str) -> dict[str, Any]:
         """The question about the image of that name."""
+        if not isinstance(image, Tensor | np.ndarray):
+            raise DataError(f"'{name}' is a {type(image).__name__}, no image. Load it first: LoadImaged, EnsureChannelFirstd.")
         tensor = convert_to_tensor(image, dtype=torch.float32, track_meta=False)
         if tensor.dim() not in (3, 4):
             raise DataError(f"'{name}' has shape {tuple(tensor.shape)}; a pretext task needs (C, *size) with 2 or 3 spatial sides.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -12,9 +11,8 @@ from monai.data.image_reader import ImageReader
 from monai.utils import MetaKeys, SpaceKeys
 from numpy.typing import NDArray
 
-from medssl.archive import Index, build_index, read_nifti_channels
-from medssl.archive.nifti.names import is_nifti_name
-from medssl.errors import DataError, UsageError
+from medssl.archive import read_single
+from medssl.errors import DataError
 
 
 class MedsslReader(ImageReader):  # type: ignore[misc]
@@ -39,7 +37,8 @@ class MedsslReader(ImageReader):  # type: ignore[misc]
     def read(self, data: Any, **kwargs: Any) -> list[tuple[NDArray[Any], NDArray[np.float64]]]:
         """Values and affine of each of the paths."""
         paths = [data] if isinstance(data, str | Path) else list(data)
-        return [_nifti(Path(path)) if is_nifti_name(Path(path).name) else self._volume(Path(path)) for path in paths]
+        found = [read_single(path, self.modality) for path in paths]
+        return [(one.array, one.affine) for one in found]
 
     def get_data(self, img: Sequence[tuple[NDArray[Any], NDArray[np.float64]]]) -> tuple[NDArray[Any], dict[str, Any]]:
         """The values, several channels first, and what a MetaTensor needs to know of them."""
@@ -55,23 +54,3 @@ class MedsslReader(ImageReader):  # type: ignore[misc]
             MetaKeys.SPACE: SpaceKeys.RAS,
             MetaKeys.ORIGINAL_CHANNEL_DIM: 0 if several else float("nan"),
         }
-
-    def _volume(self, path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
-        with TemporaryDirectory(prefix="medssl-") as folder:
-            build_index([path], folder, workers=1)  # workers of a loader may have no workers of their own
-            index = Index(folder)
-            records = [one for one in index.volumes() if self.modality is None or one.modality == self.modality.upper()]
-            if not records:
-                reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(index.rejected().items()))
-                others = ", ".join(sorted({one.modality for one in index.volumes()}))
-                raise DataError(f"{path} holds no volume{f' of {self.modality}, only {others}' if others else ''}: {reasons or 'no file'}.")
-            if len(records) > 1:
-                listed = ", ".join(f"{one.modality} {'x'.join(map(str, one.shape))} ({one.instances} files)" for one in records)
-                raise UsageError(f"{path} holds {len(records)} volumes: {listed}. Give each series a folder, or name one: modality=...")
-            volume = index.read(records[0].volume)
-            return volume.array, np.asarray(volume.affine, np.float64)
-
-
-def _nifti(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    found = read_nifti_channels(path)
-    return (found.array if len(found.array) > 1 else found.array[0]), found.affine

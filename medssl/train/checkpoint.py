@@ -13,7 +13,7 @@ import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import safetensors.torch
@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor, contiguous_format
 
 from medssl.config import shown
-from medssl.errors import GO_ON, CheckpointError, MissingInput
+from medssl.errors import GO_ON, CheckpointError, MissingInput, UsageError
 from medssl.faults import faults_as
 from medssl.files import create_file, make_folder, sync, sync_folder, take_folder, temporary_beside
 from medssl.run import Run
@@ -188,11 +188,27 @@ def _skipping(path: Path) -> bool:
         return True
 
 
-def find_checkpoint(path: str | Path | Run, series: str = "step") -> Checkpoint:
+def origin_path(origin: Any) -> str:
+    """Where a run, a checkpoint or a path lies, as a configuration names it; `UsageError` for tensors, which lie nowhere."""
+    if isinstance(origin, Run):
+        return str(origin.folder)
+    if isinstance(origin, Checkpoint):
+        return str(origin.path)
+    if isinstance(origin, str | PurePath):
+        return str(origin)
+    raise UsageError(
+        f"a {type(origin).__name__} lies in no file that the run's configuration could name, to be resumed from. Save it "
+        "(torch.save(network.state_dict(), FILE)) and give the file, or medssl.load_into(network, ...) first and give that network."
+    )
+
+
+def find_checkpoint(path: str | Path | Run | Checkpoint, series: str = "step") -> Checkpoint:
     """The checkpoint that a person means by a path or run: that folder itself, or the newest good one of a run folder.
 
     With `series="best"` the best one of a run, or its newest where it has none. Raises `MissingInput` or `CheckpointError`.
     """
+    if isinstance(path, Checkpoint):
+        return path
     folder = path.folder if isinstance(path, Run) else Path(path)
     if folder.name == STATE:
         folder = folder.parent

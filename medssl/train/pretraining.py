@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,11 @@ from medssl.errors import UsageError
 from medssl.plugins import Plugins
 from medssl.run import Run
 from medssl.train.config import PretrainConfig
+from medssl.train.progress import counting
+from medssl.train.run_folder import VOLUMES, holds_run, refuse_other_run
 from medssl.train.setup import given_parts, make_plan
 from medssl.train.training import run_training
+from medssl.volumes import Store, are_items, store_items
 
 
 def pretrain(
@@ -39,10 +43,11 @@ def pretrain(
 
     Give a `config` (a YAML file or a mapping), or the parts, or both (the parts win): `network` is a `NetworkSpec`, a name, or a
     callable taking `out_channels`, such as `partial(SegResNet, ...)`, of which `encoder_end` names the submodule where its encoder ends
-    if a term reads it and medssl does not know; `data` a store's folder with `size` (voxels) and `batch`, or
-    the options of `data:`; `tasks` and `consistency` lists of names, mappings, classes or objects; `from_` an earlier run that
-    this round goes on from; further keywords are options of `train:`, such as `steps=1000`. With `resume` the run goes on from
-    its newest good checkpoint, or starts. Without `verbose` progress goes to the logger `medssl.train` (level INFO) alone.
+    if a term reads it and medssl does not know; `data` a store's folder with `size` (voxels) and `batch`, the options of `data:`, or a
+    MONAI dataset or datalist, of which a store is made in `out` (as `medssl.monai.store_items` does); `tasks` and `consistency` lists
+    of names, mappings, classes or objects; `from_` an earlier run that this round goes on from; further keywords are options of
+    `train:`, such as `steps=1000`. With `resume` the run goes on from its newest good checkpoint, or starts. Without `verbose` progress
+    goes to the logger `medssl.train` (level INFO) alone.
 
     Raises:
         ConfigError: unknown keys, values out of range, a network that does not fit the store.
@@ -51,6 +56,22 @@ def pretrain(
     """
     if out is None:
         raise UsageError("pretrain needs out, the folder of the run.")
+    if are_items(data):
+        data = _stored(data, Path(out), resume, verbose)
     given = given_parts(network, data, tasks, consistency, size, batch, views, seed, from_, encoder_end, train)
     plan = make_plan(config, overrides, given, plugins or Plugins.load())
     return run_training(out, lambda _: plan.training(), resume=resume, handlers=handlers, verbose=verbose)
+
+
+def _stored(data: Any, out: Path, resume: bool, verbose: bool) -> Path:
+    """The items of a MONAI pipeline as a store in the run's folder, where a run that goes on finds them again."""
+    if not (resume and holds_run(out)):
+        refuse_other_run(out)
+    with counting("storing items", verbose=verbose) as report:
+        # Labels are nothing that a pretraining reads: odd ones are no reason to refuse the images.
+        done = store_items(data, out / VOLUMES, label_key=None, progress=report)
+    for volume, reason in done.left_out.items():
+        warnings.warn(f"{volume} is left out: {reason}", stacklevel=3)
+    if len(Store(out / VOLUMES)) != done.volumes:
+        raise UsageError(f"{out / VOLUMES} holds items of other data too. Delete it, or give another folder as out.")
+    return out / VOLUMES

@@ -31,9 +31,12 @@ class _Console(Console):
 
 
 @contextmanager
-def counting(doing: str, console: Console | None = None) -> Iterator[Callable[[int, int | None], None]]:
-    """A function to call with how much is done and, where known, how much there is: a bar on a terminal, elsewhere a line now and then."""
-    shown = console or _Console(stderr=True)
+def counting(doing: str, console: Console | None = None, verbose: bool = True) -> Iterator[Callable[[int, int | None], None]]:
+    """A function to call with how much is done and, where known, how much there is: a bar on a terminal, elsewhere a line now and then.
+
+    Without `verbose` the lines are messages of the logger `medssl.train` at level INFO.
+    """
+    shown = console or _console(verbose)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     bar = Progress(*columns, console=shown, disable=not shown.is_terminal, transient=True)
     task, printed = bar.add_task(doing, total=None), time.monotonic()
@@ -76,12 +79,19 @@ class _Logged(io.StringIO):
         return len(text)
 
 
+def _console(verbose: bool) -> Console:
+    """Standard error for people; for libraries the logger."""
+    if verbose:
+        return _Console(stderr=True)
+    return Console(file=_Logged(), width=10_000, force_terminal=False, force_jupyter=False)  # whatever the environment asks for
+
+
 class ProgressDisplay:
     """A context manager that is told of each step. `console=None` writes to standard error."""
 
     def __init__(self, title: str, steps: int, first: int = 0, console: Console | None = None, verbose: bool = True) -> None:
         """Without `verbose` nothing is shown: every line is a message of the logger `medssl.train` at level INFO."""
-        self._console = console or (_Console(stderr=True) if verbose else Console(file=_Logged(), width=10_000))
+        self._console = console or _console(verbose)
         self._title, self._steps, self._first = title, steps, first
         self._began = self._printed = time.monotonic()
         self._bar = _bar(self._console) if self._console.is_terminal else None

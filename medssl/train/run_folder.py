@@ -33,9 +33,11 @@ SKIPPED = "skipped.jsonl"
 PICTURES = "pictures"
 LABELLED = "labelled"
 """The store of the labelled cases; it may be there before the run begins."""
+VOLUMES = "volumes"
+"""The store of a pretraining whose data came as items of a MONAI pipeline; likewise."""
 _OWN = (CONFIG, METRICS, CHECKPOINTS)
-_EARLIER = re.compile(rf".*\.(log|out|err)|{LABELLED}|{re.escape(LOCK)}")
-"""What may be there before the run begins: logs of a batch system, labelled cases, and the lock of a run that did not get so far."""
+_EARLIER = re.compile(rf".*\.(log|out|err)|{LABELLED}|{VOLUMES}|{re.escape(LOCK)}")
+"""What may be there before the run begins: logs of a batch system, its own stores, and the lock of a run that did not get so far."""
 
 
 @contextmanager

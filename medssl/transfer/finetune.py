@@ -26,7 +26,7 @@ from medssl.learn.terms import Term, resolve_losses, resolve_tasks
 from medssl.networks import NetworkSpec, as_spec, parts_by_depth
 from medssl.plugins import Plugins
 from medssl.run import Run
-from medssl.train.checkpoint import newest_good
+from medssl.train.checkpoint import Checkpoint, newest_good, origin_path
 from medssl.train.config import read_config
 from medssl.train.definition import Batches, Save, Training
 from medssl.train.device import choose_dtype
@@ -50,7 +50,7 @@ REPORT = "load_report.json"
 def fine_tune(
     network: Any = None,
     data: LabelledOptions | Mapping[str, Any] | str | Path | None = None,
-    pretrained: str | Path | Run | None = None,
+    pretrained: str | Path | Run | Checkpoint | None = None,
     out: str | Path | None = None,
     *,
     labelled: int | None = None,
@@ -82,7 +82,7 @@ def fine_tune(
         key: value for key, value in (("seed", seed), ("stem", stem)) if value is not None
     }
     checked = read_config(FinetuneConfig, config, overrides, given, "fine-tuning")
-    run = run_training(out, partial(_ready, checked, plugins or Plugins.load()), resume=resume, handlers=handlers, verbose=verbose)
+    run = run_training(out, partial(_ready, checked, plugins or Plugins.load(), verbose), resume=resume, handlers=handlers, verbose=verbose)
     _take_best(run)
     return run
 
@@ -95,7 +95,7 @@ def _parts(network: Any, data: Any, pretrained: Any, labelled: int | None, train
     if data is not None or labelled is not None:
         given["data"] = _data(data, labelled)
     if pretrained is not None:
-        given["pretrained"] = str(pretrained.folder if isinstance(pretrained, Run) else pretrained)
+        given["pretrained"] = origin_path(pretrained)
     if train:
         given["train"] = dict(train)
     return given
@@ -111,9 +111,9 @@ def _data(data: Any, labelled: int | None) -> dict[str, Any]:
     return values if labelled is None else {**values, "labelled": labelled}
 
 
-def _ready(config: FinetuneConfig, plugins: Plugins, out: Path) -> Training:
+def _ready(config: FinetuneConfig, plugins: Plugins, verbose: bool, out: Path) -> Training:
     """Cases in a store, the network with its first weights, segmentation and whatever trains beside it as one objective."""
-    plan = make_plan(config, out / LABELLED)
+    plan = make_plan(config, out / LABELLED, verbose)
     tasks = resolve_tasks([term.document() for term in config.tasks], plugins)
     losses = resolve_losses([term.document() for term in config.consistency], plugins)
     config = plan.config.model_copy(update={"tasks": documents(tasks), "consistency": documents(losses)})
@@ -126,6 +126,7 @@ def _ready(config: FinetuneConfig, plugins: Plugins, out: Path) -> Training:
         **plan.form.document(),
         **trained_on(plan.store, config.data.size, config.tasks, config.consistency),
         "label_values": plan.values.document(),
+        "label_names": {str(number): name for number, name in sorted(plan.values.class_names().items())},
         "overlap": config.overlap,
     }
     return Training(
@@ -169,7 +170,8 @@ def _objective(
         found.append(report)
         return network
 
-    built = assemble(plan.spec, [segmentation, *tasks], losses, config.views, config.seed, plugins, config.data.size, first)
+    terms = [segmentation, *tasks], losses
+    built = assemble(plan.spec, *terms, config.views, config.seed, plugins, config.data.size, first, config.combine)
     check_crop(built, config.data.size, config.data.batch)
     return built, found[0]
 

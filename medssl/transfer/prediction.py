@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from medssl.archive import Index, VolumeRecord, build_index, write_nifti
+from medssl.archive import Index, VolumeRecord, build_index, no_volume, write_nifti
 from medssl.archive.nifti.names import is_nifti_name, nifti_files, stem
 from medssl.config import check
 from medssl.errors import ArchiveError, CheckpointError, DataError, MedsslError, MissingInput, UsageError
@@ -223,8 +223,7 @@ def _nifti(name: str, files: tuple[Path, ...], form: ImageForm) -> _Input:
 def _indexed(index: Index, form: ImageForm, rule: ChannelOptions, path: Path) -> list[_Input]:
     records = index.volumes()
     if not records:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(index.rejected().items()))
-        raise DataError(f"{path} holds no volume: {reasons}. Give a folder with a whole series.")
+        raise DataError(no_volume(index, path))
     groups = _groups(index, records, _ordered(rule, form), form)
     if not groups:
         raise DataError(f"no volume of {path} is one of the channels {', '.join(rule.series)}. Look at its volumes: medssl volumes INDEX")

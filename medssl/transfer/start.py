@@ -17,7 +17,7 @@ from torch import nn
 
 from medssl.config import check
 from medssl.errors import ConfigError, TransferError
-from medssl.networks import NetworkSpec, as_spec, check_crop, stored_spec
+from medssl.networks import NetworkSpec, as_spec, check_crop, first_network, stored_spec
 from medssl.train.checkpoint import Checkpoint
 from medssl.train.loop import seeded
 from medssl.train.progress import counting
@@ -67,10 +67,11 @@ class Plan:
         return tuple(range(1, int(self.spec.out_channels or 0)))
 
 
-def make_plan(config: FinetuneConfig, folder: Path) -> Plan:
+def make_plan(config: FinetuneConfig, folder: Path, verbose: bool = True) -> Plan:
     """Check cases, labels, crop and pretrained checkpoint; the resolved configuration is the plan's.
 
-    All cases, those of the validation too, are looked at and go into a store in `folder`, or are found there.
+    All cases, those of the validation too, are looked at and go into a store in `folder`, or are found there; without `verbose` the
+    logger alone hears how that is going.
     """
     origin = own_checkpoint(Path(config.pretrained)) if config.pretrained is not None else None
     spec = _network(config, origin)
@@ -87,7 +88,7 @@ def make_plan(config: FinetuneConfig, folder: Path) -> Plan:
         )
     check_crop(spec, config.data.size, config.data.batch)
     values = label_values_of(config.data)
-    with counting("looking at labelled cases") as report:
+    with counting("looking at labelled cases", verbose=verbose) as report:
         store_cases(
             [*training, *validation],
             folder,
@@ -112,7 +113,7 @@ def first_weights(plan: Plan) -> tuple[nn.Module, LoadReport | None]:
     """The network before its first step: a function of the seed and of the pretrained checkpoint, if any."""
     config = plan.config
     if config.pretrained is None:
-        return plan.spec.build(seed=config.seed), None
+        return first_network(plan.spec, config.seed), None
     with seeded(config.seed, 0, 0, torch.device("cpu")):
         return load_pretrained(
             plan.spec,

@@ -171,6 +171,24 @@ def test_deep_supervision_weighs_every_output() -> None:
     torch.testing.assert_close(deep([outputs[:, 0], guess], label), expected)
 
 
+def test_deep_supervision_holds_its_loss_once() -> None:
+    pytest.importorskip("medssl_inpainting")
+    deep = DeepSupervisionLoss(PretextLoss("inpainting", spatial_dims=2))
+    assert [name for name, module in deep.named_modules(remove_duplicate=False) if module is deep.loss] == ["loss"]
+    assert all(name.startswith("loss.") for name in deep.state_dict())
+
+
+def test_what_the_caller_hands_over_wrongly_is_not_the_plugins_fault() -> None:
+    pytest.importorskip("medssl_inpainting")
+    loss, answer = PretextLoss("inpainting", spatial_dims=2), torch.zeros(2, 1, 8, 8)
+    with pytest.raises(DataError, match=r"`weight` has shape \(2, 1, 4, 4\) and the target \(2, 1, 8, 8\)"):
+        loss(answer, (torch.zeros(2, 1, 8, 8), torch.ones(2, 1, 4, 4)))
+    with pytest.raises(DataError, match="`weight` is a float"):
+        loss(answer, (torch.zeros(2, 1, 8, 8), 1.0))
+    with pytest.raises(DataError, match="'image' is a str, no image"):
+        PretextTaskd("image", "inpainting")({"image": "image.nii.gz"})
+
+
 def test_a_series_is_loaded_as_its_volume_or_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "series").mkdir()
     array, affine = made_volume(), made_affine()

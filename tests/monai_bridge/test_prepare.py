@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -9,13 +10,17 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from monai.networks.nets import SegResNet
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd
 
-from medssl.errors import ConfigError, DataError, MissingInput
+import medssl
+from medssl.errors import ConfigError, DataError, MissingInput, UsageError
 from medssl.monai import PrepareImageD, PrepareImaged, PrepareImageDict
-from medssl.train.checkpoint import save_checkpoint
+from medssl.run import Run
+from medssl.train.checkpoint import find_checkpoint, save_checkpoint
 from medssl.volumes import Channel, IntensityRule, Preparation, load_case, statistics
 
+SMALL = partial(SegResNet, spatial_dims=3, in_channels=1, init_filters=8, blocks_down=(1, 1), blocks_up=(1,))
 PREPARATION = Preparation(modalities={"CT": IntensityRule(kind="window", low=-100, high=300)})
 
 
@@ -88,3 +93,14 @@ def test_an_image_in_another_orientation_is_refused_with_the_remedy(checkpoint: 
         PrepareImaged("image", checkpoint, "MR")(turned)
     mended = Compose([Orientationd("image", axcodes="RAS"), PrepareImaged("image", checkpoint, "MR")])(turned)["image"]
     torch.testing.assert_close(mended, PrepareImaged("image", checkpoint, "MR")({"image": ras})["image"])
+
+
+def test_paths_in_a_mapping_and_what_lies_in_no_file(ct: Path, pretrained: Run, tmp_path: Path) -> None:
+    data = {"images": ct / "images", "labels": ct / "labels", "size": (8, 8, 8), "batch": 1}
+    checkpoint = find_checkpoint(pretrained)
+    run = medssl.fine_tune(partial(SMALL, out_channels=2), data, checkpoint, tmp_path / "run", steps=1, verbose=False)
+    assert run.report.coverage == 1
+    with pytest.raises(UsageError, match="OrderedDict lies in no file"):
+        medssl.fine_tune(SMALL, data, pretrained.network.state_dict(), tmp_path / "other")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="OrderedDict lies in no file"):
+        medssl.pretrain(SMALL, ct, out=tmp_path / "other", from_=pretrained.network.state_dict())  # type: ignore[arg-type]

@@ -56,6 +56,20 @@ def test_counting_is_a_bar_on_a_terminal_and_a_line_now_and_then_elsewhere(monke
     assert "2/3" in shown(0, terminal=True)
 
 
+def test_without_verbose_the_logger_alone_hears_of_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("medssl.train.progress.QUIET_SECONDS", 0.0)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with caplog.at_level("INFO", "medssl.train"):
+        with counting("looking at cases", verbose=False) as report:
+            report(1, 3)
+        with ProgressDisplay("pretrain", 1, verbose=False) as display:
+            display.step(1, {"loss": 0.5}, 5.0, 0.25)
+    assert [line[:22] for line in caplog.messages] == ["looking at cases 1/3", "pretrain step 1/1 loss"]
+    assert capsys.readouterr() == ("", "")
+
+
 class Gone(io.StringIO):
     def write(self, text: str) -> int:
         raise OSError(5, "the terminal is gone")

@@ -3,6 +3,7 @@
 from medssl.volumes.ingest.channels import ChannelOptions
 from medssl.volumes.ingest.choice import ChoiceOptions
 from medssl.volumes.ingest.estimating import StoreEstimate
+from medssl.volumes.ingest.items import are_items, store_items
 from medssl.volumes.ingest.sources import StoreOptions, estimate_store, is_index, make_store
 from medssl.volumes.ingest.writing import Incoming, Progress, StoreSummary, Unusable, placed, write_store
 
@@ -15,9 +16,11 @@ __all__ = [
     "StoreOptions",
     "StoreSummary",
     "Unusable",
+    "are_items",
     "estimate_store",
     "is_index",
     "make_store",
     "placed",
+    "store_items",
     "write_store",
 ]

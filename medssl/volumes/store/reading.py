@@ -14,9 +14,10 @@ from __future__ import annotations
 import base64
 import io
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from operator import index
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import pyarrow as pa
@@ -33,9 +34,15 @@ from medssl.volumes.store.rows import StoredVolume, volume_of_row, why_unsound
 from medssl.volumes.store.table import ROW_ERRORS, check_columns, damaged_table, read_table
 from medssl.volumes.store.unfinished import missing
 
+if TYPE_CHECKING:
+    from torch.utils.data import Subset
+
 
 class Store:
-    """A store opened for reading, by any number of threads."""
+    """A store opened for reading, by any number of threads and processes.
+
+    It is a sequence too, of the items that MONAI's datasets and torch's loaders take: `store[0]["image"]`.
+    """
 
     def __init__(self, folder: str | Path, native: bool = True, only: Collection[str] | None = None) -> None:
         """Raises `MissingInput` where there is none and `StoreError` where it is empty, damaged or of another version.
@@ -64,6 +71,36 @@ class Store:
 
     def __len__(self) -> int:
         return int(self._columns.num_rows)
+
+    @overload
+    def __getitem__(self, place: int) -> dict[str, Any]: ...
+
+    @overload
+    def __getitem__(self, place: slice | Sequence[int]) -> Subset[dict[str, Any]]: ...
+
+    def __getitem__(self, place: int | slice | Sequence[int]) -> Any:
+        """The volume in that place of the order as the item of a MONAI pipeline; of several places a `Subset`, as MONAI's datasets give.
+
+        `image` is a MetaTensor (C, *shape) of the values that a network sees, with the affine to RAS+ mm; `label` (1, *shape), its
+        classes, is there where the volume has one. What they are is in their `meta`: volume, patient, modality, channels.
+        """
+        if isinstance(place, slice | Sequence):
+            from torch.utils.data import Subset
+
+            return Subset(self, range(len(self))[place] if isinstance(place, slice) else place)  # type: ignore[arg-type]
+        from medssl.volumes.store.items import item_of
+
+        number = index(place)
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"the store {self.folder} holds {len(self)} volumes, and there is no number {number}.")
+        number %= len(self)
+        volume = self.volume(number)
+        origin = (0,) * len(volume.shape)
+        classes = None if volume.classes is None else self.read_labels(number, origin, volume.shape)
+        return item_of(volume, self.preparation, self.read_whole(number), classes)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[number] for number in range(len(self)))
 
     def __repr__(self) -> str:
         return f"Store({str(self.folder)!r}, {len(self)} volumes)"
@@ -128,6 +165,11 @@ class Store:
     def shapes(self) -> NDArray[np.int64]:
         """(N, D) sides of all volumes."""
         return np.asarray(self._columns["shape"].to_pylist(), np.int64)[self._order]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of the table's columns, those of voxels aside."""
+        return tuple(field.name for field in self._columns.schema if "points" not in field.name and field.name != "reason")
 
     def column(self, name: str) -> list[Any]:
         """One column of the table, in the order of the volumes."""

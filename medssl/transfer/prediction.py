@@ -7,15 +7,16 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from medssl.archive import Index, VolumeRecord, build_index, no_volume, write_nifti
-from medssl.archive.nifti.names import is_nifti_name, nifti_files, stem
+from medssl.archive import Index, VolumeRecord, build_index, no_volume, without_previews, write_nifti
+from medssl.archive.nifti.names import image_files, is_nifti_name, is_picture_name, stem
+from medssl.archive.pictures.files import write_label_picture
 from medssl.config import check
 from medssl.errors import ArchiveError, CheckpointError, DataError, MedsslError, MissingInput, UsageError
 from medssl.faults import faults_as
@@ -26,7 +27,7 @@ from medssl.train.checkpoint_state import STATE
 from medssl.train.device import choose_device, choose_dtype, fit_threads
 from medssl.transfer.images import ImageForm, load_image, prepare_image
 from medssl.transfer.segment import Windows
-from medssl.volumes import Channel, ChannelOptions, LabelValues, Prepared, restore_labels
+from medssl.volumes import ChannelOptions, LabelValues, Prepared, restore_labels
 from medssl.volumes.cases import header
 from medssl.volumes.cases.datalists import grouped_by_case
 from medssl.volumes.ingest import Unusable, is_index
@@ -60,6 +61,13 @@ class _Input:
     source: Path
     """The file or folder that was given, for messages."""
     prepare: Callable[[], Prepared]
+    ending: Literal[".nii.gz", ".png"] = ".nii.gz"
+    """Of its label map: a picture gets a picture."""
+
+    @property
+    def file(self) -> str:
+        """The name of its label map."""
+        return self.name + self.ending
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,10 +87,12 @@ def predict(
 ) -> list[Path]:
     """Write a NIfTI label map `NAME.nii.gz` for each volume of `inputs` into `out`, on its own grid; returns the paths.
 
+    A PNG, JPEG or TIFF gets a PNG `NAME.png` of its size, turned as the picture is seen.
+
     Maps have the values of the label files that the run was trained on; of several values that were one class the smallest.
 
-    `run_dir` is a fine-tuning run (its best checkpoint, else its newest) or one of its checkpoints. An input is a NIfTI file, a
-    folder of NIfTI files (named as they are; by case where all are nnU-Net's `CASE_0000`, `CASE_0001` with as many channels as the
+    `run_dir` is a fine-tuning run (its best checkpoint, else its newest) or one of its checkpoints. An input is a NIfTI file or a
+    picture, a folder of them (named as they are; by case where all are nnU-Net's `CASE_0000`, `CASE_0001` with as many channels as the
     network was trained on), an index folder (named by its volumes), or a folder, zip or tar of DICOM (named by the volumes of an
     index made for this call). It calculates in fp32; `precision="bf16"`, or "auto" (bf16 on GPUs that have it), is faster there and
     may move borders by a voxel. A run's network is MONAI's, of an installed plugin, or of one of the modules `trusted`.
@@ -120,9 +130,10 @@ def predict(
             with _left_out(left_out):
                 prepared = volume.prepare()
                 label_map = _Map(segmenter(prepared), prepared.original_affine)
-                file, done = folder / f"{volume.name}.nii.gz", f"{len(written)} of {len(volumes)} are written and good."
+                file, done = folder / volume.file, f"{len(written)} of {len(volumes)} are written and good."
                 with faults_as(UsageError, f"the label map {file} cannot be written", done):
-                    written.append(write_nifti(label_map, file))
+                    picture = volume.ending == ".png"
+                    written.append(write_label_picture(label_map.array, file) if picture else write_nifti(label_map, file))
     _raise_left_out(left_out, written, folder)
     return written
 
@@ -193,14 +204,14 @@ def _check_crop(spec: NetworkSpec, size: Sequence[int], checkpoint: Checkpoint) 
 
 def _volumes(path: Path, form: ImageForm, rule: ChannelOptions, stack: ExitStack) -> list[_Input]:
     if not path.exists():
-        raise MissingInput(f"there is no input at {path}. Give NIfTI files, or folders of NIfTI or DICOM files.")
+        raise MissingInput(f"there is no input at {path}. Give NIfTI files or pictures, or folders of them or of DICOM files.")
     if is_index(path):
         return _indexed(Index(path), form, rule, path)
-    if path.is_file() and is_nifti_name(path.name):
-        return [_nifti(stem(path), (path,), form)]
-    files = nifti_files(path) if path.is_dir() else []
+    if path.is_file() and (is_nifti_name(path.name) or is_picture_name(path.name)):
+        return [_case(stem(path), (path,), form)]
+    files = image_files(path) if path.is_dir() else []
     if files:
-        return [_nifti(name, images, form) for name, images in grouped_by_case(files, _files_a_case(files, form)).items()]
+        return [_case(name, images, form) for name, images in grouped_by_case(files, _files_a_case(files, form)).items()]
     folder = Path(stack.enter_context(TemporaryDirectory(prefix="medssl-"))) / "index"
     build_index([path], folder)
     return _indexed(Index(folder), form, rule, path)
@@ -216,12 +227,12 @@ def _files_a_case(files: Sequence[Path], form: ImageForm) -> int:
     return _arrays(form) if len(shape) < 4 else 1
 
 
-def _nifti(name: str, files: tuple[Path, ...], form: ImageForm) -> _Input:
-    return _Input(name, files[0], lambda: load_image(files, form))
+def _case(name: str, files: tuple[Path, ...], form: ImageForm) -> _Input:
+    return _Input(name, files[0], lambda: load_image(files, form), ".png" if is_picture_name(files[0].name) else ".nii.gz")
 
 
 def _indexed(index: Index, form: ImageForm, rule: ChannelOptions, path: Path) -> list[_Input]:
-    records = index.volumes()
+    records = without_previews(index.volumes())
     if not records:
         raise DataError(no_volume(index, path))
     groups = _groups(index, records, _ordered(rule, form), form)
@@ -234,10 +245,11 @@ def _groups(index: Index, records: Sequence[VolumeRecord], rule: ChannelOptions,
     """What becomes the arrays of one input: by the rule, else as far as the network reads several, a fourth axis and numbered files."""
     if rule.series or rule.frames:
         return grouped(index, records, rule, None)
+    images = [Group((record,)) for record in records if _is_image(record)]
     deep = [record for record in records if len(record.shape) == 4]
-    flat = [record for record in records if len(record.shape) < 4]
+    flat = [record for record in records if len(record.shape) < 4 and not _is_image(record)]
     single = [Group((record,)) for record in flat] if _arrays(form) == 1 else grouped(index, flat, ChannelOptions(), None)
-    return [*single, *grouped(index, deep, ChannelOptions(fourth_axis=True), None)]
+    return [*images, *single, *grouped(index, deep, ChannelOptions(fourth_axis=True), None)]
 
 
 def _arrays(form: ImageForm) -> int:
@@ -253,40 +265,52 @@ def _ordered(rule: ChannelOptions, form: ImageForm) -> ChannelOptions:
 
 
 def _from_index(index: Index, group: Group, form: ImageForm, path: Path) -> _Input:
-    name = group.records[0].volume
+    record = group.records[0]
+    name = f"volume {record.volume} of {path}"
 
     def prepare() -> Prepared:
-        found = group.channels(ChannelOptions(), None)
         if group.reason is None:
-            _check_count(len(found), form, name, path)
-            _check_modalities(found, form, name, path)
+            _check(group, form, name)
         try:
-            array, affine = load_group(index, group)
+            array, affine = load_group(index, group, form.preparation)
         except Unusable as error:
-            raise DataError(f"volume {name} of {path}: {error}.") from None
-        return prepare_image(array, affine, form, f"volume {name} of {path}")
+            raise DataError(f"{name}: {error}.") from None
+        return prepare_image(array, affine, form, name, bool(record.spacing))
 
-    return _Input(name, path, prepare)
+    return _Input(record.volume, path, prepare)
 
 
-def _check_count(count: int, form: ImageForm, name: str, path: Path) -> None:
-    if count != _arrays(form):
+def _check(group: Group, form: ImageForm, name: str) -> None:
+    """What the index says of a volume must be what the network reads."""
+    record = group.records[0]
+    if _is_image(record):
+        if record.frames > 1:
+            raise DataError(f"{name} has {record.frames} frames over time. Give the frames as images of their own.")
+        if record.kind != "picture":
+            _check_modalities([record.modality] * _arrays(form), form, name)
+        return
+    found = [channel.modality for channel in group.channels(ChannelOptions(), None)]
+    if len(found) != _arrays(form):
         known = ", ".join(channel.name for channel in form.channels)
         raise DataError(
-            f"volume {name} of {path} has {count} channel(s), the network reads {_arrays(form)} ({known}). "
+            f"{name} has {len(found)} channel(s), the network reads {_arrays(form)} ({known}). "
             "Say by `channels: {series: ...}` in a file for --config which series of a study they are."
         )
+    _check_modalities(found, form, name)
 
 
-def _check_modalities(found: Sequence[Channel], form: ImageForm, name: str, path: Path) -> None:
+def _is_image(record: VolumeRecord) -> bool:
+    return record.dimensions == 2 and record.kind != "nifti"
+
+
+def _check_modalities(found: Sequence[str], form: ImageForm, name: str) -> None:
     """DICOM says its modality; one that would be prepared by another rule than the training's images is refused."""
     for channel in form.channels:
-        modality = found[channel.array].modality
+        modality = found[channel.array]
         if form.preparation.rule(modality, channel.name) != form.preparation.rule(channel.modality, channel.name):
             known = ", ".join(dict.fromkeys(one.modality for one in form.channels))
             raise DataError(
-                f"volume {name} of {path} is {modality}, the network was fine-tuned on {known} images. "
-                "Leave it out, or give the folder of one series."
+                f"{name} is {modality}, the network was fine-tuned on {known} images. Leave it out, or give the folder of one series."
             )
 
 
@@ -295,8 +319,6 @@ def _refuse_same_names(volumes: Sequence[_Input], out: Path) -> None:
     for volume in volumes:
         other = first.setdefault(volume.name, volume)
         if other is not volume:
-            raise UsageError(
-                f"{other.source} and {volume.source} would both be written as {volume.name}.nii.gz. Predict them into two folders."
-            )
-        if volume.source.resolve() == (out / f"{volume.name}.nii.gz").resolve():
+            raise UsageError(f"{other.source} and {volume.source} would both be written as {volume.file}. Predict them into two folders.")
+        if volume.source.resolve() == (out / volume.file).resolve():
             raise UsageError(f"the label map of {volume.source} would overwrite it. Give another folder for the maps.")

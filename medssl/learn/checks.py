@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from medssl.augment import ViewOptions, is_affine
+from medssl.augment import ViewOptions
 from medssl.contracts import ConsistencyLoss, Crops, NetworkInfo, PretextTask
 from medssl.errors import ConfigError, DataError, NetworkError, PluginError
 from medssl.learn.heads import require_dense, require_encoder
@@ -42,9 +42,10 @@ def check_terms(
         if {"embeddings", "task_embeddings"} & loss.needs:
             require_encoder(info, spec, plugins)
     needs = {need for loss in losses.values() for need in loss.needs}
-    if views.transforms and not is_affine(views.transforms) and needs & {"answers", "feature_maps"}:
+    if not views.is_affine and needs & {"answers", "feature_maps"}:
+        what = "views.transforms move" if views.transforms else "views.elastic moves"
         raise ConfigError(
-            "views.transforms move voxels in a way no affine describes, so the voxels of two views cannot be compared. "
+            f"{what} voxels in a way no affine describes, so the voxels of two views cannot be compared. "
             "Leave out elastic and grid distortions, or compare embeddings only (simsiam)."
         )
 

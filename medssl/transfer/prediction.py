@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from medssl.archive import Index, VolumeRecord, build_index, no_volume, without_previews, write_nifti
+from medssl.archive.labels.writing import write_seg
 from medssl.archive.nifti.names import image_files, is_nifti_name, is_picture_name, stem
 from medssl.archive.pictures.files import write_label_picture
 from medssl.config import check
@@ -34,6 +35,8 @@ from medssl.volumes.ingest import Unusable, is_index
 from medssl.volumes.ingest.channels import Group, grouped
 from medssl.volumes.ingest.sources import load_group
 
+FORMATS = ("nifti", "dicom-seg")
+
 
 @dataclass(frozen=True)
 class Segmenter:
@@ -45,14 +48,19 @@ class Segmenter:
     device: torch.device
     classes: int
     values: LabelValues
+    names: Mapping[int, str]
+    """Class -> what it is called, background aside."""
 
     def __call__(self, prepared: Prepared) -> NDArray[Any]:
         """(X, Y, Z) label map on the input's own grid, with the values of the labels it was trained on, uint8 where they fit."""
+        return self.values.values_of(self.classes_in(prepared))
+
+    def classes_in(self, prepared: Prepared) -> NDArray[Any]:
+        """(X, Y, Z) classes on the input's own grid, uint8 where they fit."""
         inputs = torch.from_numpy(np.ascontiguousarray(prepared.array))[None].to(self.device)
         with torch.no_grad():
             labels = self.windows(inputs, self.network)[0].argmax(0).cpu().numpy()
-        classes = restore_labels(labels.astype(np.uint8 if self.classes <= 256 else np.int16), prepared)
-        return self.values.values_of(classes)
+        return restore_labels(labels.astype(np.uint8 if self.classes <= 256 else np.int16), prepared)
 
 
 @dataclass(frozen=True)
@@ -63,11 +71,12 @@ class _Input:
     prepare: Callable[[], Prepared]
     ending: Literal[".nii.gz", ".png"] = ".nii.gz"
     """Of its label map: a picture gets a picture."""
+    original: tuple[Index, VolumeRecord] | None = None
+    """The volume of an index that it is."""
 
-    @property
-    def file(self) -> str:
+    def file(self, format: str) -> str:
         """The name of its label map."""
-        return self.name + self.ending
+        return self.name + (".dcm" if format == "dicom-seg" else self.ending)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,11 +92,15 @@ def predict(
     *,
     precision: str = "fp32",
     trusted: Sequence[str] = (),
+    format: str = "nifti",
     channels: ChannelOptions | Mapping[str, Any] | None = None,
 ) -> list[Path]:
     """Write a NIfTI label map `NAME.nii.gz` for each volume of `inputs` into `out`, on its own grid; returns the paths.
 
     A PNG, JPEG or TIFF gets a PNG `NAME.png` of its size, turned as the picture is seen.
+
+    `format="dicom-seg"` writes a DICOM SEG `NAME.dcm` instead, which refers to the original images of DICOM inputs and has a segment a
+    class, named as in the training's `data.classes`; it says whose it is, as the images do.
 
     Maps have the values of the label files that the run was trained on; of several values that were one class the smallest.
 
@@ -109,6 +122,8 @@ def predict(
         UsageError: two inputs of one name, or an output that would overwrite its input.
     """
     rule = channels if isinstance(channels, ChannelOptions) else check(ChannelOptions, dict(channels or {}), "channels")
+    if format not in FORMATS:
+        raise UsageError(f"label maps are written as {' or '.join(FORMATS)}, not as {format!r}.")
     segmenter = load_segmenter(run_dir, precision=precision, trusted=trusted)
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
@@ -122,20 +137,31 @@ def predict(
                 volumes += _volumes(Path(path), segmenter.form, rule, stack)
         if not volumes and not left_out:
             raise UsageError("there is nothing to predict. Give at least one input.")
-        _refuse_same_names(volumes, folder)
+        _refuse_same_names(volumes, folder, format)
         with faults_as(UsageError, f"the label maps cannot be written to {folder}"):
             if not folder.exists():
                 take_folder(folder)
         for volume in volumes:
             with _left_out(left_out):
-                prepared = volume.prepare()
-                label_map = _Map(segmenter(prepared), prepared.original_affine)
-                file, done = folder / volume.file, f"{len(written)} of {len(volumes)} are written and good."
+                file, done = folder / volume.file(format), f"{len(written)} of {len(volumes)} are written and good."
                 with faults_as(UsageError, f"the label map {file} cannot be written", done):
-                    picture = volume.ending == ".png"
-                    written.append(write_label_picture(label_map.array, file) if picture else write_nifti(label_map, file))
+                    written.append(_write_seg(volume, segmenter, file) if format == "dicom-seg" else _write(volume, segmenter, file))
     _raise_left_out(left_out, written, folder)
     return written
+
+
+def _write(volume: _Input, segmenter: Segmenter, file: Path) -> Path:
+    prepared = volume.prepare()
+    label_map = _Map(segmenter(prepared), prepared.original_affine)
+    return write_label_picture(label_map.array, file) if volume.ending == ".png" else write_nifti(label_map, file)
+
+
+def _write_seg(volume: _Input, segmenter: Segmenter, file: Path) -> Path:
+    if volume.original is None:
+        raise DataError(
+            f"{volume.source} is no DICOM, and a SEG refers to DICOM images. Give an index or a folder of DICOM, or write NIfTI."
+        )
+    return write_seg(*volume.original, segmenter.classes_in(volume.prepare()), segmenter.names, file)
 
 
 @contextmanager
@@ -171,9 +197,10 @@ def load_segmenter(run_dir: str | Path, device: str = "auto", precision: str = "
     network = spec.build(seed=0)
     _load_all(network, checkpoint)
     windows = Windows(tuple(state["size"]), state["overlap"], choose_dtype(precision, place))
-    return Segmenter(
-        network.to(place).eval(), ImageForm.of_document(state), windows, place, int(spec.out_channels or 0), _values(checkpoint)
-    )
+    classes = int(spec.out_channels or 0)
+    called = state.get("label_names") or {}
+    names = {number: str(called.get(str(number), f"class {number}")) for number in range(1, classes)}
+    return Segmenter(network.to(place).eval(), ImageForm.of_document(state), windows, place, classes, _values(checkpoint), names)
 
 
 def label_values_of_run(run_dir: str | Path) -> LabelValues:
@@ -277,7 +304,7 @@ def _from_index(index: Index, group: Group, form: ImageForm, path: Path) -> _Inp
             raise DataError(f"{name}: {error}.") from None
         return prepare_image(array, affine, form, name, bool(record.spacing))
 
-    return _Input(record.volume, path, prepare)
+    return _Input(record.volume, path, prepare, original=(index, record))
 
 
 def _check(group: Group, form: ImageForm, name: str) -> None:
@@ -314,11 +341,13 @@ def _check_modalities(found: Sequence[str], form: ImageForm, name: str) -> None:
             )
 
 
-def _refuse_same_names(volumes: Sequence[_Input], out: Path) -> None:
+def _refuse_same_names(volumes: Sequence[_Input], out: Path, format: str) -> None:
     first: dict[str, _Input] = {}
     for volume in volumes:
         other = first.setdefault(volume.name, volume)
         if other is not volume:
-            raise UsageError(f"{other.source} and {volume.source} would both be written as {volume.file}. Predict them into two folders.")
-        if volume.source.resolve() == (out / volume.file).resolve():
+            raise UsageError(
+                f"{other.source} and {volume.source} would both be written as {volume.file(format)}. Predict them into two folders."
+            )
+        if volume.source.resolve() == (out / volume.file(format)).resolve():
             raise UsageError(f"the label map of {volume.source} would overwrite it. Give another folder for the maps.")

@@ -98,7 +98,7 @@ class LabelledOptions(LoadOptions):
     """Class -> its values in label maps, or the names of its segments (any case, `*` and `?` stand for others) or their numbers, such as
     `{lesion: 255}` or `{liver: [Liver, hepar*], tumour: GTV}`. Classes count from 1 in this order; `background` and `ignore` are no
     classes. Segments that no class names are left out; a value that none names is an error."""
-    overlaps: Overlaps = "refuse"
+    label_overlaps: Overlaps = "refuse"
     """Voxels of two segments of different classes: refuse them, or take the class that `classes` names later."""
     resample_labels: bool = False
     """Put labels of another grid onto their image's, each voxel by the nearest one of the label; false: they are an error. A label map
@@ -164,7 +164,7 @@ class LabelledOptions(LoadOptions):
     def named(self) -> Classes | None:
         """Which values and segments are which class, where it is said by names; raises `ValueError`."""
         said = self.classes if self.classes is not None else self.labels if isinstance(self.labels, dict) else None
-        return None if said is None else replace(check_named(said), overlaps=self.overlaps)
+        return None if said is None else replace(check_named(said), overlaps=self.label_overlaps)
 
     @model_validator(mode="after")
     def _spacing_makes_crops_physical(self) -> LabelledOptions:

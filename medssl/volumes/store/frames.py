@@ -51,7 +51,8 @@ def encode(array: NDArray[Any], codec: Codec = "lz4hc") -> bytes:
     chunk, block = CHUNK[len(spatial)], BLOCK[len(spatial)]
     parameters = blosc2.CParams(
         codec=blosc2.Codec.LZ4HC if codec == "lz4hc" else blosc2.Codec.ZSTD,
-        clevel=5,
+        # Level 5 of LZ4HC takes a fifth more time for 2 % less on disk.
+        clevel=4 if codec == "lz4hc" else 5,
         filters=[blosc2.Filter.SHUFFLE],
         filters_meta=[0],
         nthreads=1,

@@ -273,8 +273,9 @@ def _groups(index: Index, records: Sequence[VolumeRecord], rule: ChannelOptions,
     if rule.series or rule.frames:
         return grouped(index, records, rule, None)
     images = [Group((record,)) for record in records if _is_image(record)]
-    deep = [record for record in records if len(record.shape) == 4]
-    flat = [record for record in records if len(record.shape) < 4 and not _is_image(record)]
+    volumes = [record for record in records if not _is_image(record)]
+    deep = [record for record in volumes if len(record.shape) == 4]
+    flat = [record for record in volumes if len(record.shape) < 4]
     single = [Group((record,)) for record in flat] if _arrays(form) == 1 else grouped(index, flat, ChannelOptions(), None)
     return [*images, *single, *grouped(index, deep, ChannelOptions(fourth_axis=True), None)]
 

@@ -28,6 +28,7 @@ from medssl.archive.index.summary import PLACE, PRIVATE, Counts, records_from
 from medssl.archive.instance import SCHEMA, Instance, from_table
 from medssl.archive.narrowing import narrow
 from medssl.archive.nifti.files import NiftiProblem, read_stream, read_stream_channels
+from medssl.archive.nifti.modality import channel_names
 from medssl.archive.outcomes import Reason
 from medssl.archive.pictures.files import PictureProblem, read_picture_stream
 from medssl.archive.pixels.filling import SliceProblem, clear_padding, fill
@@ -131,6 +132,11 @@ class Index:
     def slices(self, volume: str) -> tuple[Instance, ...]:
         """The instances that a volume is made of, in order. Private: they hold names of files and real UIDs."""
         return tuple(self._slices(volume)) if volume in self._rows else ()
+
+    def channel_names(self, volume: str) -> dict[int, str]:
+        """Channel number -> name, where the `dataset.json` of a NIfTI file's data set says so; words that are not known are left out."""
+        source, key = self.file(volume)
+        return channel_names(self._source(source), key)
 
     def left_out_for(self, *reasons: Reason) -> list[Instance]:
         """The instances in no volume for one of these reasons. Private, as `slices`."""
@@ -275,6 +281,8 @@ class Index:
             if isinstance(problem.cause, OSError):
                 raise _gone(record, problem.number, problem.cause) from None
             raise ArchiveError(f"slice {problem.number} of volume {record.volume}: {problem.cause}.") from None
+        except OSError as error:  # the source itself is gone, such as a zip file in the archive, whose name may tell whose it is
+            raise _gone(record, 0, error) from None
         return narrow(stacked.transpose(2, 1, 0))
 
 

@@ -13,7 +13,7 @@ from medssl.contracts import ConsistencyLoss, PretextTask
 from medssl.learn.checks import input_channels
 from medssl.learn.objective import Objective
 from medssl.learn.terms import Term, check_keys, resolve_losses, resolve_tasks
-from medssl.networks import NetworkSpec, as_spec, network_info
+from medssl.networks import NetworkSpec, as_spec, first_network, network_info
 from medssl.plugins import Plugins
 
 
@@ -35,7 +35,9 @@ def build_objective(
     """
     plugins = plugins or Plugins.load()
     terms = resolve_tasks(tasks, plugins), resolve_losses(consistency, plugins)
-    return assemble(as_spec(network).pretraining(), *terms, views or ViewOptions(), seed, plugins, crop, lambda own: own.build(seed=seed))
+    return assemble(
+        as_spec(network).pretraining(), *terms, views or ViewOptions(), seed, plugins, crop, lambda own: first_network(own, seed)
+    )
 
 
 def assemble(

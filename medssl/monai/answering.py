@@ -23,7 +23,8 @@ class PretextNetwork(nn.Module):
     is what you save; the head is thrown away.
 
     Args:
-        network: anything that `medssl.pretrain` takes: a `partial(SegResNet, ...)`, a NetworkSpec, a name.
+        network: anything that `medssl.pretrain` takes: a `partial(SegResNet, ...)`, a NetworkSpec, a name; a network that exists is
+            itself trained.
         task: name of an installed pretext task, or its class.
         seed: of the first weights.
         options: the task's own options.
@@ -42,7 +43,7 @@ class PretextNetwork(nn.Module):
             head = build_head(cls.name, built, spec, info)
             if isinstance(head.kind, ModuleHead):
                 raise ConfigError(f"'{cls.name}' brings its own head module. {ELSEWHERE}")
-            self.network = spec.build(seed=seed)
+            self.network = network if isinstance(network, nn.Module) else spec.build(seed=seed)
         self.head = head.module
         self._reads, self._parts, self._dims = head.reads, head.parts, info.spatial_dims
         self._trunk = Trunk(self.network, spec)

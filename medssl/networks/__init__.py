@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from medssl.networks.sizes import check_crop, crop_problem, network_info
     from medssl.networks.spec import NetworkSpec, as_spec, first_convolution
     from medssl.networks.stored import described_spec, stored_spec
-    from medssl.networks.transferable import Matched, load_matching
+    from medssl.networks.transferable import Matched, first_network, load_matching
     from medssl.networks.trunk import Trunk
 
 _WHERE = {
@@ -58,6 +58,7 @@ _WHERE = {
     "described_spec": "stored",
     "stored_spec": "stored",
     "Matched": "transferable",
+    "first_network": "transferable",
     "load_matching": "transferable",
 }
 
@@ -78,6 +79,7 @@ __all__ = [
     "encoder_layout",
     "encoder_parameters",
     "first_convolution",
+    "first_network",
     "head_module",
     "head_modules",
     "head_tensors",

@@ -1,7 +1,7 @@
 """`NetworkSpec`: a network as data. It can be built any number of times, compared, and written as JSON.
 
-A live module cannot be built twice, so it is refused: everything that medssl does with heads, stems and checkpoints rests on
-building the same network again with other numbers of outputs.
+Everything that medssl does with heads, stems and checkpoints rests on building the same network again with other numbers of outputs. A
+network that exists is read back into a specification, or copied (`medssl.networks.instances`).
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from medssl.config import BaseOptions, check
 from medssl.errors import NetworkError
 from medssl.networks.defaults import with_defaults
 from medssl.networks.factories import Factory, default_of, factory_by_name, factory_by_path, factory_of, import_path
+from medssl.networks.instances import Copies, alike, head_layers, said_by
 
-NetworkLike = "NetworkSpec | str | Mapping[str, Any] | Callable[..., nn.Module]"
+NetworkLike = "NetworkSpec | str | Mapping[str, Any] | Callable[..., nn.Module] | nn.Module"
 
 
 class SpecFields(TypedDict, total=False):
@@ -66,6 +67,7 @@ class NetworkSpec(BaseOptions):
     """Set by medssl: a network made by Python code that JSON cannot hold. Pass the same callable again to build it."""
 
     _callable: Callable[..., nn.Module] | None = PrivateAttr(None)
+    _live: nn.Module | None = PrivateAttr(None)
 
     def __init__(self, name: str | None = None, /, **fields: Unpack[SpecFields]) -> None:
         given: dict[str, Any] = dict(fields)
@@ -105,6 +107,11 @@ class NetworkSpec(BaseOptions):
         """False where the network was made by Python code that a checkpoint cannot hold."""
         return self.factory is None
 
+    @property
+    def live(self) -> nn.Module | None:
+        """The network that this was read from, whose weights are the first ones of what is trained; None where none was given."""
+        return self._live
+
     def source(self) -> Factory:
         """What builds this network; raises `NetworkError` for unknown names, paths that are no networks, and lost callables."""
         if self.name is not None:
@@ -113,8 +120,8 @@ class NetworkSpec(BaseOptions):
             return factory_by_path(self.target)
         if self._callable is None:
             raise NetworkError(
-                f"this network was made by {self.factory}, which a file cannot hold. Pass the same Python callable as the network again, "
-                "or name it by its import path (_target_)."
+                f"this network was made by {self.factory}, which a file cannot hold. Pass the same Python callable or network again, "
+                "or name it by its import path (_target_); medssl.load_into(network, ...) loads weights into one that exists."
             )
         return factory_of(self._callable, str(self.factory))
 
@@ -188,18 +195,16 @@ class SpecKey:
 
 
 def as_spec(network: Any) -> NetworkSpec:
-    """A checked specification from a specification, a name, an import path, a mapping, or a callable that takes `out_channels`.
+    """A checked specification from a specification, a name, an import path, a mapping, a callable that takes `out_channels`, or a network.
 
     A class or `functools.partial` with plain arguments becomes the specification by name or import path that says the same, so it
-    can be written as JSON; other callables can be built and compared in this process only, and their specification says so.
+    can be written as JSON; other callables can be built and compared in this process only, and their specification says so. So it is
+    with a network that exists: its attributes say what it was built with, or it is copied.
     """
     if isinstance(network, NetworkSpec):
         return _measured(network.checked(), network.model_fields_set)
     if isinstance(network, nn.Module):
-        raise NetworkError(
-            f"a live {type(network).__name__} cannot be built twice: give a spec, a name or a partial, for example "
-            f"functools.partial({type(network).__name__}, spatial_dims=3, in_channels=1)."
-        )
+        return _from_live(network)
     if isinstance(network, str):
         return as_spec(check(NetworkSpec, {"_target_" if "." in network else "name": network}, "network"))
     if isinstance(network, Mapping):
@@ -233,6 +238,36 @@ def _from_callable(network: Callable[..., Any]) -> NetworkSpec:
         origin = {"_target_": f"monai.networks.nets.{origin['name']}"}  # the name alone would stand for another network
     source.check_options(options)
     return _measured(NetworkSpec(**origin, options=options, **fields).checked(), fields)
+
+
+def _from_live(network: nn.Module) -> NetworkSpec:
+    spec = _read_back(network)
+    if spec is None:
+        kind = type(network)
+        copies = Copies(network)
+        fields: SpecFields = {"out_channels": head_layers(network).outputs, "factory": f"a live {kind.__module__}.{kind.__qualname__}"}
+        spec = NetworkSpec(**fields)
+        spec._callable = copies
+        spec = _measured(spec, fields)
+    spec._live = network
+    return spec
+
+
+def _read_back(network: nn.Module) -> NetworkSpec | None:
+    """What builds a network like this one, as its attributes say it; None where what they say builds another."""
+    kind, first = type(network), first_convolution(network)
+    if first is None:
+        return None
+    try:
+        source = factory_of(kind, kind.__qualname__)
+        measured = {source.dims_name: first[1].weight.dim() - 2, source.in_name: first[1].in_channels}
+        said = {name: value for name, value in measured.items() if name} | said_by(network, source.parameters)
+        if source.out_name not in said:
+            said[source.out_name] = head_layers(network).outputs
+        spec = _from_callable(partial(kind, **said))
+        return spec if spec.rebuildable and alike(network, spec.build(seed=0)) else None
+    except NetworkError:
+        return None
 
 
 def _flatten(network: Callable[..., Any]) -> tuple[Callable[..., Any], dict[str, Any]]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from medssl.errors import TransferError
 from medssl.networks.difference import unique_tensors
+from medssl.networks.spec import NetworkSpec
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,17 @@ class Matched:
     """Names among the given tensors that were not used -> why."""
     coverage: float
     """Share of the network's elements outside its head that were loaded; 0 .. 1."""
+
+
+def first_network(spec: NetworkSpec, seed: int | None = None) -> nn.Module:
+    """A new network of `spec`; where that was read from a network that exists, with its weights, but for what has another shape.
+
+    The network itself is left as it is.
+    """
+    network = spec.build(seed=seed)
+    if spec.live is not None:
+        load_matching(network, {name: tensor.detach() for name, tensor in spec.live.state_dict().items()}, ())
+    return network
 
 
 def load_matching(network: nn.Module, tensors: Mapping[str, Tensor], head_names: Collection[str]) -> Matched:

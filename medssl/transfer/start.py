@@ -17,7 +17,7 @@ from torch import nn
 
 from medssl.config import check
 from medssl.errors import ConfigError, TransferError
-from medssl.networks import NetworkSpec, as_spec, check_crop, stored_spec
+from medssl.networks import NetworkSpec, as_spec, check_crop, first_network, stored_spec
 from medssl.train.checkpoint import Checkpoint
 from medssl.train.loop import seeded
 from medssl.train.progress import counting
@@ -113,7 +113,7 @@ def first_weights(plan: Plan) -> tuple[nn.Module, LoadReport | None]:
     """The network before its first step: a function of the seed and of the pretrained checkpoint, if any."""
     config = plan.config
     if config.pretrained is None:
-        return plan.spec.build(seed=config.seed), None
+        return first_network(plan.spec, config.seed), None
     with seeded(config.seed, 0, 0, torch.device("cpu")):
         return load_pretrained(
             plan.spec,

@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -359,6 +360,8 @@ class PretextTask(nn.Module, ABC):
     """Names of submodules of the task of which the teacher keeps a moving average."""
     citation: ClassVar[str] = ""
     """The paper, as one would cite it."""
+    suite: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    """What the contract suite cannot know: `channels`, `random`, `tokens`, `options`, ... as in `medssl.testing.PretextTaskContract`."""
 
     class Options(BaseOptions):
         """This task's knobs, each with its range and help."""
@@ -489,6 +492,8 @@ class ConsistencyLoss(nn.Module, ABC):
     """Names of submodules of the loss (a projector) of which the teacher keeps a moving average: `views.teacher.modules`."""
     citation: ClassVar[str] = ""
     """The paper, as one would cite it."""
+    suite: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    """What the contract suite cannot know: `only`, `options`, ... as in `medssl.testing.ConsistencyLossContract`."""
 
     class Options(BaseOptions):
         """This loss's knobs, each with its range and help."""

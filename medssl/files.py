@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from io import FileIO
+from io import BufferedReader, FileIO
 from pathlib import Path
 from threading import Lock
 from typing import Any, BinaryIO
@@ -304,7 +304,8 @@ def open_regular(path: str | Path) -> BinaryIO:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError("not a regular file")
-    return os.fdopen(descriptor, "rb")
+    # As `os.fdopen` would, which also asks whether it is a terminal.
+    return BufferedReader(FileIO(descriptor, "rb"))
 
 
 def holds_file(path: Path) -> bool:

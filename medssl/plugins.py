@@ -69,6 +69,9 @@ KNOWN_PACKAGES = {
 }
 """Names that our own plugin packages bring: what an error tells a user to install. The core imports none of them."""
 
+KNOWN_SCHEMES = {"dicomweb": "medssl-dicomweb"}
+"""Likewise of archives."""
+
 
 class PluginWarning(UserWarning):
     """A plugin could not be used; the run goes on without it."""

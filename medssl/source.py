@@ -75,7 +75,8 @@ class HeaderSource(Protocol):
 
         A header is a pydicom `Dataset` as read from a file up to the pixels, or as made from DICOM JSON. Its
         `file_meta.TransferSyntaxUID`, if there, is the one in which `open` and `frames` give the pixels; without it
-        AvailableTransferSyntaxUID counts, else explicit VR little endian. Elements are in the units of the standard (mm, ms).
+        AvailableTransferSyntaxUID counts, else explicit VR little endian. Elements are in the units of the standard (mm, ms);
+        `medssl.archive.wanted_elements(header)` says which of them are read.
 
         What is left out, say because it is no DICOM, is opened and read whole. `OSError` says that the archive cannot be asked:
         whatever was not yielded before ends as unreadable.
@@ -84,11 +85,12 @@ class HeaderSource(Protocol):
 
 @runtime_checkable
 class FrameSource(Protocol):
-    """A source that hands over single frames. Where a source has this, DICOM pixels are read by it and not by `open`."""
+    """A source that hands over single frames. Where a source has this, it is asked for DICOM pixels before `open` is."""
 
     def frames(self, key: str, numbers: Sequence[int]) -> Iterator[bytes]:
         """The pixels of the frames of an instance, counted from 0, in the order of `numbers`; an object of one image has frame 0.
 
         A frame is as PixelData holds it in the transfer syntax of the header: rows x columns x BitsAllocated / 8 bytes where that is
-        native, the frame's compressed stream without item tags where it is encapsulated. Raises `OSError` where it cannot be read.
+        native, the frame's compressed stream without item tags where it is encapsulated. An object of which no frame is yielded is
+        opened instead. Raises `OSError` where it cannot be read.
         """

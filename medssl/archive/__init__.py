@@ -1,5 +1,6 @@
 """From files as the hospital has them to volumes with a geometry that can be trusted, or a recorded reason. No torch."""
 
+from medssl.archive.headers.dicom import wanted_elements
 from medssl.archive.index.build import build_index
 from medssl.archive.index.export import write_volumes
 from medssl.archive.index.left_out import LeftOut
@@ -39,6 +40,7 @@ __all__ = [
     "read_nifti_channels",
     "read_single",
     "single_modality",
+    "wanted_elements",
     "write_nifti",
     "write_volumes",
 ]

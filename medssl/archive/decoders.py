@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import imagecodecs
 import numpy as np
@@ -69,12 +69,38 @@ def decoded(dataset: pydicom.Dataset) -> NDArray[Any]:
     return image
 
 
+class Picture(NamedTuple):
+    """What a header says of a grey frame."""
+
+    rows: int
+    columns: int
+    bits_allocated: int
+    bits_stored: int
+    high_bit: int
+
+
+def decoded_stream(stream: bytes, syntax: str, header: Picture) -> NDArray[Any] | None:
+    """The decoded frame without pydicom, its bits as stored; None where the stream and the header do not agree simply.
+
+    Raises `ValueError` or what the codec raises for a stream that is damaged.
+    """
+    if syntax not in _CODECS or header.high_bit != header.bits_stored - 1:
+        return None
+    if syntax in _JPEG_2000:
+        stream = stream[max(stream.find(_START_OF_CODESTREAM), 0) :]
+    found = _size_of_codestream(stream) if syntax in _JPEG_2000 else _size_of_jpeg(stream)
+    if found[:3] != (header.rows, header.columns, 1) or found[3] != header.bits_stored:
+        return None
+    array = _CODECS[syntax](stream)
+    return array if array.shape == (header.rows, header.columns) and array.itemsize * 8 == header.bits_allocated else None
+
+
 def decode_frame(stream: bytes, runner: Any) -> bytes:
     """For pydicom: the decoded bytes of one frame; `runner` is its `DecodeRunner`."""
     syntax, wanted = runner.transfer_syntax, (runner.rows, runner.columns, runner.samples_per_pixel)
     found = _size_of_codestream(stream) if syntax in _JPEG_2000 else _size_of_jpeg(stream)
-    if found != wanted or runner.samples_per_pixel != 1:
-        raise ValueError(f"the stream holds rows, columns and samples {found}, not {wanted}")
+    if found[:3] != wanted or runner.samples_per_pixel != 1:
+        raise ValueError(f"the stream holds rows, columns and samples {found[:3]}, not {wanted}")
     array = np.ascontiguousarray(_CODECS[syntax](stream))
     bits = array.itemsize * 8
     if bits > runner.bits_allocated or (syntax in _JPEG and bits < runner.bits_stored):
@@ -84,26 +110,27 @@ def decode_frame(stream: bytes, runner: Any) -> bytes:
     return array.tobytes()
 
 
-def _size_of_jpeg(stream: bytes) -> tuple[int, int, int]:
-    """Rows, columns and samples of a JPEG or JPEG-LS stream that is whole."""
+def _size_of_jpeg(stream: bytes) -> tuple[int, int, int, int]:
+    """Rows, columns, samples and bits of a JPEG or JPEG-LS stream that is whole."""
     # Neither marker can occur within the compressed data. Decoders fill what is missing with grey and say nothing.
     if stream.rfind(_END) < stream.rfind(_START_OF_SCAN):
         raise ValueError("the stream is cut off")
     at = 2
     while at + 10 <= len(stream) and stream[at] == 0xFF:
         if stream[at + 1] in _START_OF_FRAME:
-            return int.from_bytes(stream[at + 5 : at + 7]), int.from_bytes(stream[at + 7 : at + 9]), stream[at + 9]
+            rows, columns = int.from_bytes(stream[at + 5 : at + 7]), int.from_bytes(stream[at + 7 : at + 9])
+            return rows, columns, stream[at + 9], stream[at + 4]
         # A marker may be preceded by fill bytes; every other marker here is followed by the length of its segment.
         at += 1 if stream[at + 1] == 0xFF else 2 + int.from_bytes(stream[at + 2 : at + 4])
     raise ValueError("the stream has no frame header")
 
 
-def _size_of_codestream(stream: bytes) -> tuple[int, int, int]:
-    """Rows, columns and samples of a JPEG 2000 codestream."""
-    if len(stream) < 42:
+def _size_of_codestream(stream: bytes) -> tuple[int, int, int, int]:
+    """Rows, columns, samples and bits of a JPEG 2000 codestream."""
+    if len(stream) < 43:
         raise ValueError("the stream is cut off")
     right, bottom, left, top = (int.from_bytes(stream[at : at + 4]) for at in range(8, 24, 4))
-    return bottom - top, right - left, int.from_bytes(stream[40:42])
+    return bottom - top, right - left, int.from_bytes(stream[40:42]), (stream[42] & 0x7F) + 1
 
 
 for _syntax in _CODECS:

@@ -86,6 +86,10 @@ class Instance:
     padding: tuple[float, ...] = ()
     pixels_at: int = -1
     """Where the PixelData element starts in the file; -1 where the pixels must be found by parsing."""
+    frame_at: int = -1
+    """Where the pixels of this frame start, as one stretch: as they are, or as one compressed stream; -1 where decoders must find them."""
+    frame_length: int = -1
+    """Bytes of that stretch."""
 
     position: tuple[float, ...] = ()
     decimals: int = -1
@@ -120,6 +124,8 @@ class Instance:
     """InstanceNumber: trusted for nothing but telling repetitions apart that nothing else does, and only where it runs in order."""
 
     taken: Acquisition = Acquisition()
+    description: str = ""
+    """SeriesDescription: free text, for rules of a store to compare with and never to be shown."""
 
     shape: tuple[int, ...] = ()
     affine: tuple[float, ...] = ()

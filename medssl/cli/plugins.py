@@ -1,8 +1,9 @@
-"""`medssl plugins list|show`: what is installed, from which package and version, with options, ranges, defaults and help."""
+"""`medssl plugins list|show|check|new`: what is installed, its options, whether it keeps the contract, and a package to begin with."""
 
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -61,6 +62,61 @@ def show(
     if cls.citation:
         print_text(f"Cite: {cls.citation}\n")
     print_table("Options", ("option", "type and range", "default", "help"), [tuple(row.values()) for row in options])
+
+
+@app.command("check")
+def check(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Pretext tasks or consistency losses; none: all.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Try the public contract on installed tasks and losses: what holds, and what does not. Ends with 1 where something does not.
+
+    Needs pytest: pip install 'medssl[testing]'.
+    """
+    from medssl.errors import MissingInput, PluginError
+    from medssl.plugins import Plugins
+    from medssl.train.progress import counting
+
+    try:
+        from medssl.testing.checking import check_plugin
+    except ModuleNotFoundError as error:
+        if error.name != "pytest":
+            raise
+        raise MissingInput("the contract suite needs pytest. Install it with: pip install 'medssl[testing]'") from None
+    wanted = list(dict.fromkeys(names or sorted(Plugins.load().offered())))
+    found = {}
+    with counting("checking") as report:
+        for number, name in enumerate(wanted):
+            report(number, len(wanted))
+            found[name] = check_plugin(name)
+    broken = {name: [one for one in checks if one.outcome == "does not hold"] for name, checks in found.items()}
+    if as_json:
+        print_json({"plugins": {name: [one.document() for one in checks] for name, checks in found.items()}})
+    elif len(found) == 1:
+        print_table(wanted[0], ("check", "outcome", "why"), [(one.check, one.outcome, one.why) for one in found[wanted[0]]])
+    else:
+        rows = [(name, sum(one.outcome == "holds" for one in checks), len(broken[name])) for name, checks in found.items()]
+        print_table("Contract", ("name", "holds", "does not hold"), rows)
+        print_table(
+            "What does not hold", ("name", "check", "why"), [(name, one.check, one.why) for name, some in broken.items() for one in some]
+        )
+    bad = [name for name, some in broken.items() if some]
+    if bad:
+        raise PluginError(f"{', '.join(bad)}: {sum(map(len, broken.values()))} checks of the contract do not hold.")
+    if not as_json:
+        say(f"{sum(map(len, found.values()))} checks, none that does not hold.")
+
+
+@app.command("new")
+def new(
+    name: Annotated[str, typer.Argument(help="What the task is called in configurations, such as my-denoising.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the folder medssl-NAME is written.")] = Path(),
+) -> None:
+    """Write a package with a small whole pretext task, to be changed: module, pyproject.toml, test and README."""
+    from medssl.testing.writing import write_plugin
+
+    folder = write_plugin(name, out)
+    say(f"wrote {folder}. Next: pip install -e '{folder}[test]'; medssl plugins check {name}")
 
 
 def _row(name: str, kind: str, cls: type[Any], provider: Provider) -> dict[str, str]:

@@ -1,9 +1,9 @@
-"""`medssl store`, `verify` and `show`: volumes ready to be cropped."""
+"""`medssl store` and `verify`: volumes ready to be cropped."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,7 +12,7 @@ from medssl.cli.sharing import Group, share
 from medssl.errors import StoreError
 
 if TYPE_CHECKING:
-    from medssl.volumes import StoreSummary
+    from medssl.volumes import StoreEstimate, StoreSummary
 
 MANY = 20
 """Volumes left out that are listed one by one."""
@@ -31,41 +31,94 @@ def store(
     max_deviation: Annotated[
         float | None, typer.Option(metavar="MM", min=0.0, help="Leave out volumes whose slices lie further off even distances.")
     ] = None,
-    modality: Annotated[str | None, typer.Option(help="Modality of NIfTI files that do not say theirs, such as CT.")] = None,
+    modality: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CODE", help="Take only this, such as CT; give it again for more. NIfTI files that say none count as it."),
+    ] = None,
+    min_slices: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Fewest slices of a volume; default: 30 for DICOM, any number for NIfTI.")
+    ] = None,
+    all_reconstructions: Annotated[
+        bool,
+        typer.Option("--all-reconstructions", help="Take every reconstruction of an acquisition, reformats and derived images."),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say how many volumes, how much disk and how long, and what is left out; write nothing.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     group: Group = False,
 ) -> None:
-    """Put volumes into a store: oriented to RAS+, compressed in blocks, checksummed. Run again to add what is new."""
+    """Put volumes into a store: oriented to RAS+, compressed in blocks, checksummed. Run again to add what is new.
+
+    Of DICOM it takes one reconstruction of each acquisition, with at least 30 slices and no reformats, and says what it leaves out.
+    """
     from medssl.train.config import read_config
     from medssl.train.progress import counting
-    from medssl.volumes import StoreOptions, make_store
+    from medssl.volumes import StoreOptions, estimate_store, make_store
 
+    given = {"where": where, "spacing": spacing, "modality": modality or None, "choice": _choice(min_slices, all_reconstructions)}
+    options = read_config(StoreOptions, config, (), {key: value for key, value in given.items() if value not in (None, {})}, "store")
+    wanted: dict[str, Any] = {name: getattr(options, name) for name in ("spacing", "modality", "choice", "channels", "preparation")}
+    wanted["where"] = _condition(options.where, max_deviation)
+    if dry_run:
+        _print_estimate(estimate_store(sources, out, **wanted), out, as_json)
+        return
     share(out, group)
-    given = {"where": where, "spacing": spacing, "modality": modality}
-    options = read_config(StoreOptions, config, (), {key: value for key, value in given.items() if value is not None}, "store")
     with counting("storing volumes") as report:
-        summary = make_store(
-            sources,
-            out,
-            where=_condition(options.where, max_deviation),
-            spacing=options.spacing,
-            modality=options.modality,
-            channels=options.channels,
-            preparation=options.preparation,
-            progress=report,
-        )
+        summary = make_store(sources, out, **wanted, progress=report)
     if as_json:
         print_json(summary.document())
         _refuse_nothing(summary)
         return
-    if summary.left_out:
-        shown = sorted(summary.left_out.items())[:MANY]
-        more = len(summary.left_out) - len(shown)
-        print_table(f"Left out{f' (and {more} more, see --json)' if more else ''}", ("volume", "reason"), shown)
-    if summary.unread:
-        print_table("Files that are no volume", ("reason", "files"), sorted(summary.unread.items()))
+    _print_left_out(summary)
     _refuse_nothing(summary)
     say(f"{summary.volumes} volumes in {out} ({summary.added} new). Next: medssl pretrain CONFIG --out RUN data.store={out}")
+
+
+def _choice(min_slices: int | None, all_reconstructions: bool) -> dict[str, Any]:
+    given = {"min_slices": min_slices, "reconstructions": "all" if all_reconstructions else None}
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def _print_left_out(done: StoreSummary | StoreEstimate) -> None:
+    from medssl.volumes.ingest.choice import counted
+
+    for reason, count in counted(done.not_chosen).items():
+        say(f"left out: {count} {reason}")
+    if done.left_out:
+        shown = sorted(done.left_out.items())[:MANY]
+        more = len(done.left_out) - len(shown)
+        print_table(f"Left out{f' (and {more} more, see --json)' if more else ''}", ("volume", "reason"), shown)
+    if done.unread:
+        print_table("Files that are no volume", ("reason", "files"), sorted(done.unread.items()))
+
+
+def _print_estimate(found: StoreEstimate, out: Path, as_json: bool) -> None:
+    if as_json:
+        print_json(found.document())
+        return
+    if found.not_chosen:
+        shown = sorted(found.not_chosen.items())[:MANY]
+        more = len(found.not_chosen) - len(shown)
+        print_table(f"Not chosen{f' (and {more} more, see --json)' if more else ''}", ("volume", "reason"), shown)
+    _print_left_out(found)
+    there = f", {found.there} of them there already" if found.there else ""
+    say(f"{found.volumes} volumes would be in {out}{there}: about {_size(found.bytes)} and {_duration(found.seconds)}.")
+    say(f"Measured on {found.measured} of them; nothing was written.")
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _condition(where: str | None, max_deviation: float | None) -> str | None:
@@ -103,33 +156,3 @@ def verify(
         first = "Delete their files where they are there still, then run" if found.bad else "Run"
         raise StoreError(f"{folder}: {len(found.bad)} of {found.volumes} volumes are damaged{left}. {first} the same `medssl store` again.")
     say(f"{found.volumes} volumes in {folder}, all as they were written.")
-
-
-def show(
-    folder: Annotated[Path, typer.Argument(metavar="STORE", help="A store.")],
-    picture: Annotated[
-        Path | None, typer.Option("--picture", metavar="FILE", help="Write slices with the box of the foreground, and histograms, as PNG.")
-    ] = None,
-    rows: Annotated[int, typer.Option(metavar="N", min=1, max=64, help="Volumes in the picture.")] = 8,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-) -> None:
-    """Say what a store holds: volumes, patients, sizes, spacings and values by modality, and why others were left out."""
-    from medssl.volumes import Store
-    from medssl.volumes.showing import kinds, write_sheet
-
-    opened = Store(folder)
-    found, left_out = kinds(opened), opened.left_out()
-    if as_json:
-        print_json({"store": str(folder), "kinds": [kind.document() for kind in found], "left_out": left_out})
-    else:
-        columns = ("modality", "channels", "volumes", "patients", "sides", "spacing in mm", "low, mean, high, deviation")
-        shown = [
-            (kind.modality, ", ".join(kind.channels), kind.volumes, kind.patients, " | ".join(kind.shape), " | ".join(kind.spacing))
-            for kind in found
-        ]
-        values = [", ".join(f"{value:.4g}" for value in kind.values) for kind in found]
-        print_table(f"{folder}: smallest, median and largest", columns, [(*row, value) for row, value in zip(shown, values, strict=True)])
-        if left_out:
-            print_table("Left out", ("volume", "reason"), sorted(left_out.items())[:MANY])
-    if picture is not None:
-        say(f"wrote {write_sheet(opened, picture, rows)}")

@@ -13,6 +13,7 @@ from medssl.contracts import ConsistencyLoss, PretextTask
 from medssl.learn.checks import input_channels
 from medssl.learn.objective import Objective
 from medssl.learn.terms import Term, check_keys, resolve_losses, resolve_tasks
+from medssl.learn.weighing import Combine
 from medssl.networks import NetworkSpec, as_spec, first_network, network_info
 from medssl.plugins import Plugins
 
@@ -25,6 +26,7 @@ def build_objective(
     seed: int = 0,
     plugins: Plugins | None = None,
     crop: Sequence[int] | None = None,
+    combine: Combine = "sum",
 ) -> Objective:
     """The objective of a network specification (anything `as_spec` takes) and of terms by name, class or object.
 
@@ -35,9 +37,8 @@ def build_objective(
     """
     plugins = plugins or Plugins.load()
     terms = resolve_tasks(tasks, plugins), resolve_losses(consistency, plugins)
-    return assemble(
-        as_spec(network).pretraining(), *terms, views or ViewOptions(), seed, plugins, crop, lambda own: first_network(own, seed)
-    )
+    spec = as_spec(network).pretraining()
+    return assemble(spec, *terms, views or ViewOptions(), seed, plugins, crop, lambda own: first_network(own, seed), combine)
 
 
 def assemble(
@@ -49,6 +50,7 @@ def assemble(
     plugins: Plugins,
     crop: Sequence[int] | None,
     first: Callable[[NetworkSpec], nn.Module],
+    combine: Combine = "sum",
 ) -> Objective:
     """The objective of resolved terms over the network that `first` gives for the specification it takes with these tasks."""
     check_keys([*tasks, *losses])
@@ -59,4 +61,4 @@ def assemble(
         compared = [term.build(info) for term in losses]
         takes = input_channels({term.key: term.module for term in built}, info.channels)
         own = spec.model_copy(update={"in_channels": takes})
-        return Objective(first(own), own, built, compared, views, seed, plugins, info)
+        return Objective(first(own), own, built, compared, views, seed, plugins, info, combine)

@@ -51,18 +51,18 @@ def freeze_unreached(objective: Objective, crops: Crops) -> list[str]:
     checks.check_groups(crops, {**objective.by_key("tasks"), **objective.by_key("losses")})
     checks.check_clean(few, objective.by_key("tasks"))
     buffers = {name: buffer.clone() for name, buffer in objective.named_buffers()}
-    asked = objective.ask(few, 0)
-    readings = [objective.read(view) for view in asked.views]
+    asked = objective.ask_for(objective.weights, few, 0)
+    readings = [objective.read(view, asked.terms) for view in asked.views]
     network = dict(objective.network.named_parameters(prefix="network"))
     frozen = _without_gradient(network, [tensor for reading in readings for tensor in reading.tensors()])
     for name in frozen:
         network[name].requires_grad_(False)
     trained = {name: parameter for name, parameter in objective.named_parameters() if parameter.requires_grad}
     objective.reached.clear()
-    losses = [objective(one)["loss"] for one in (asked, objective.ask(few, 0, progress=1.0))]
+    losses = [objective(one)["loss"] for one in (asked, objective.ask_for(objective.weights, few, 0, 1.0))]
     check_connected(objective.reached, {**objective.by_key("tasks"), **objective.by_key("losses")})
     _check_own_rows(objective, asked, readings)
-    objective.sometimes_unreached = any(_without_gradient(trained, [loss]) for loss in losses)
+    objective.sometimes_unreached = objective.takes_turns or any(_without_gradient(trained, [loss]) for loss in losses)
     objective.forget()
     with torch.no_grad():
         for name, buffer in objective.named_buffers():
@@ -100,7 +100,7 @@ def pictures(objective: Objective, crops: Crops, step: int) -> dict[str, Tensor]
     with _looking(objective):
         asked = _asked(objective, crops, step)
         objective.teach(asked)
-        view, reading = asked.views[0], objective.read(asked.views[0])
+        view, reading = asked.views[0], objective.read(asked.views[0], asked.terms)
         for key, task in objective.by_key("tasks").items():
             answer = own_grid(view, objective.built_heads[key], key, reading.answers[key])
             with calling(task, key, "picture", view.crops):
@@ -137,7 +137,8 @@ def citations(objective: Objective) -> dict[str, str]:
 
 def _asked(objective: Objective, crops: Crops, step: int) -> Asked:
     """Every task's question about the crops as they are."""
-    return Asked(crops, step, 0.0, [objective.ask_about(clean_view(crops), list(objective.tasks), step)])
+    views = [objective.ask_about(clean_view(crops), list(objective.tasks), step)]
+    return Asked(crops, step, 0.0, views, frozenset(objective.tasks))
 
 
 def _first(crops: Crops, count: int) -> Crops:

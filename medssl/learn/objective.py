@@ -8,7 +8,7 @@ What is looked at before and beside the steps is in `medssl.learn.looking`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from medssl.learn.reading import Reading, read
 from medssl.learn.teacher import Lessons, followed_modules, make_teacher, momentum_at, taught_terms, teach
 from medssl.learn.terms import BuiltTerm
 from medssl.learn.views import clean_view, gather_views, make_views
+from medssl.learn.weighing import MEASURE_EVERY, Balance, Combine, Gradients, gradients_of, turn
 from medssl.networks import NetworkSpec, Trunk, network_info
 from medssl.plugins import Plugins
 
@@ -38,6 +39,8 @@ class Asked:
     step: int
     progress: float
     views: list[View]
+    terms: frozenset[str]
+    """The terms that count in this step; tasks that are asked beside them answer for consistency losses alone."""
 
     def answerable(self, key: str) -> list[Tensor]:
         """For each view that a task asks about: (B,) 1 where a sample can be answered, else 0."""
@@ -53,6 +56,7 @@ class Pending:
     step: int
     views: dict[str, Views] = field(default_factory=dict)
     answers: dict[str, list[tuple[Tensor, PretextBatch]]] = field(default_factory=dict)
+    gradients: Gradients = field(default_factory=dict)
 
 
 class Objective(nn.Module):
@@ -72,6 +76,7 @@ class Objective(nn.Module):
         seed: int,
         plugins: Plugins | None = None,
         info: NetworkInfo | None = None,
+        combine: Combine = "sum",
     ) -> None:
         """`spec` is that of the network as it is built; `info` what terms were told: the channels of the images, the run's crop."""
         super().__init__()
@@ -84,7 +89,9 @@ class Objective(nn.Module):
         self.losses = nn.ModuleDict({term.key: term.module for term in losses})
         self.built_heads = {key: build_head(key, task, spec, self.info, self.plugins) for key, task in self.by_key("tasks").items()}
         self.heads = nn.ModuleDict({key: head.module for key, head in self.built_heads.items() if not head.owned})
-        self.needs = frozenset(need for loss in self.by_key("losses").values() for need in loss.needs)
+        self.takes_turns = combine == "turns" and len(self.weights) > 1
+        self.balance = Balance(tuple(self.weights)) if combine == "balanced" and len(self.weights) > 1 else None
+        self.needs = self.needed_by(self.weights)
         self.wants_body = any("body" in term.needs for term in self._terms().values())
         self.sometimes_unreached = True
         """Whether a trainable parameter may have no gradient in some step; `freeze_unreached` finds out. DDP must look for these."""
@@ -98,28 +105,42 @@ class Objective(nn.Module):
         self._pending: list[Pending] = []
 
     def ask(self, crops: Crops, step: int, progress: float = 0.0) -> Asked:
-        """The views of a micro batch and the questions about each; `progress` is 0 .. 1 of the run. Nothing is computed by the network."""
+        """The views of a micro batch and the questions about each; `progress` is 0 .. 1 of the run. Nothing is computed by the network.
+
+        Where terms take turns, only what the term whose turn it is needs.
+        """
+        return self.ask_for([turn(self.weights, step)] if self.takes_turns else self.weights, crops, step, progress)
+
+    def ask_for(self, terms: Iterable[str], crops: Crops, step: int, progress: float = 0.0) -> Asked:
+        """`ask` for `terms`, whoever's turn it is."""
         checks.check_crops(crops, self.info)
-        tasks = self.by_key("tasks")
+        counted = frozenset(terms)
+        tasks = {key: task for key, task in self.by_key("tasks").items() if key in counted or self._compares(task, counted)}
         with exact(crops):
-            views = list(make_views(crops, self.views, self.seed, step, bool(self.losses)))
+            views = list(make_views(crops, self.views, self.seed, step, any(key in counted for key in self.losses)))
             for number, view in enumerate(views):
-                self.ask_about(view, [key for key, task in tasks.items() if task.same_for_views or not view.moved], step, number, progress)
+                asked = [key for key, task in tasks.items() if task.same_for_views or not view.moved]
+                self.ask_about(view, asked, step, number, progress, counted)
             rest = [key for key in tasks if not any(key in view.questions for view in views)]
             if rest:
                 # Augmentation changes the answer of these tasks (a flip changes "left of"), so they ask about the clean crops alone.
-                views.append(self.ask_about(clean_view(crops), rest, step, 0, progress))
-            return Asked(crops, step, progress, views)
+                views.append(self.ask_about(clean_view(crops), rest, step, 0, progress, counted))
+            return Asked(crops, step, progress, views, counted)
+
+    def needed_by(self, terms: Iterable[str]) -> frozenset[str]:
+        """What the consistency losses among `terms` need."""
+        losses = self.by_key("losses")
+        return frozenset(need for key in terms if key in losses for need in losses[key].needs)
 
     def totals(self, asked: Sequence[Asked]) -> dict[str, Tensor]:
         """By term: over all micro batches `asked` of a step and all ranks, how many samples count; by `TERM/all`: how many there are."""
         zero = torch.zeros((), device=asked[0].crops.images.device)
         counts: dict[str, Tensor] = {}
-        for key in self.tasks:
+        for key in (key for key in self.tasks if key in asked[0].terms):
             shares = [share for one in asked for share in one.answerable(key)]
             counts[key] = torch.stack([share.sum() for share in shares]).sum()
             counts[f"{key}/all"] = zero + sum(len(share) for share in shares)
-        for key in self.losses:
+        for key in (key for key in self.losses if key in asked[0].terms):
             counts[key] = zero + sum(len(one.crops) for one in asked)
         return dict(zip(counts, summed(torch.stack(list(counts.values()))), strict=True))
 
@@ -131,19 +152,20 @@ class Objective(nn.Module):
         """
         totals = self.totals([asked]) if totals is None else totals
         # Only network and heads run in the caller's autocast: questions, views and losses in bf16 would be other ones.
-        readings = [self.read(view) for view in asked.views]
+        readings = [self.read(view, asked.terms) for view in asked.views]
         lessons = self.teach(asked)
         with exact(asked.crops):
             pending = self._begin_pending(asked.step)
             terms: dict[str, Tensor] = {}
             measures: dict[str, Tensor] = {}
-            for key in self.tasks:
+            for key in (key for key in self.tasks if key in asked.terms):
                 terms[key], further = self._task_part(key, asked, readings, totals, pending)
                 measures |= further
-            if self.losses:
+            compared = [key for key in self.losses if key in asked.terms]
+            if compared:
                 views = self._compared(asked, readings, lessons)
-                terms |= {key: self._loss_part(key, views, totals, pending) for key in self.losses}
-            total = torch.stack([self.weights[key] * term for key, term in terms.items()]).sum()
+                terms |= {key: self._loss_part(key, views, totals, pending) for key in compared}
+            total = self._total(terms, pending)
         self.reached |= {key for key, term in terms.items() if term.requires_grad}
         return {**terms, **measures, "loss": total}
 
@@ -160,6 +182,8 @@ class Objective(nn.Module):
         pending, self._pending = self._pending, []
         if not pending:
             return
+        if self.balance is not None and pending[0].gradients:
+            self.balance.update([one.gradients for one in pending])
         with torch.no_grad():
             for key in pending[0].views:
                 loss: Any = self.losses[key]
@@ -174,25 +198,34 @@ class Objective(nn.Module):
         """Drop what `commit` would read, of passes that were no step."""
         self._pending = []
 
-    def ask_about(self, view: View, names: Sequence[str], step: int, number: int = 0, progress: float = 0.0) -> View:
-        """The view with the questions of the tasks `names`, and the forward passes that answer them."""
+    def ask_about(
+        self,
+        view: View,
+        names: Sequence[str],
+        step: int,
+        number: int = 0,
+        progress: float = 0.0,
+        terms: frozenset[str] = frozenset(),
+    ) -> View:
+        """The view with the questions of the tasks `names`, and the forward passes that answer them and that `terms` need."""
         tasks = self.by_key("tasks")
         for key in (key for key in tasks if key in names):
             draw = Draw(self.seed, step, view.crops.index, key, view.crops.images.device, progress).fork(f"view {number}")
             view.questions[key] = ask(key, tasks[key], view.crops, draw, self.built_heads[key])
-        show_view = view.compared and bool(self.needs & {"embeddings", "feature_maps"})
+        show_view = view.compared and bool(self.needed_by(terms) & {"embeddings", "feature_maps"})
         view.passes = arrange(list(view.questions.values()), checks.clean_input(view.crops, tasks), show_view=show_view)
         for one in view.passes:
             checks.check_channels(one, self.spec.in_channels)
         return view
 
-    def read(self, view: View) -> Reading:
-        """What network and heads make of a view."""
-        return read(view, self._trunk, self.built_heads, self._modules_of_heads(), list(self.tasks), self.needs)
+    def read(self, view: View, terms: Iterable[str]) -> Reading:
+        """What network and heads make of a view, as far as `terms` need it."""
+        return read(view, self._trunk, self.built_heads, self._modules_of_heads(), list(self.tasks), self.needed_by(terms))
 
     def teach(self, asked: Asked) -> Lessons:
         """What the teacher makes of the same views; tasks that need it find its lesson in their batches."""
-        return teach(asked.views, self.teacher, self.built_heads, self.by_key("tasks"), self.by_key("losses"))
+        losses = {key: loss for key, loss in self.by_key("losses").items() if key in asked.terms}
+        return teach(asked.views, self.teacher, self.built_heads, self.by_key("tasks"), losses)
 
     def by_key(self, kind: Literal["tasks", "losses"]) -> dict[str, Any]:
         """The tasks or the losses by what they are called in the run."""
@@ -236,10 +269,27 @@ class Objective(nn.Module):
 
     def _compared(self, asked: Asked, readings: Sequence[Reading], lessons: Lessons) -> Views:
         tasks, heads = self.by_key("tasks"), self.built_heads
-        views = gather_views(asked.crops, asked.views, readings, tasks, heads, self.needs, asked.progress)
+        needs = self.needed_by(asked.terms)
+        views = gather_views(asked.crops, asked.views, readings, tasks, heads, needs, asked.progress)
         if not lessons.views:
             return views
-        return replace(views, teacher=gather_views(asked.crops, asked.views, lessons.views, tasks, heads, self.needs, asked.progress))
+        return replace(views, teacher=gather_views(asked.crops, asked.views, lessons.views, tasks, heads, needs, asked.progress))
+
+    def _total(self, terms: Mapping[str, Tensor], pending: Pending) -> Tensor:
+        """What is trained on; where gradients are balanced, every so often their sizes are measured too."""
+        if self.takes_turns:
+            return torch.stack(list(terms.values())).sum()
+        factors: Mapping[str, Tensor | float] = dict.fromkeys(terms, 1.0)
+        if self.balance is not None:
+            factors = self.balance.factors()
+            if pending.step % MEASURE_EVERY == 0 and torch.is_grad_enabled():
+                pending.gradients = gradients_of(terms, [p for p in self.network.parameters() if p.requires_grad])
+        return torch.stack([self.weights[key] * factors[key] * term for key, term in terms.items()]).sum()
+
+    def _compares(self, task: PretextTask, terms: frozenset[str]) -> bool:
+        """Whether a loss among `terms` looks at what the network makes of this task."""
+        needs = self.needed_by(terms)
+        return "task_embeddings" in needs or ("answers" in needs and task.same_for_views)
 
     def _begin_pending(self, step: int) -> Pending:
         self._pending = [one for one in self._pending if one.step == step]

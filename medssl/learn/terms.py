@@ -30,7 +30,7 @@ class TermOptions(BaseModel):
     name: str
     """Which pretext task or consistency loss (`medssl plugins list`)."""
     weight: float = Field(default=1.0, gt=0)
-    """What its loss is multiplied by in the sum."""
+    """What its loss is multiplied by in the sum; where terms take turns, how often it has one."""
     as_: str | None = Field(default=None, alias="as", pattern=NAME, max_length=64)
     """What it is called in this run (in metrics, pictures and checkpoints), where a name occurs twice; null: its name."""
 

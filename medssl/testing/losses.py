@@ -22,7 +22,7 @@ from torch import Tensor
 from medssl.contracts import ConsistencyLoss, Crops, NetworkInfo, Views
 from medssl.learn import Objective, Term, build_objective
 from medssl.testing.fixtures import make_crops, make_info, make_views, select
-from medssl.testing.options import check_momentum, check_name_and_docs, check_options_round_trip
+from medssl.testing.options import check_momentum, check_name_and_docs, check_options_round_trip, take_over
 from medssl.testing.steps import Dense, Parts, Pooled, check_it_trains, check_micro_batches
 from medssl.testing.tasks import BOTH, close, other_global_randomness, same
 
@@ -35,6 +35,9 @@ class ConsistencyLossContract:
     batch: ClassVar[int] = 4
     only: ClassVar[str | None] = None
     """For losses on answers "dense" (values) or "pooled" (logits), for those on task embeddings "dense" or "parts" (two a crop)."""
+
+    def __init_subclass__(cls) -> None:
+        take_over(cls, vars(cls).get("loss"))
 
     def build(self, dims: int) -> ConsistencyLoss:
         """The loss for a small network; its first weights are always the same."""

@@ -9,10 +9,22 @@ from typing import Any
 
 import yaml
 
-from medssl.config import check, options_table
+from medssl.config import check, did_you_mean, options_table
 from medssl.contracts import ConsistencyLoss, PretextTask
 from medssl.errors import ConfigError, PluginError
 from medssl.learn.promises import check_class
+
+
+def take_over(suite: type[Any], term: type[Any] | None) -> None:
+    """Class attributes of a suite from what the task or loss that it tries says of itself, where the suite does not say otherwise."""
+    said = getattr(term, "suite", {})
+    unknown = sorted(key for key in said if not hasattr(suite, key) or key in ("task", "loss"))
+    if unknown:
+        known = sorted(key for key in vars(suite.__mro__[1]).get("__annotations__", {}) if key not in ("task", "loss"))
+        raise PluginError(f"`suite` of {term} says {unknown}, which its contract suite does not have{did_you_mean(unknown[0], known)}")
+    for key, value in said.items():
+        if key not in vars(suite):
+            setattr(suite, key, value)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from medssl.learn import Objective, Term, build_objective
 from medssl.learn.promises import check_batch, check_head, check_own_rows, check_picture, cleaned
 from medssl.testing.features import prediction_for, with_lesson
 from medssl.testing.fixtures import make_crops, make_info, select
-from medssl.testing.options import check_momentum, check_name_and_docs, check_options_round_trip, promised
+from medssl.testing.options import check_momentum, check_name_and_docs, check_options_round_trip, promised, take_over
 from medssl.testing.steps import check_it_trains, check_micro_batches
 
 BOTH = pytest.mark.parametrize("dims", [2, 3])
@@ -45,6 +45,9 @@ class PretextTaskContract:
     """False for a task that asks every crop the same, such as an autoencoder."""
     tokens: ClassVar[bool] = False
     """True for a task that needs an encoder which can leave tokens out; it is tried on a ViT, others on a UNet."""
+
+    def __init_subclass__(cls) -> None:
+        take_over(cls, vars(cls).get("task"))
 
     def build(self, dims: int) -> PretextTask:
         """The task for a small network; its first weights are always the same."""

@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, Field, model_validator
 from medssl.augment import ViewOptions
 from medssl.config import BaseOptions, Seed, check, load_config, with_overrides
 from medssl.learn.terms import TermOptions, term_schemas
+from medssl.learn.weighing import Combine
 from medssl.networks import NetworkSpec
 from medssl.plugins import Plugins
 from medssl.train.device import Precision
@@ -74,6 +75,8 @@ class PretrainConfig(BaseOptions):
     """Pretext tasks: `name`, `weight`, and the task's own options."""
     consistency: Terms = ()
     """Consistency losses: `name`, `weight`, and the loss's own options."""
+    combine: Combine = "sum"
+    """sum: of all losses times their weights. balanced: each first divided by the measured size of its gradient. turns: one term a step."""
     views: ViewOptions = ViewOptions()
     """How the views differ that consistency losses compare."""
     train: TrainOptions = TrainOptions()
@@ -103,7 +106,7 @@ def read_config(model: type[Config], config: Any, overrides: Sequence[str], give
         base = dict(config or {}) if isinstance(config, Mapping) or config is None else load_config(config)
     base = with_overrides(base, overrides)
     for key, value in given.items():
-        base[key] = {**(base.get(key) or {}), **value} if isinstance(value, Mapping) and key in ("data", "train") else value
+        base[key] = {**(base.get(key) or {}), **value} if isinstance(value, Mapping) and key in ("data", "train", "choice") else value
     return check(model, base, where)
 
 

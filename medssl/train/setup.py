@@ -52,7 +52,8 @@ class Plan:
     def objective(self) -> Objective:
         """Network, heads and terms with their first weights, a function of the seed and of `from:`."""
         config = self.config
-        built = build_objective(self.spec, self.tasks, self.losses, config.views, config.seed, self.plugins, config.data.size)
+        terms = self.tasks, self.losses
+        built = build_objective(self.spec, *terms, config.views, config.seed, self.plugins, config.data.size, config.combine)
         check_crop(built, config.data.size, config.data.batch)
         if self.origin is not None:
             _load_origin(built, self.origin)
@@ -70,7 +71,7 @@ class Plan:
 
         document = {
             "preparation": store.preparation.model_dump(mode="json"),
-            "spacing": store.manifest.spacing,
+            "spacing": config.data.voxel_mm if len(config.data.voxel_mm or ()) == 3 else store.manifest.spacing,
             "channels": len(store.channels),
             "channel_names": list(store.channels),
             **trained_on(store, config.data.size, config.tasks, config.consistency),

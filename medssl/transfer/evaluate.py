@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medssl.archive import read_nifti
+from medssl.archive.labels.placing import Grid, place_of
 from medssl.archive.nifti.names import nifti_files, stem
 from medssl.errors import DataError, MissingInput, UsageError
 from medssl.faults import faults_as
@@ -37,6 +38,12 @@ class LabelMap:
     """(X, Y, Z) label values."""
     affine: NDArray[np.float64]
     """(4, 4) voxel to RAS+ mm."""
+
+    @property
+    def sides(self) -> tuple[int, int, int]:
+        """Voxels along its axes."""
+        x, y, z = self.array.shape
+        return x, y, z
 
 
 @dataclass(frozen=True)
@@ -238,7 +245,8 @@ def dice_by_class(prediction: NDArray[Any], label: NDArray[Any], classes: Sequen
 def _case_counts(
     prediction: Path, label: Path, compared: Callable[[LabelMap, LabelMap], tuple[NDArray[Any], NDArray[Any]]]
 ) -> NDArray[np.int64]:
-    first, second = read_label_map(prediction), read_label_map(label)
+    first = read_label_map(prediction)
+    second = _turned(read_label_map(label), first)
     if first.array.shape != second.array.shape:
         what = f"{first.array.shape} against {second.array.shape} voxels"
     elif not np.allclose(first.affine, second.affine, rtol=0, atol=AFFINE_TOLERANCE):
@@ -249,6 +257,14 @@ def _case_counts(
         f"the prediction {prediction} and the label {label} lie on different grids: {what}. "
         "Predict on the image that the label was drawn on (medssl predict writes on its input's grid), or resample one of them."
     )
+
+
+def _turned(label: LabelMap, prediction: LabelMap) -> LabelMap:
+    """The label with its axes as the prediction's, where both have the same voxels in another order or direction."""
+    place = place_of(Grid(label.sides, label.affine), Grid(prediction.sides, prediction.affine))
+    if place is None or not place.is_whole(label.sides, prediction.sides):
+        return label
+    return LabelMap(label.path, place.flips.apply(label.array), place.flips.affine(label.affine, label.sides))
 
 
 def _row(case: str, value: int, counts: NDArray[np.int64]) -> Row:

@@ -126,6 +126,7 @@ def _ready(config: FinetuneConfig, plugins: Plugins, verbose: bool, out: Path) -
         **plan.form.document(),
         **trained_on(plan.store, config.data.size, config.tasks, config.consistency),
         "label_values": plan.values.document(),
+        "label_names": {str(number): name for number, name in sorted(plan.values.class_names().items())},
         "overlap": config.overlap,
     }
     return Training(
@@ -169,7 +170,8 @@ def _objective(
         found.append(report)
         return network
 
-    built = assemble(plan.spec, [segmentation, *tasks], losses, config.views, config.seed, plugins, config.data.size, first)
+    terms = [segmentation, *tasks], losses
+    built = assemble(plan.spec, *terms, config.views, config.seed, plugins, config.data.size, first, config.combine)
     check_crop(built, config.data.size, config.data.batch)
     return built, found[0]
 

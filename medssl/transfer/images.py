@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from medssl.config import check
 from medssl.errors import ConfigError
-from medssl.volumes import Channel, Preparation, Prepared, as_spacing, load_case, prepare_volume
+from medssl.volumes import Case, Channel, Preparation, Prepared, as_spacing, load_case, prepare_volume
 
 Spacing = tuple[float, float, float] | None
 
@@ -50,6 +50,11 @@ class ImageForm:
 def load_image(images: Path | Sequence[Path], form: ImageForm) -> Prepared:
     """The NIfTI files of a case in that form; raises `MissingInput` or `DataError`."""
     return load_case(images, form.preparation, form.spacing, form.channels)
+
+
+def load_images_of(case: Case, form: ImageForm) -> Prepared:
+    """The images of a case in that form; raises `MissingInput`, `DataError`, or `ArchiveError` for volumes of an index."""
+    return load_case(case.images, form.preparation, form.spacing, form.channels, case.placed_by)
 
 
 def prepare_image(array: NDArray[Any], affine: NDArray[Any], form: ImageForm, name: str) -> Prepared:

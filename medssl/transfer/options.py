@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from medssl.augment import ViewOptions
 from medssl.config import BaseOptions, Seed
+from medssl.learn.weighing import Combine
 from medssl.networks import NetworkSpec
 from medssl.plugins import Plugins
 from medssl.train.config import Terms, TrainOptions, with_terms
@@ -80,6 +81,8 @@ class FinetuneConfig(BaseOptions):
     """Pretext tasks trained beside the segmentation."""
     consistency: Terms = ()
     """Consistency losses, on the segmentation's answers and those of the tasks."""
+    combine: Combine = "sum"
+    """How segmentation, tasks and losses share the steps: as in a pretraining."""
     views: ViewOptions = ViewOptions()
     """How the views differ that consistency losses compare."""
     unlabelled: UnlabelledOptions | None = None

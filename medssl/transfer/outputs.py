@@ -25,10 +25,16 @@ def with_outputs(spec: NetworkSpec, values: LabelValues, training: Store, valida
     if spec.out_channels is None:
         _refuse_undeclared(values, found)
         named = values.declared if values.classes is None else {one for one in values.classes.values() if one >= 0}
+        named = named | set(values.class_names()) if values.segments is not None else named
         outputs = _outputs({0, *found, *named}, found, values)
     else:
         outputs = spec.out_channels
         _refuse_beyond({0, *found}, outputs, found, values)
+    bare = sum(1 for volume in training.volumes if not any(value > 0 for value in volume.classes or ()))
+    if bare:
+        warnings.warn(
+            f"{bare} of {len(training.volumes)} training cases have no labelled voxel: they teach the background alone.", stacklevel=2
+        )
     missing = sorted(set(range(1, outputs)) - set(trained))
     if missing:
         shown = f"{missing[:SHOWN]}{' and more' if len(missing) > SHOWN else ''}"
@@ -89,4 +95,6 @@ def _listed(known: Collection[int], found: Counter[int], values: LabelValues) ->
 
 
 def _mapped(known: Collection[int]) -> str:
-    return f"{proposal(known)} (two values may be one class, 0 drops a value, `ignore` leaves its voxels out)"
+    named = "{lesion: " + str(max(known)) + "}" if len({*known} - {0}) == 1 else "{NAME: " + str(max(known)) + ", ...}"
+    said = "two values may be one class, 0 drops a value, `ignore` leaves its voxels out"
+    return f"{proposal(known)} ({said}), or by name: data.classes={named}"

@@ -15,9 +15,9 @@ from torch import nn
 
 from medssl.run import Best
 from medssl.transfer.evaluate import dice_by_class, known
-from medssl.transfer.images import ImageForm, load_image
+from medssl.transfer.images import ImageForm, load_images_of
 from medssl.transfer.segment import Windows
-from medssl.volumes import Case, LabelValues, Prepared, load_labels, restore_labels
+from medssl.volumes import Case, LabelValues, Prepared, case_labels, restore_labels
 
 logging.getLogger("medssl.transfer").addHandler(logging.NullHandler())
 
@@ -33,7 +33,7 @@ class CaseBatches:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for case in self.cases:
-            prepared = load_image(case.images, self.form)
+            prepared = load_images_of(case, self.form)
             yield {
                 CommonKeys.IMAGE: torch.from_numpy(np.ascontiguousarray(prepared.array))[None],
                 CommonKeys.LABEL: torch.empty(0),
@@ -62,9 +62,8 @@ class RecordDice:
     def _completed(self, engine: SupervisedEvaluator) -> None:
         prepared: Prepared = engine.state.batch["prepared"]
         case: Case = engine.state.batch["case"]
-        assert case.label is not None
         labels = restore_labels(engine.state.output[CommonKeys.PRED][0].argmax(0).cpu().numpy(), prepared)
-        true = load_labels(case.label, self._values)
+        true = case_labels(case, self._values)
         self._rows.append(dice_by_class(*known(labels, true), self.classes))
 
     def _finish(self, engine: SupervisedEvaluator) -> None:

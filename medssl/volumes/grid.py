@@ -7,20 +7,27 @@ where the edge value is repeated.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
 
 from medssl.archive.geometry import voxel_spacing
 from medssl.errors import UsageError
 
 Array = NDArray[Any]
 WHOLE_RANGE = 200.0
-SLAB = 16
-"""Layers that are resampled at a time."""
+BAND = 8
+"""New layers that are made by one product: many would multiply zeros, few would read each old layer several times."""
+WIDE_BAND = 32
+"""The same along the axis that lies closest in memory, where narrow products are slow."""
+
+AT_ONCE = 4
+"""Old layers that are brought into the processor's cache at a time."""
 
 
 def as_spacing(spacing: float | Sequence[float] | None) -> tuple[float, float, float] | None:
@@ -57,13 +64,22 @@ def resample(array: Array, affine: Array, spacing: Sequence[float]) -> tuple[Arr
     if array.ndim > 3:
         parts = [resample(part, affine, spacing) for part in array]
         return np.stack([part for part, _ in parts]), parts[0][1]
-    whole = np.issubdtype(array.dtype, np.integer) and float(array.max()) - float(array.min()) >= WHOLE_RANGE
-    result = array
-    for axis in sorted(range(3), key=lambda axis: old[axis] / spacing[axis]):
-        result = _along(result, axis, _weights(array.shape[axis], old[axis], spacing[axis]))
-    if whole:
-        result = np.rint(result, out=result).astype(array.dtype)
-    return np.ascontiguousarray(result), _affine(affine, array.shape, old, spacing)
+    whole = np.issubdtype(array.dtype, np.integer) and _spans(array, WHOLE_RANGE)
+    where = [positions(side, a, b) for side, a, b in zip(array.shape, old, spacing, strict=True)]
+    # z before y before x whatever the order in memory, since another order rounds otherwise; series and NIfTI lie in this one.
+    lines = [
+        bands(where[axis], array.shape[axis], max(1.0, spacing[axis] / old[axis]), side)
+        for axis, side in zip((2, 1, 0), (BAND, BAND, WIDE_BAND), strict=True)
+    ]
+    result = np.empty([len(one) for one in where[::-1]], array.dtype if whole else np.float32)
+    resampled_into(result, array.T, lines)
+    return result.T, _affine(affine, array.shape, old, spacing)
+
+
+def _spans(array: Array, least: float) -> bool:
+    """Whether the values span at least so much; a part of the voxels mostly answers it."""
+    parts = (array[::7, ::7, ::7], array)
+    return any(float(part.max()) - float(part.min()) >= least for part in parts)
 
 
 def _affine(affine: Array, shape: Sequence[int], old: Sequence[float], new: Sequence[float]) -> Array:
@@ -74,11 +90,25 @@ def _affine(affine: Array, shape: Sequence[int], old: Sequence[float], new: Sequ
     return np.asarray(affine, float) @ scale
 
 
-def _weights(size: int, old: float, new: float) -> csr_matrix:
-    """(new size, size) rows that sum to one and, inside the volume, keep straight lines straight."""
-    centres = np.clip(positions(size, old, new), 0, size - 1)
-    width = max(1.0, new / old)
-    reach = int(np.ceil(width))
+@dataclass(frozen=True)
+class Band:
+    """New voxels [first, end) of a line as a product with its old voxels [low, high) alone: most weights of a line are zero."""
+
+    first: int
+    end: int
+    low: int
+    high: int
+    weights: NDArray[np.float32]
+    """(end - first, high - low)"""
+
+
+def bands(centres: NDArray[np.float64], size: int, width: float, side: int) -> list[Band]:
+    """The values at `centres` of a line of `size` voxels, `side` of them a band, for a triangle `width` voxels wide.
+
+    Weights sum to one and, inside the line, keep straight lines straight; beyond its ends the value there is repeated.
+    """
+    centres = np.clip(centres, 0, size - 1)
+    reach = math.ceil(width)
     taps = np.floor(centres).astype(int)[:, None] + np.arange(-reach, reach + 2)
     offset = taps - centres[:, None]
     weight = np.where((taps >= 0) & (taps < size), np.maximum(0.0, 1.0 - np.abs(offset) / width), 0.0)
@@ -87,22 +117,48 @@ def _weights(size: int, old: float, new: float) -> csr_matrix:
     bend = np.where(inside & (m2 > 1e-9), -m1 / np.maximum(m2, 1e-9), 0.0)
     weight = weight * (1.0 + bend[:, None] * offset)
     weight /= weight.sum(1, keepdims=True)
-    rows = np.repeat(np.arange(len(centres)), taps.shape[1])
-    kept = weight.reshape(-1) != 0
-    entries = (weight.reshape(-1)[kept].astype(np.float32), (rows[kept], taps.reshape(-1)[kept]))
-    return csr_matrix(entries, shape=(len(centres), size))
+    return [_band(first, taps[first : first + side], weight[first : first + side]) for first in range(0, len(centres), side)]
 
 
-def _along(array: Array, axis: int, weights: csr_matrix) -> NDArray[np.float32]:
-    """In parts of the axis that lies slowest in memory, so that little is held beside array and result."""
-    front = np.moveaxis(array, axis, 0)
-    done = np.empty((weights.shape[0], *front.shape[1:]), np.float32)
-    cut = 1 + int(np.argmax(np.abs(front.strides[1:])))
-    for first in range(0, front.shape[cut], SLAB):
-        part = (slice(None),) * cut + (slice(first, first + SLAB),)
-        piece = np.ascontiguousarray(front[part], np.float32)
-        done[part] = (weights @ piece.reshape(piece.shape[0], -1)).reshape(weights.shape[0], *piece.shape[1:])
-    return np.moveaxis(done, 0, axis)
+def _band(first: int, taps: NDArray[np.int64], weight: NDArray[np.float64]) -> Band:
+    rows, columns = np.nonzero(weight)
+    low, high = int(taps[rows, columns].min()), int(taps[rows, columns].max()) + 1
+    weights = np.zeros((len(taps), high - low), np.float32)
+    weights[rows, taps[rows, columns] - low] = weight[rows, columns]
+    return Band(first, first + len(taps), low, high, weights)
+
+
+def resampled_into(out: Array, array: Array, lines: Sequence[Sequence[Band]]) -> None:
+    """`out` = the 3D `array` by the `lines` of its axes, which go in bands of at most `BAND`, `BAND` and `WIDE_BAND`.
+
+    The second axis in each layer, then the first and the third in a few layers at a time: next to nothing is held beside both arrays.
+    numpy is the faster one for many small products, torch for few large ones.
+    """
+    along, across, close = lines
+    # Where the layers' axis lies closest in memory, single layers would fetch everything many times.
+    at_once = AT_ONCE if abs(array.strides[0]) > min(map(abs, array.strides)) else 8 * AT_ONCE
+    deep, sides = max(band.high - band.low for band in along), (out.shape[1], array.shape[2])
+    layers, raw = np.empty((deep, *sides), np.float32), np.empty((at_once, *array.shape[1:]), np.float32)
+    rows, done = torch.empty(BAND, math.prod(sides)), torch.empty(BAND * sides[0], out.shape[2])
+    low = ready = 0
+    for band in along:
+        kept = max(0, ready - band.low)
+        layers[:kept] = layers[band.low - low : band.low - low + kept].copy()
+        low, ready = band.low, max(ready, band.low)
+        for first in range(ready, band.high, at_once):
+            end = min(first + at_once, band.high)
+            np.copyto(raw[: end - first], array[first:end])
+            for part in across:
+                old, new = raw[: end - first, part.low : part.high], layers[first - low : end - low, part.first : part.end]
+                np.matmul(part.weights, old, out=new)
+        ready = max(ready, band.high)
+        count = band.end - band.first
+        used = torch.from_numpy(layers[: band.high - low]).flatten(1)
+        lying = torch.mm(torch.from_numpy(band.weights), used, out=rows[:count]).view(-1, sides[1])
+        for part in close:
+            torch.mm(lying[:, part.low : part.high], torch.from_numpy(part.weights).T, out=done[: len(lying), part.first : part.end])
+        values = done[: len(lying)].view(count, *out.shape[1:]).numpy()
+        out[band.first : band.end] = values if out.dtype == np.float32 else np.rint(values, out=values)
 
 
 def resample_labels(labels: Array, old: Sequence[float], new: Sequence[float]) -> Array:

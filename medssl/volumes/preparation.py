@@ -21,6 +21,8 @@ from medssl.volumes.distribution import Distribution, distribution
 from medssl.volumes.unusable import STEPS, has_steps
 
 BINS = STEPS
+PIECE = 1 << 17
+"""Voxels that are prepared at a time."""
 
 
 @dataclass(frozen=True)
@@ -124,13 +126,23 @@ class Line:
     shift: float
 
     def into(self, raw: NDArray[Any], out: NDArray[np.float32]) -> None:
-        """`out` = the prepared `raw`, same shape, without a copy in between; the GIL is released."""
+        """`out` = the prepared `raw`, same shape; the GIL is released.
+
+        In pieces that stay in the processor's cache: `out` is too large for it, and so is met once and not by every operation.
+        """
         low, high = sorted((self.low * self.scale + self.shift, self.high * self.scale + self.shift))
-        np.copyto(out, raw)
-        np.multiply(out, np.float32(self.scale), out=out)
-        np.add(out, np.float32(self.shift), out=out)
-        if np.isfinite(low):
-            np.clip(out, np.float32(low), np.float32(high), out=out)
+        layers = max(1, PIECE // max(1, math.prod(raw.shape[1:])))
+        piece = np.empty((min(layers, len(raw)), *raw.shape[1:]), np.float32)
+        for first in range(0, len(raw), layers):
+            part, done = raw[first : first + layers], out[first : first + layers]
+            values = piece[: len(part)]
+            np.copyto(values, part)
+            np.multiply(values, np.float32(self.scale), out=values)
+            if np.isfinite(low):
+                np.add(values, np.float32(self.shift), out=values)
+                np.clip(values, np.float32(low), np.float32(high), out=done)
+            else:
+                np.add(values, np.float32(self.shift), out=done)
 
     def value(self, raw: float) -> float:
         """One prepared value."""

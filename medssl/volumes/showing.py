@@ -59,13 +59,14 @@ def _kind(modality: str, channels: tuple[str, ...], members: Sequence[StoredVolu
         channels,
         len(members),
         len({volume.patient for volume in members}),
-        _ranges([volume.shape for volume in members]),
-        _ranges([volume.spacing for volume in members]),
+        ranges([volume.shape for volume in members]),
+        ranges([volume.spacing for volume in members]),
         (low, mean, high, std),
     )
 
 
-def _ranges(rows: Sequence[Sequence[float]]) -> tuple[str, ...]:
+def ranges(rows: Sequence[Sequence[float]]) -> tuple[str, ...]:
+    """Smallest, median and largest of each column."""
     array = np.asarray(rows, float)
     return tuple(f"{a:.4g} {b:.4g} {c:.4g}" for a, b, c in zip(array.min(0), np.median(array, 0), array.max(0), strict=True))
 
@@ -78,7 +79,11 @@ def write_sheet(store: Store, path: str | Path, rows: int = 8) -> Path:
     """
     chosen = np.unique(np.linspace(0, len(store) - 1, min(rows, len(store))).round().astype(int)).tolist()
     table = [(_caption(store.volume(number)), [*_slices(store, number), _histogram(store, number)]) for number in chosen]
-    file = Path(path)
+    return save_sheet(table, Path(path))
+
+
+def save_sheet(table: Sequence[tuple[str, Sequence[Image.Image]]], file: Path) -> Path:
+    """Pictures in rows under their captions, as one PNG."""
     with faults_as(StoreError, f"the picture {file} cannot be written"):
         make_folder(file.parent)
         with replacing(file) as stream:
@@ -106,17 +111,19 @@ def _slices(store: Store, number: int) -> Iterator[Image.Image]:
         image = np.empty(flat.shape, np.float32)
         line.into(flat, image)
         axes = [axis for axis in range(len(volume.shape)) if axis != cut]
-        yield _framed(image, [volume.spacing[axis] for axis in axes], [(lo[axis], hi[axis]) for axis in axes])
+        yield framed(image, [volume.spacing[axis] for axis in axes], [(lo[axis], hi[axis]) for axis in axes])
 
 
-def _framed(image: NDArray[np.float32], spacing: Sequence[float], box: Sequence[tuple[int, int]]) -> Image.Image:
-    """(X, Y) values as a picture in true proportions with the box drawn."""
+def framed(image: NDArray[np.float32], spacing: Sequence[float], box: Sequence[tuple[int, int]] | None = None) -> Image.Image:
+    """(X, Y) values as a picture in true proportions with the box drawn, if there is one."""
     low, high = (float(value) for value in np.percentile(image, (0.5, 99.5)))
     grey = ((image - low) / max(high - low, 1e-6)).clip(0, 1) * 255
     lengths = [side * mm for side, mm in zip(image.shape, spacing, strict=True)]
     width, height = (max(1, round(CELL * length / max(lengths))) for length in lengths)
     turned = np.ascontiguousarray(np.flip(grey.T.round().astype(np.uint8), (0, 1)))
     picture = Image.fromarray(turned).resize((width, height), Image.Resampling.BOX).convert("RGB")
+    if box is None:
+        return picture
     (x0, x1), (y0, y1) = (
         (round((side - hi) / side * pixels), round((side - lo) / side * pixels) - 1)
         for (lo, hi), side, pixels in zip(box, image.shape, (width, height), strict=True)

@@ -116,7 +116,7 @@ def test_what_is_made_of_an_archive_is_private(archive: Path, tmp_path: Path, ma
     try:
         done("index", archive, "--index", tmp_path / "index")
         done("volumes", tmp_path / "index", "--nifti", tmp_path / "nifti")
-        done("store", archive, "--out", tmp_path / "store")
+        done("store", archive, "--min-slices", "1", "--out", tmp_path / "store")
     finally:
         os.umask(before)
     for name in ("index", "nifti", "store", "store.index"):
@@ -126,8 +126,8 @@ def test_what_is_made_of_an_archive_is_private(archive: Path, tmp_path: Path, ma
 def test_a_group_shares_what_it_asked_to_share(archive: Path, tmp_path: Path) -> None:
     done("index", archive, "--index", tmp_path / "index", "--group")
     done("volumes", tmp_path / "index", "--nifti", tmp_path / "nifti", "--group")
-    done("store", archive, "--out", tmp_path / "store", "--group")
-    done("store", archive, "--out", tmp_path / "store")
+    done("store", archive, "--min-slices", "1", "--out", tmp_path / "store", "--group")
+    done("store", archive, "--min-slices", "1", "--out", tmp_path / "store")
     for name in ("index", "nifti", "store"):
         assert modes(tmp_path / name) == {("folder", 0o2770), ("file", 0o660)}, name
     assert modes(tmp_path / "store.index") == {("folder", 0o700), ("file", 0o600)}
@@ -239,8 +239,8 @@ def test_a_checkpoint_that_may_not_be_read_is_neither_damaged_nor_passed_over(un
     "words",
     [
         ("index", "{here}/archive", "--index", "{here}/here/out"),
-        ("store", "{here}/archive", "--out", "{here}/here/out"),
-        ("store", "{here}/index", "--out", "{here}/here/out"),
+        ("store", "{here}/archive", "--min-slices", "1", "--out", "{here}/here/out"),
+        ("store", "{here}/index", "--min-slices", "1", "--out", "{here}/here/out"),
         ("volumes", "{here}/index", "--nifti", "{here}/here/out"),
         ("demo", "--out", "{here}/here/out"),
     ],

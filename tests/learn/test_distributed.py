@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -13,14 +14,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from medssl.learn import Objective, build_objective, freeze_unreached
 from medssl.learn.joining import world
+from medssl.learn.weighing import Combine
 from medssl.testing import make_crops, select
 
 UNET = {"name": "UNet", "spatial_dims": 2, "options": {"channels": [4, 8, 8], "strides": [2, 2]}}
 STEPS = 3
 
 
-def build() -> Objective:
-    objective = build_objective(UNET, ["inpainting", "relative-position"], ["agreement"], seed=3)
+def build(combine: Combine) -> Objective:
+    objective = build_objective(UNET, ["inpainting", "relative-position"], ["agreement"], seed=3, combine=combine)
     freeze_unreached(objective, make_crops(2, (24, 24)))
     return objective
 
@@ -36,19 +38,20 @@ def train(module: torch.nn.Module, objective: Objective, rows: list[int]) -> dic
     return objective.state_dict()
 
 
-def run_rank(rank: int, ranks: int, folder: str) -> None:
+def run_rank(rank: int, ranks: int, folder: str, combine: Combine = "sum") -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=ranks)
-    objective = build()
-    wrapped = DistributedDataParallel(objective, broadcast_buffers=False)
+    objective = build(combine)
+    unused = objective.sometimes_unreached
+    wrapped = DistributedDataParallel(objective, broadcast_buffers=False, find_unused_parameters=unused)
     share = 4 // ranks
     state = train(wrapped, objective, list(range(rank * share, (rank + 1) * share)))
     torch.save(state, Path(folder) / f"rank{rank}.pt")
     dist.destroy_process_group()
 
 
-def check(folder: Path, ranks: int) -> None:
-    one = build()
+def check(folder: Path, ranks: int, combine: Combine = "sum") -> None:
+    one = build(combine)
     expected = train(one, one, [0, 1, 2, 3])
     for rank in range(ranks):
         found = torch.load(folder / f"rank{rank}.pt", weights_only=True)
@@ -69,6 +72,7 @@ def test_one_rank_takes_every_step(tmp_path: Path) -> None:
     check(tmp_path, 1)
 
 
-def test_two_ranks_make_what_one_would(tmp_path: Path) -> None:
-    mp.start_processes(run_rank, args=(2, str(tmp_path)), nprocs=2, start_method="fork")
-    check(tmp_path, 2)
+@pytest.mark.parametrize("combine", get_args(Combine))
+def test_two_ranks_make_what_one_would(tmp_path: Path, combine: Combine) -> None:
+    mp.start_processes(run_rank, args=(2, str(tmp_path), combine), nprocs=2, start_method="fork")
+    check(tmp_path, 2, combine)

@@ -65,9 +65,14 @@ def is_allowed(expression: str) -> bool:
     return all(any(choice.strip("() ") in ALLOWED for choice in re.split(r"\bOR\b", part)) for part in parts)
 
 
-def test_every_package_that_comes_with_medssl_has_a_licence_of_the_list() -> None:
-    found = {name: licence(distribution) for name, distribution in installed_with("medssl").items() if not name.startswith(NVIDIA)}
+PROJECTS = ["medssl", *(project.name for project in sorted(ROOT.glob("plugins/medssl-*")))]
+
+
+@pytest.mark.parametrize("project", PROJECTS)
+def test_every_package_that_comes_with_medssl_and_its_plugins_has_a_licence_of_the_list(project: str) -> None:
+    found = {name: licence(distribution) for name, distribution in installed_with(project).items() if not name.startswith(NVIDIA)}
     assert {"torch", "imagecodecs", "certifi"} <= set(found)
+    assert project != "medssl-dicomweb" or "dicomweb-client" in found
     assert {name: text for name, text in found.items() if not is_allowed(text)} == {}
 
 

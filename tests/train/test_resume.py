@@ -71,6 +71,20 @@ def test_a_killed_run_resumes_to_the_same_bits(where: str, config: Config, unbro
     assert not [path for path in (tmp_path / "killed/checkpoints").iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.parametrize("combine", ["balanced", "turns"])
+def test_however_terms_share_the_steps_a_killed_run_goes_on(combine: str, config: Config, tmp_path: Path) -> None:
+    config = with_overrides(config, [f"combine={combine}", "train.steps=12"])
+    expected = medssl.pretrain(config=config, out=tmp_path / "whole").folder
+    arguments = ["between two checkpoints", str(tmp_path / "killed"), str(written(config, tmp_path))]
+    killed = subprocess.run([sys.executable, "-c", KILLED, *arguments], check=False, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    medssl.pretrain(config=config, out=tmp_path / "killed", resume=True)
+    assert result(tmp_path / "killed") == result(expected)
+    rows = [json.loads(line) for line in (expected / "metrics.jsonl").read_text().splitlines()]
+    alone = [key in row for key in ("inpainting", "simsiam") for row in rows]
+    assert all(alone) if combine == "balanced" else sum(alone) == len(rows)
+
+
 def test_resume_on_an_empty_folder_starts_afresh(config: Config, tmp_path: Path) -> None:
     assert medssl.pretrain(config=with_overrides(config, ["train.steps=1"]), out=tmp_path / "run", resume=True).state.step == 1
 

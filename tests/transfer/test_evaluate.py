@@ -200,3 +200,14 @@ def test_negative_values_count_as_they_are_without_a_run(folders: tuple[Path, Pa
     write(predictions, "a.nii.gz", truth)
     write(labels, "a.nii.gz", truth)
     assert evaluate(predictions, labels).means == {-1: 1.0}
+
+
+def test_a_label_in_another_orientation_is_turned_exactly(folders: tuple[Path, Path]) -> None:
+    predictions, labels = folders
+    array = np.random.default_rng(0).integers(0, 3, (5, 4, 6)).astype(np.uint8)
+    path = write(predictions, "a.nii.gz", array, np.diag([1.0, 2.0, 3.0, 1.0]))
+    turned = nib.load(path).as_reoriented(nib.orientations.axcodes2ornt("PSL", (("L", "R"), ("P", "A"), ("I", "S"))))
+    assert turned.shape != array.shape
+    labels.mkdir(exist_ok=True)
+    nib.save(turned, labels / "a.nii.gz")
+    assert evaluate(predictions, labels).means == {1: 1.0, 2: 1.0}

@@ -18,7 +18,7 @@ import yaml
 from ignite.engine import Events
 from monai.handlers import MetricLogger
 
-import medssl.volumes.cases.labelled
+import medssl.archive
 from medssl.errors import ConfigError, DataError, PluginError, TrainingError, UsageError
 from medssl.plugins import Plugins
 from medssl.run import Run
@@ -355,10 +355,10 @@ def test_labelled_cases_are_read_once_and_kept_for_a_resume(
     tmp_path: Path, finetune_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
-    for reader in ("read_nifti", "read_nifti_channels"):
-        original = getattr(medssl.volumes.cases.labelled, reader)
+    for room, reader in (("archive.labels.files", "read_nifti"), ("volumes.cases.sources", "read_nifti_channels")):
+        original = getattr(medssl.archive, reader)
         monkeypatch.setattr(
-            f"medssl.volumes.cases.labelled.{reader}", lambda path, original=original: read.append(Path(path).name) or original(path)
+            f"medssl.{room}.{reader}", lambda path, unplaced, original=original: read.append(Path(path).name) or original(path, unplaced)
         )
     config = finetune_config(6, validation=0)
     with pytest.raises(Stopped):
@@ -431,6 +431,7 @@ def test_gaps_in_label_values_are_refused_with_a_map(tmp_path: Path, finetune_co
     with pytest.raises(DataError, match=r"values are 0, 1 \(in 3 cases\), 255 \(in 3 cases\)") as raised:
         fine_tune(config=config, out=tmp_path / "run")
     assert "data.label_values={0: 0, 1: 1, 255: 2}" in str(raised.value)
+    assert "data.classes={NAME: 255, ...}" in str(raised.value)
     assert "out_channels=256" not in str(raised.value)
 
 
@@ -553,6 +554,12 @@ def test_empty_labels_are_refused_with_the_outputs_given_too(tmp_path: Path, fin
     config["network"] = {**config["network"], "out_channels": 3}
     with pytest.raises(DataError, match="all are 0"):
         fine_tune(config=config, out=tmp_path / "run")
+
+
+def test_cases_without_a_labelled_voxel_are_a_line(tmp_path: Path, finetune_config: Config, case_maker: Any) -> None:
+    data = relabelled(tmp_path, case_maker, 3, empty=1)
+    with pytest.warns(UserWarning, match="1 of 3 training cases have no labelled voxel"):
+        fine_tune(config=finetune_config(1, **data, validation=0), out=tmp_path / "run")
 
 
 def test_a_run_needs_a_folder_and_a_network(finetune_config: Config, tmp_path: Path) -> None:

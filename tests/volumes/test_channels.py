@@ -160,7 +160,7 @@ def test_channels_on_different_grids_are_left_out(tmp_path: Path, write_image: W
 
 def test_the_command_reads_a_configuration(tmp_path: Path) -> None:
     write_series(tmp_path / "ct", image(0), AFFINE)
-    (tmp_path / "store.yaml").write_text("channels: {windows: {CT: [[-1000, 200], [-160, 240]]}}\nspacing: 2.0\n")
+    (tmp_path / "store.yaml").write_text("channels: {windows: {CT: [[-1000, 200], [-160, 240]]}}\nspacing: 2.0\nchoice: {min_slices: 1}\n")
     with pytest.raises(SystemExit) as ended:
         app(["store", str(tmp_path / "ct"), "--out", str(tmp_path / "s"), "--config", str(tmp_path / "store.yaml")])
     assert ended.value.code == 0

@@ -100,6 +100,24 @@ def test_each_group_comes_once_a_turn_and_all_its_volumes_alike(store_folder: Pa
         assert len({counts[volume.volume] for volume, other in zip(volumes, names, strict=True) if other == name}) == 1
 
 
+def test_what_comes_equally_often_can_be_any_column(tmp_path: Path, incoming: Callable[..., list[Incoming]]) -> None:
+    grids = [np.diag([1.0, 1.0, 2.0 if number else 3.0, 1.0]) for number in range(5)]
+    items = [incoming(affine=grid)[number] for number, grid in enumerate(grids)]
+    write_store(items, tmp_path / "s", workers=1)
+    store = Store(tmp_path / "s")
+    plan = CropPlan(store, CropOptions(size=(8, 8, 8), balance="spacing"))
+    thick = [store.volume(plan.place(0, number).number).spacing[2] for number in range(40)]
+    assert all(set(thick[turn : turn + 2]) == {2.0, 3.0} for turn in range(0, 40, 2))
+    with pytest.raises(ConfigError, match=r"'scanner' is no column.*modality.*patient"):
+        CropPlan(store, CropOptions(size=(8, 8, 8), balance="scanner"))
+
+
+def test_several_places_are_what_each_is_by_itself(store_folder: Path) -> None:
+    for overlap in (None, 0.5):
+        plan = CropPlan(Store(store_folder), CropOptions(size=(8, 8, 8), crops_per_volume=2, overlap=overlap))
+        assert plan.places(3, [5, 4, 90]) == [plan.place(3, sample) for sample in (5, 4, 90)]
+
+
 def test_small_volumes_are_padded_or_left_out(store_folder: Path) -> None:
     store = Store(store_folder)
     size = (50, 30, 20)

@@ -75,7 +75,10 @@ class Many:
 
     def __init__(self, store: Store, count: int) -> None:
         self.folder, self.spatial_dims, self._count, self._one = store.folder, 3, count, store.volume(0)
-        self.patients = np.arange(count) // 2
+        self.columns = ("patient",)
+
+    def column(self, name: str) -> list[int]:
+        return [number // 2 for number in range(self._count)]
 
     def __len__(self) -> int:
         return self._count

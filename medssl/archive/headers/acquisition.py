@@ -8,9 +8,7 @@ from __future__ import annotations
 import math
 import re
 
-from pydicom import Dataset
-
-from medssl.archive.headers.elements import text, texts, tolerant, whole
+from medssl.archive.headers.elements import Header, has, text, texts, tolerant, whole
 from medssl.archive.instance import Acquisition
 
 ELEMENTS = (
@@ -69,7 +67,7 @@ _KERNEL_WORDS = frozenset(_RECONSTRUCTIONS.split())
 _NO_CONTRAST = frozenset(("", "NONE", "NO", "N", "NO CONTRAST", "WITHOUT"))
 
 
-def acquisition(dataset: Dataset) -> Acquisition:
+def acquisition(dataset: Header) -> Acquisition:
     """What the header says."""
     return Acquisition(
         study_date="".join(re.findall(r"\d", text(dataset, "StudyDate")))[:8],
@@ -94,16 +92,16 @@ def _known(word: str, words: frozenset[str]) -> str:
     return word if word in words else ""
 
 
-def _codes(dataset: Dataset, keyword: str) -> str:
+def _codes(dataset: Header, keyword: str) -> str:
     return "/".join(code for code in (value.upper() for value in texts(dataset, keyword)) if code in _SEQUENCES)
 
 
-def _first(dataset: Dataset, keyword: str) -> tuple[float, ...]:
+def _first(dataset: Header, keyword: str) -> tuple[float, ...]:
     return tuple(value for value in tolerant(dataset, keyword)[:1] if math.isfinite(value))
 
 
-def _contrast(dataset: Dataset) -> str:
-    if "ContrastBolusAgent" not in dataset:
+def _contrast(dataset: Header) -> str:
+    if not has(dataset, "ContrastBolusAgent"):
         return ""
     return "no" if text(dataset, "ContrastBolusAgent").strip().upper() in _NO_CONTRAST else "yes"
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from io import BytesIO
 from typing import Any, BinaryIO
 
@@ -15,10 +16,24 @@ from pydicom.tag import BaseTag, Tag
 from medssl.archive.decoders import can_decode
 from medssl.archive.geometry import usable_orientation, usable_position, usable_spacing
 from medssl.archive.headers import acquisition, diffusion, frames, siemens
-from medssl.archive.headers.elements import count, decimals, has, number, number_warnings, numbers, text, texts, tolerant, whole
+from medssl.archive.headers.elements import (
+    Header,
+    count,
+    decimals,
+    has,
+    number,
+    number_warnings,
+    numbers,
+    parsed,
+    text,
+    texts,
+    tolerant,
+    whole,
+)
 from medssl.archive.headers.frames import Frame, frames_of
 from medssl.archive.headers.kinds import is_projection, kind_of
-from medssl.archive.headers.pixel_element import DEFLATED, UNCOMPRESSED, is_truncated
+from medssl.archive.headers.pixel_element import DEFLATED, UNCOMPRESSED, Bytes, frame_places
+from medssl.archive.headers.plain import META, PlainHeader
 from medssl.archive.instance import UNNUMBERED, WHOLE, Instance
 from medssl.archive.limits import inflated, most_unpacked
 from medssl.archive.narrowing import fits_float32
@@ -38,14 +53,72 @@ _WANTED = (
     "RescaleIntercept ModalityLUTSequence PixelPaddingValue PixelPaddingRangeLimit ImagePositionPatient ImageOrientationPatient "
     "PixelSpacing SpacingBetweenSlices SliceThickness FrameOfReferenceUID EchoNumbers EchoTime InversionTime FlipAngle ConvolutionKernel "
     "TemporalPositionIdentifier AcquisitionNumber TriggerTime AcquisitionDate AcquisitionTime AcquisitionDateTime "
-    "ComplexImageComponent DiffusionBValue DiffusionGradientOrientation InstanceNumber SliceLocation"
+    "ComplexImageComponent DiffusionBValue DiffusionGradientOrientation InstanceNumber SliceLocation StackID SeriesDescription"
 )
+Field = Callable[[Header], Any]
 _NUMBERS = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept")
 """Where a flaw in how a number is written is told."""
+IDENTITY: dict[str, Field] = {
+    "modality": lambda header: _modality(header),
+    "patient": lambda header: "\n".join(filter(None, (text(header, "PatientID"), text(header, "IssuerOfPatientID")))),
+    "study": lambda header: text(header, "StudyInstanceUID"),
+    "series": lambda header: text(header, "SeriesInstanceUID"),
+    "uid": lambda header: text(header, "SOPInstanceUID"),
+    "sop_class": lambda header: text(header, "SOPClassUID") or _meta(header, "MediaStorageSOPClassUID"),
+    "syntax": lambda header: transfer_syntax(header),
+}
+"""What a header says of any object, by the fields of an instance."""
+_PLACE: dict[str, Field] = {
+    "position": lambda header: numbers(header, "ImagePositionPatient"),
+    "orientation": lambda header: numbers(header, "ImageOrientationPatient"),
+    "pixel_spacing": lambda header: numbers(header, "PixelSpacing"),
+    "between_slices": lambda header: tolerant(header, "SpacingBetweenSlices"),
+    "thickness": lambda header: tolerant(header, "SliceThickness"),
+    "decimals": lambda header: decimals(header, "ImagePositionPatient"),
+    "location": lambda header: tolerant(header, "SliceLocation"),
+    "frame_of_reference": lambda header: text(header, "FrameOfReferenceUID"),
+    "rows": lambda header: count(header, "Rows", 0),
+    "columns": lambda header: count(header, "Columns", 0),
+    "warnings": lambda header: number_warnings(header, _NUMBERS),
+}
+_ORDER: dict[str, Field] = {
+    "taken": lambda header: acquisition.acquisition(header),
+    "description": lambda header: text(header, "SeriesDescription"),
+    "image_type": lambda header: _image_type(header),
+    "component": lambda header: _component(_image_type(header), text(header, "ComplexImageComponent")),
+    "echo": lambda header: "/".join((text(header, "EchoNumbers"), *(f"{value:.2f}" for value in tolerant(header, "EchoTime")))),
+    "inversion": lambda header: text(header, "InversionTime"),
+    "flip": lambda header: text(header, "FlipAngle"),
+    "reconstruction": lambda header: text(header, "ConvolutionKernel"),
+    "stack": lambda header: text(header, "StackID"),
+    "temporal": lambda header: text(header, "TemporalPositionIdentifier"),
+    "acquisition": lambda header: text(header, "AcquisitionNumber"),
+    "trigger": lambda header: text(header, "TriggerTime"),
+    "diffusion": lambda header: diffusion.diffusion(header).key,
+    "b_value": lambda header: diffusion.diffusion(header).b_value,
+    "number": lambda header: whole(header, "InstanceNumber", UNNUMBERED),
+    "acquired": lambda header: text(header, "AcquisitionDateTime") or text(header, "AcquisitionDate") + text(header, "AcquisitionTime"),
+}
+_BITS: dict[str, Field] = {
+    "photometric": lambda header: text(header, "PhotometricInterpretation").upper(),
+    "bits_allocated": lambda header: _allocated(header),
+    "bits_stored": lambda header: _stored(header),
+    "high_bit": lambda header: count(header, "HighBit", max(_stored(header) - 1, 0)),
+    "signed": lambda header: count(header, "PixelRepresentation", 0),
+    "slope": lambda header: number(header, "RescaleSlope", 1.0),
+    "intercept": lambda header: number(header, "RescaleIntercept", 0.0),
+    "padding": lambda header: tolerant(header, "PixelPaddingValue"),
+}
+OF_A_SLICE = {**_PLACE, **_ORDER, **_BITS}
+"""What the header of one slice says."""
 _PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 _TAGS: list[Any] = [
     Tag(tag) for tag in (*_WANTED.split(), *acquisition.ELEMENTS.split(), *diffusion.TAGS, *frames.ELEMENTS, *siemens.ELEMENTS)
 ]
+
+PLAIN_TAGS = frozenset({*(int(tag) for tag in _TAGS), *META, 0x00080005} - set(siemens.ELEMENTS))
+"""What is kept of a header that is not parsed by pydicom, which has the character sets and Siemens' own header to itself."""
+_ALL = frozenset(map(int, _TAGS))
 
 PARSE_ERRORS = (
     pydicom.errors.InvalidDicomError,
@@ -64,11 +137,9 @@ PARSE_ERRORS = (
 """What pydicom is known to raise on broken files, beside `OSError`, `struct.error` and `zlib.error`."""
 
 
-def looks_like_dicom(file: BinaryIO) -> bool:
+def looks_like_dicom(start: bytes) -> bool:
     """The mark after the preamble, or a first element of a group that DICOM files begin with."""
-    file.seek(0)
-    start = file.read(132)
-    return start[128:] == b"DICM" or start[:2] in (b"\x02\x00", b"\x08\x00")
+    return start[128:132] == b"DICM" or start[:2] in (b"\x02\x00", b"\x08\x00")
 
 
 def read_dataset(file: BinaryIO, tags: Iterable[Any], pixels: bool) -> pydicom.Dataset:
@@ -96,6 +167,11 @@ def read_dataset(file: BinaryIO, tags: Iterable[Any], pixels: bool) -> pydicom.D
     return pydicom.filereader.read_partial(file, stop, force=bare, specific_tags=wanted)
 
 
+def wanted_elements(header: pydicom.Dataset) -> frozenset[int]:
+    """The tags that an index reads of this header: a source that fetches long values one by one need not fetch others."""
+    return _ALL if frames.is_mosaic(header) else _ALL - {siemens.CSA}
+
+
 def _not_of_meta(tag: BaseTag, vr: str | None, length: int) -> bool:
     return bool(tag.group != 2)
 
@@ -117,46 +193,54 @@ def read_instances(file: BinaryIO, instance: Instance) -> list[Instance]:
     Raises the errors of `PARSE_ERRORS`, `OSError`, `struct.error` or `zlib.error` for what is not DICOM or broken.
     """
     dataset = read_dataset(file, _TAGS, pixels=False)
-    at = file.tell()
-    found = from_header(dataset, instance)
-    if all(one.reason for one in found):
+    return with_places(from_header(dataset, instance), file, file.tell())
+
+
+def with_places(found: list[Instance], file: BinaryIO, at: int, head: bytes = b"") -> list[Instance]:
+    """The slices of one file with where their pixels lie, whose element begins at `at`; truncated where they are not all there.
+
+    `head`: the first bytes of the file, which need not be read again.
+    """
+    if all(one.reason for one in found) or found[0].syntax == DEFLATED:
         return found
-    if is_truncated(file, found[0], at, 1 if found[0].tile else len(found)):
+    places = frame_places(Bytes(file, head), at, found[0], found[0].size, 1 if found[0].tile else len(found))
+    if places is None:
         # The file ends as one.
         return [replace(found[0], frame=WHOLE, tile=(), reason=Reason.TRUNCATED.value)]
-    known = found[0].syntax in UNCOMPRESSED and found[0].syntax != DEFLATED
-    return [replace(one, pixels_at=at) for one in found] if known else found
+    known = at if found[0].syntax in UNCOMPRESSED else -1
+    of_each = ((one, places[0 if one.tile else number]) for number, one in enumerate(found))
+    return [replace(one, pixels_at=known, frame_at=place.at, frame_length=place.length) for one, place in of_each]
 
 
-def from_header(dataset: pydicom.Dataset, instance: Instance) -> list[Instance]:
+def from_header(header: Header, instance: Instance) -> list[Instance]:
     """`instance` filled from a header, one for each slice, with the reason where the header alone decides it.
 
-    Raises the errors of `PARSE_ERRORS`, `OSError`, `struct.error` or `zlib.error` for values that are broken.
+    Raises the errors of `PARSE_ERRORS`, `OSError`, `struct.error` or `zlib.error` for values that are broken, and `NotPlain`.
     """
-    if len(dataset) == 0 and len(getattr(dataset, "file_meta", ())) == 0:
+    if isinstance(header, pydicom.Dataset) and len(header) == 0 and len(getattr(header, "file_meta", ())) == 0:
         raise pydicom.errors.InvalidDicomError("no elements")
-    found = replace(
-        instance,
-        kind="dicom",
-        modality=_modality(dataset),
-        patient="\n".join(filter(None, (text(dataset, "PatientID"), text(dataset, "IssuerOfPatientID")))),
-        study=text(dataset, "StudyInstanceUID"),
-        series=text(dataset, "SeriesInstanceUID"),
-        uid=text(dataset, "SOPInstanceUID"),
-        sop_class=text(dataset, "SOPClassUID") or _meta(dataset, "MediaStorageSOPClassUID"),
-        syntax=transfer_syntax(dataset),
-    )
-    reason = kind_of(found, dataset)
-    if reason is not None:
-        return [replace(found, reason=reason.value)]
-    slices = frames_of(dataset, int(number(dataset, "NumberOfFrames", 1)))
+    found = replace(instance, kind="dicom", **_read(header, IDENTITY))
+    slices = slices_of(found, header)
     if isinstance(slices, Reason):
         return [replace(found, reason=slices.value)]
     if slices is not None:
         return list(_slices(found, slices))
-    if is_projection(found, dataset):
-        return [replace(found, reason=Reason.PROJECTION.value)]
-    return [_judged(_filled(found, dataset), dataset)]
+    return [judged(replace(found, **_read(header, OF_A_SLICE)), header)]
+
+
+def slices_of(found: Instance, header: Header) -> list[Frame] | Reason | None:
+    """The slices of an object that holds many, None where it is one, or why it is none."""
+    reason = kind_of(found, header)
+    if reason is not None:
+        return reason
+    slices = frames_of(header, int(number(header, "NumberOfFrames", 1)))
+    if slices is None and is_projection(found, header):
+        return Reason.PROJECTION
+    return slices
+
+
+def _read(header: Header, fields: Mapping[str, Field]) -> dict[str, Any]:
+    return {name: read(header) for name, read in fields.items()}
 
 
 def _slices(found: Instance, frames: Sequence[Frame]) -> Iterator[Instance]:
@@ -164,8 +248,8 @@ def _slices(found: Instance, frames: Sequence[Frame]) -> Iterator[Instance]:
     header, filled = None, found
     for frame in frames:
         if frame.header is not header:
-            header, filled = frame.header, _filled(found, frame.header)
-        yield _judged(_framed(filled, frame), frame.header)
+            header, filled = frame.header, replace(found, **_read(frame.header, OF_A_SLICE))
+        yield judged(_framed(filled, frame), frame.header)
 
 
 def _framed(filled: Instance, frame: Frame) -> Instance:
@@ -176,104 +260,77 @@ def _framed(filled: Instance, frame: Frame) -> Instance:
     return replace(one, rows=rows, columns=columns, tile=tuple(tile), position=frame.position, decimals=-1)
 
 
-def _filled(found: Instance, dataset: pydicom.Dataset) -> Instance:
-    return _with_pixels(_with_order(_with_place(found, dataset), dataset), dataset)
+def judged(filled: Instance, header: Header) -> Instance:
+    """With the reason for which the slice cannot be used, if there is one."""
+    reason = flaw(filled, header)
+    return replace(filled, reason=reason.value) if reason else filled
 
 
-def _judged(filled: Instance, dataset: pydicom.Dataset) -> Instance:
-    reason = _flaw(filled, dataset)
-    return replace(filled, reason=reason.value if reason else "")
+def _image_type(header: Header) -> tuple[str, ...]:
+    return tuple(value.upper() for value in texts(header, "ImageType"))
 
 
-def _with_place(found: Instance, dataset: pydicom.Dataset) -> Instance:
-    return replace(
-        found,
-        position=numbers(dataset, "ImagePositionPatient"),
-        orientation=numbers(dataset, "ImageOrientationPatient"),
-        pixel_spacing=numbers(dataset, "PixelSpacing"),
-        between_slices=tolerant(dataset, "SpacingBetweenSlices"),
-        thickness=tolerant(dataset, "SliceThickness"),
-        decimals=decimals(dataset, "ImagePositionPatient"),
-        location=tolerant(dataset, "SliceLocation"),
-        frame_of_reference=text(dataset, "FrameOfReferenceUID"),
-        rows=count(dataset, "Rows", 0),
-        columns=count(dataset, "Columns", 0),
-        warnings=number_warnings(dataset, _NUMBERS),
-    )
+def _allocated(header: Header) -> int:
+    return count(header, "BitsAllocated", 0)
 
 
-def _with_order(found: Instance, dataset: pydicom.Dataset) -> Instance:
-    types = tuple(value.upper() for value in texts(dataset, "ImageType"))
-    directed = diffusion.diffusion(dataset)
-    return replace(
-        found,
-        taken=acquisition.acquisition(dataset),
-        image_type=types,
-        component=_component(types, text(dataset, "ComplexImageComponent")),
-        echo="/".join((text(dataset, "EchoNumbers"), *(f"{value:.2f}" for value in tolerant(dataset, "EchoTime")))),
-        inversion=text(dataset, "InversionTime"),
-        flip=text(dataset, "FlipAngle"),
-        reconstruction=text(dataset, "ConvolutionKernel"),
-        stack=text(dataset, "StackID"),
-        temporal=text(dataset, "TemporalPositionIdentifier"),
-        acquisition=text(dataset, "AcquisitionNumber"),
-        trigger=text(dataset, "TriggerTime"),
-        diffusion=directed.key,
-        b_value=directed.b_value,
-        number=whole(dataset, "InstanceNumber", UNNUMBERED),
-        acquired=text(dataset, "AcquisitionDateTime") or text(dataset, "AcquisitionDate") + text(dataset, "AcquisitionTime"),
-    )
+def _stored(header: Header) -> int:
+    return count(header, "BitsStored", _allocated(header))
 
 
-def _with_pixels(found: Instance, dataset: pydicom.Dataset) -> Instance:
-    bits = count(dataset, "BitsAllocated", 0)
-    stored = count(dataset, "BitsStored", bits)
-    return replace(
-        found,
-        photometric=text(dataset, "PhotometricInterpretation").upper(),
-        bits_allocated=bits,
-        bits_stored=stored,
-        high_bit=count(dataset, "HighBit", max(stored - 1, 0)),
-        signed=count(dataset, "PixelRepresentation", 0),
-        slope=number(dataset, "RescaleSlope", 1.0),
-        intercept=number(dataset, "RescaleIntercept", 0.0),
-        padding=tolerant(dataset, "PixelPaddingValue"),
-    )
-
-
-def _flaw(found: Instance, dataset: pydicom.Dataset) -> Reason | None:
+def flaw(found: Instance, header: Header) -> Reason | None:
     """Why a slice cannot be used."""
-    if has(dataset, "ModalityLUTSequence"):
+    if has(header, "ModalityLUTSequence"):
         return Reason.MODALITY_TABLE
-    if not (found.syntax in UNCOMPRESSED or can_decode(found.syntax)):
+    if not _is_readable(found.syntax):
         return Reason.NO_DECODER
-    sizes = found.rows > 0 and found.columns > 0
-    scaling = fits_float32(found.slope, abs(found.slope) * 2.0 ** min(found.bits_allocated, 64) + abs(found.intercept))
     grey = found.photometric in ("MONOCHROME1", "MONOCHROME2")
-    if not (sizes and found.has_usable_bits and scaling and grey):
+    sizes = found.rows > 0 and found.columns > 0
+    if not (sizes and grey and found.has_usable_bits and _is_usable_scaling(found.slope, found.intercept, found.bits_allocated)):
         return Reason.BAD_PIXELS
-    plane = len(found.pixel_spacing) == 2 and usable_spacing(found.pixel_spacing) and usable_orientation(found.orientation)
-    if plane and not found.position:
+    return flaw_of_position(found.position) if _is_usable_plane(found.pixel_spacing, found.orientation) else Reason.BAD_GEOMETRY
+
+
+def flaw_of_position(position: tuple[float, ...]) -> Reason | None:
+    """Why a slice has no place, whatever else its header says."""
+    if not position:
         return Reason.NO_POSITION
-    return None if plane and len(found.position) == 3 and usable_position(found.position) else Reason.BAD_GEOMETRY
+    return None if len(position) == 3 and usable_position(position) else Reason.BAD_GEOMETRY
 
 
-def transfer_syntax(dataset: pydicom.Dataset) -> str:
+@lru_cache(maxsize=128)
+def _is_readable(syntax: str) -> bool:
+    return syntax in UNCOMPRESSED or can_decode(syntax)
+
+
+@lru_cache(maxsize=512)
+def _is_usable_scaling(slope: float, intercept: float, bits: int) -> bool:
+    return fits_float32(slope, abs(slope) * 2.0 ** min(bits, 64) + abs(intercept))
+
+
+@lru_cache(maxsize=512)
+def _is_usable_plane(spacing: tuple[float, ...], orientation: tuple[float, ...]) -> bool:
+    return len(spacing) == 2 and usable_spacing(spacing) and usable_orientation(orientation)
+
+
+def transfer_syntax(dataset: Header) -> str:
     """The transfer syntax that is stated, else the one that the elements were read in, else explicit VR little endian."""
     stated = _meta(dataset, "TransferSyntaxUID").strip() or text(dataset, "AvailableTransferSyntaxUID")
     if stated:
         return stated
-    implicit, little = dataset.original_encoding
+    implicit, little = parsed(dataset).original_encoding
     if implicit is None:
         return UNCOMPRESSED[1]
     return UNCOMPRESSED[0] if implicit else UNCOMPRESSED[1] if little else UNCOMPRESSED[2]
 
 
-def _meta(dataset: pydicom.Dataset, keyword: str) -> str:
+def _meta(dataset: Header, keyword: str) -> str:
+    if isinstance(dataset, PlainHeader):
+        return text(dataset, keyword)
     return str(getattr(dataset, "file_meta", {}).get(keyword, ""))
 
 
-def _modality(dataset: pydicom.Dataset) -> str:
+def _modality(dataset: Header) -> str:
     code = text(dataset, "Modality").upper()
     return code if code in MODALITIES else "unknown"  # a header can hold any text under Modality, also a name
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from pydicom import Dataset
-
-from medssl.archive.headers.elements import text, tolerant, values
+from medssl.archive.headers.elements import Header, text, tolerant, values
 
 
 class Private(NamedTuple):
@@ -46,7 +44,7 @@ class Diffusion(NamedTuple):
         return "\\".join(f"{value:.6g}" for value in (*self.b_value, *self.direction))
 
 
-def diffusion(dataset: Dataset) -> Diffusion:
+def diffusion(dataset: Header) -> Diffusion:
     """Of one image."""
     found = Diffusion(tolerant(dataset, "DiffusionBValue")[:1], tolerant(dataset, "DiffusionGradientOrientation"))
     for vendor in PRIVATE:
@@ -59,7 +57,7 @@ def diffusion(dataset: Dataset) -> Diffusion:
     return found
 
 
-def _numbers(dataset: Dataset, tag: int, code: str) -> tuple[float, ...]:
+def _numbers(dataset: Header, tag: int, code: str) -> tuple[float, ...]:
     content = values(dataset, tag)
     if len(content) != 1 or not isinstance(content[0], bytes):
         return tolerant(dataset, tag)

@@ -15,7 +15,7 @@ import numpy as np
 from pydicom import Dataset
 
 from medssl.archive.geometry import slice_normal, usable_orientation, usable_spacing
-from medssl.archive.headers.elements import has, number, numbers, tag_of, text, texts, values, whole
+from medssl.archive.headers.elements import Header, has, number, numbers, parsed, tag_of, text, texts, values, whole
 from medssl.archive.headers.siemens import mosaic_of
 from medssl.archive.outcomes import Reason
 
@@ -73,7 +73,7 @@ class Frame:
 
     number: int
     """Counted from 0."""
-    header: Dataset
+    header: Header
     """What a classic slice would say."""
     tile: Tile | None = None
     """Where it lies in the plane; None where a frame is a plane of its own."""
@@ -83,20 +83,23 @@ class Frame:
     """Dimension indices that count neither places nor stacks, only ever compared."""
 
 
-def frames_of(dataset: Dataset, frames: int) -> list[Frame] | Reason | None:
+def frames_of(dataset: Header, frames: int) -> list[Frame] | Reason | None:
     """The slices of an object that holds many; None where it is one slice, a reason where its slices have no position of their own.
 
     Raises `ValueError` for numbers that contradict each other.
     """
     if has(dataset, _EACH):
-        return list(_enhanced(dataset, frames))
+        return list(_enhanced(parsed(dataset), frames))
     if frames > 1:
         return Reason.MULTIFRAME
     if has(dataset, _GRID) and "Image Private Header" in text(dataset, 0x00650010):
         return _grid(dataset)
-    if "MOSAIC" in (value.upper() for value in texts(dataset, "ImageType")):
-        return _mosaic(dataset)
-    return None
+    return _mosaic(dataset) if is_mosaic(dataset) else None
+
+
+def is_mosaic(dataset: Dataset) -> bool:
+    """Does the header call its image a mosaic, as Siemens does?"""
+    return "MOSAIC" in (value.upper() for value in texts(dataset, "ImageType"))
 
 
 def _enhanced(dataset: Dataset, frames: int) -> Iterator[Frame]:
@@ -164,7 +167,7 @@ def _pointer(item: Dataset) -> int:
     return int(found[0]) if found else 0
 
 
-def _grid(dataset: Dataset) -> list[Frame]:
+def _grid(dataset: Header) -> list[Frame]:
     items = values(dataset, _GRID)
     count = whole(dataset, _GRID_COUNT, len(items))
     if count != len(items):
@@ -173,7 +176,7 @@ def _grid(dataset: Dataset) -> list[Frame]:
     return [Frame(index, dataset, tile, numbers(items[index], "ImagePositionPatient")) for index, tile in enumerate(tiles)]
 
 
-def _mosaic(dataset: Dataset) -> list[Frame] | Reason:
+def _mosaic(dataset: Header) -> list[Frame] | Reason:
     found = mosaic_of(dataset)
     if found is None:
         return Reason.MOSAIC
@@ -192,7 +195,7 @@ def _mosaic(dataset: Dataset) -> list[Frame] | Reason:
     return [Frame(index, dataset, tile, tuple((corner + index * step).tolist())) for index, tile in enumerate(tiles)]
 
 
-def _tiles(dataset: Dataset, count: int, square: bool) -> list[Tile]:
+def _tiles(dataset: Header, count: int, square: bool) -> list[Tile]:
     """The places of so many tiles, row by row, in a grid as wide as high, or no higher than it must be."""
     rows, columns = whole(dataset, "Rows", 0), whole(dataset, "Columns", 0)
     if not 0 < count <= MOST_FRAMES:

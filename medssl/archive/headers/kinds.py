@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from pydicom import Dataset
-
-from medssl.archive.headers.elements import has, number, texts
+from medssl.archive.headers.elements import Header, has, number, texts
 from medssl.archive.instance import Instance
 from medssl.archive.outcomes import Reason
 
@@ -31,7 +29,7 @@ _PLANAR = tuple(_STORAGE + tail for tail in ("2", "4", "128"))
 """CT, MR and PET images: a slice each, which must say where it lies."""
 
 
-def kind_of(found: Instance, dataset: Dataset) -> Reason | None:
+def kind_of(found: Instance, dataset: Header) -> Reason | None:
     """What the object is, if it is none of one patient's slices."""
     for start, reason in _KINDS:
         # A class of the standard ends here or goes on with a dot: 1.1.7 is no start of 1.1.77.
@@ -49,6 +47,6 @@ def kind_of(found: Instance, dataset: Dataset) -> Reason | None:
     return None
 
 
-def is_projection(found: Instance, dataset: Dataset) -> bool:
+def is_projection(found: Instance, dataset: Header) -> bool:
     """A plane of its own that says not where it lies, and need not."""
     return not has(dataset, "ImagePositionPatient") and found.sop_class not in _PLANAR

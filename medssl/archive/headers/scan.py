@@ -20,8 +20,11 @@ from functools import lru_cache
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
+from medssl.archive.headers.dicom import PARSE_ERRORS, from_header, looks_like_dicom
+from medssl.archive.headers.plain import HEAD
+from medssl.archive.headers.reader import HeaderReader, Unread
 from medssl.archive.instance import SCHEMA, Instance, from_table, to_table
 from medssl.archive.limits import Refused, limit_memory, watched
 from medssl.archive.nifti import names
@@ -148,7 +151,8 @@ def scan_shard(shard: Shard, source: ArchiveSource, folder: Path) -> int:
     with quiet_pydicom():
         found = scan_headers(source, shard.source, shard.keys) if isinstance(source, HeaderSource) else {}
         side_files: dict[str, Any] = {}
-        instances = [one for key in shard.keys for one in found.get(key) or _opened(source, shard.source, key, side_files)]
+        reader = HeaderReader()
+        instances = [one for key in shard.keys for one in found.get(key) or _opened(source, shard.source, key, side_files, reader)]
     write_table(to_table(instances), folder / _name(shard))
     return len(shard.keys)
 
@@ -167,24 +171,30 @@ def quiet_pydicom() -> Iterator[None]:
         logger.disabled = disabled
 
 
-def _opened(source: ArchiveSource, number: int, key: str, side_files: dict[str, Any]) -> list[Instance]:
-    found = scan_file(source, number, key)
+def _opened(source: ArchiveSource, number: int, key: str, side_files: dict[str, Any], reader: HeaderReader) -> list[Instance]:
+    found = scan_file(source, number, key, reader)
     if found[0].kind != "nifti" or found[0].reason:
         return found
     return [replace(found[0], modality=modality_of(source, key, side_files))]
 
 
-def _unread(source: ArchiveSource, number: int, key: str) -> Instance:
+def _unread(source: ArchiveSource, number: int, key: str) -> Unread:
     """What the source says of a file without opening it."""
-    instance = Instance(number, os.fsencode(key))
-    if not isinstance(source, StatSource):
-        return instance
+    name = os.fsencode(key)
+    if not _has_stat(type(source)):
+        return Unread(number, name)
     try:
-        size, version = source.stat(key)
+        size, version = cast(StatSource, source).stat(key)
+        return Unread(number, name, size, version)
     except OSError:
         # Opening it tells more; what cannot be opened either ends there.
-        return instance
-    return replace(instance, size=size, version=version)
+        return Unread(number, name)
+
+
+@lru_cache(maxsize=16)
+def _has_stat(source: type[ArchiveSource]) -> bool:
+    """Asking a protocol costs more than asking the file."""
+    return issubclass(source, StatSource)
 
 
 def scan_headers(source: HeaderSource, number: int, keys: Sequence[str]) -> dict[str, list[Instance]]:
@@ -195,47 +205,50 @@ def scan_headers(source: HeaderSource, number: int, keys: Sequence[str]) -> dict
         try:
             for key, header in source.headers(keys):
                 if key in asked:
-                    found[key] = _scan_header(header, _unread(source, number, key))
+                    found[key] = _scan_header(header, _unread(source, number, key).instance())
         except OSError:
-            left = (_unread(source, number, key) for key in keys if key not in found)
+            left = (_unread(source, number, key).instance() for key in keys if key not in found)
             found |= {os.fsdecode(one.key): [replace(one, reason=Reason.UNREADABLE.value)] for one in left}
     return found
 
 
 def _scan_header(header: Dataset, instance: Instance) -> list[Instance]:
-    from medssl.archive.headers.dicom import PARSE_ERRORS, from_header
-
     try:
         return from_header(header, instance)
     except (*PARSE_ERRORS, OSError, struct.error, zlib.error):
         return [replace(instance, kind="dicom", reason=Reason.CORRUPT.value)]
 
 
-def scan_file(source: ArchiveSource, number: int, key: str) -> list[Instance]:
-    """What one file is, or each of its slices; never raises for what the file holds."""
-    instance = _unread(source, number, key)
+def scan_file(source: ArchiveSource, number: int, key: str, reader: HeaderReader) -> list[Instance]:
+    """What one file is, or each of its slices; never raises for what the file holds. `reader` remembers the last file."""
+    unread = _unread(source, number, key)
     try:
         with source.open(key) as file:
-            instance = replace(instance, size=file.seek(0, os.SEEK_END))
-            return _scan_open(watched(file), instance, os.path.join(Path(source.location).name, key))  # noqa: PTH118 - any encoding
+            start = file.read(HEAD)
+            size = file.seek(0, os.SEEK_END) if len(start) == HEAD else len(start)
+            if size != unread.size:
+                unread = unread._replace(size=size)
+            return _scan_open(file, start, unread, key, source.location, reader)
     except Refused as refused:
-        return [replace(instance, reason=refused.reason.value)]
+        return _left_out(unread, refused.reason)
     except MemoryError:
-        return [replace(instance, reason=Reason.TOO_LARGE.value)]
+        return _left_out(unread, Reason.TOO_LARGE)
     except OSError:
-        return [replace(instance, reason=Reason.UNREADABLE.value)]
+        return _left_out(unread, Reason.UNREADABLE)
 
 
-def _scan_open(file: BinaryIO, instance: Instance, name: str) -> list[Instance]:
-    if instance.size == 0:
-        return [replace(instance, reason=Reason.EMPTY_FILE.value)]
-    file.seek(0)
-    start = file.read(348)
-    if names.is_nifti_name(name) or is_nifti(start) or (start[:2] == b"\x1f\x8b" and is_nifti(_unpacked_start(file))):
-        return [_scan_nifti(file, instance, name)]
+def _left_out(unread: Unread, reason: Reason) -> list[Instance]:
+    return [replace(unread.instance(), reason=reason.value)]
+
+
+def _scan_open(file: BinaryIO, start: bytes, unread: Unread, key: str, location: str, reader: HeaderReader) -> list[Instance]:
+    if not start:
+        return _left_out(unread, Reason.EMPTY_FILE)
+    if names.is_nifti_name(key) or is_nifti(start) or (start[:2] == b"\x1f\x8b" and is_nifti(_unpacked_start(watched(file)))):
+        return [_scan_nifti(watched(file), unread.instance(), os.path.join(Path(location).name, key))]  # noqa: PTH118 - any encoding
     if start.startswith(_PACKED) or start[257:262] == b"ustar":
-        return [replace(instance, reason=Reason.COMPRESSED_ARCHIVE.value)]
-    return _scan_dicom(file, instance)
+        return _left_out(unread, Reason.COMPRESSED_ARCHIVE)
+    return _scan_dicom(file, start, unread, reader)
 
 
 def _unpacked_start(file: BinaryIO) -> bytes:
@@ -273,17 +286,15 @@ def _scan_nifti(file: BinaryIO, instance: Instance, name: str) -> Instance:
     )
 
 
-def _scan_dicom(file: BinaryIO, instance: Instance) -> list[Instance]:
-    from medssl.archive.headers.dicom import PARSE_ERRORS, looks_like_dicom, read_instances
-
-    if not looks_like_dicom(file):
-        return [replace(instance, reason=Reason.NOT_MEDICAL.value)]
+def _scan_dicom(file: BinaryIO, start: bytes, unread: Unread, reader: HeaderReader) -> list[Instance]:
+    if not looks_like_dicom(start):
+        return _left_out(unread, Reason.NOT_MEDICAL)
     try:
-        return read_instances(file, instance)
+        return reader.read(file, start, unread)
     except (Refused, MemoryError):
         raise
     except (*PARSE_ERRORS, struct.error, zlib.error):
-        return [replace(instance, reason=Reason.CORRUPT.value)]
+        return _left_out(unread, Reason.CORRUPT)
     except OSError as error:
         # pydicom raises its own, without a number, for what it cannot parse; the system's have one.
-        return [replace(instance, reason=(Reason.CORRUPT if error.errno is None else Reason.UNREADABLE).value)]
+        return _left_out(unread, Reason.CORRUPT if error.errno is None else Reason.UNREADABLE)

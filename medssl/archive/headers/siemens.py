@@ -6,14 +6,13 @@ import struct
 from typing import Any, NamedTuple
 
 import numpy as np
-from pydicom import Dataset
 
 from medssl.archive.geometry import Float
-from medssl.archive.headers.elements import text, values, whole
+from medssl.archive.headers.elements import Header, text, values, whole
 
-_CREATOR, _CSA = 0x00290010, 0x00291010
+_CREATOR, CSA = 0x00290010, 0x00291010
 _COUNT_CREATOR, _COUNT = 0x00190010, 0x0019100A
-ELEMENTS = (_CREATOR, _CSA, _COUNT)
+ELEMENTS = (_CREATOR, CSA, _COUNT)
 
 
 class Mosaic(NamedTuple):
@@ -24,7 +23,7 @@ class Mosaic(NamedTuple):
     """(3,) the side to which slices follow each other (LPS)."""
 
 
-def mosaic_of(dataset: Dataset) -> Mosaic | None:
+def mosaic_of(dataset: Header) -> Mosaic | None:
     """How many slices and which way they run; None where the header does not say both."""
     tags = _csa(dataset)
     counts, normal = _items(tags, "NumberOfImagesInMosaic"), _items(tags, "SliceNormalVector")
@@ -37,8 +36,8 @@ def mosaic_of(dataset: Dataset) -> Mosaic | None:
     return Mosaic(count, direction)
 
 
-def _csa(dataset: Dataset) -> dict[str, Any]:
-    content = values(dataset, _CSA)
+def _csa(dataset: Header) -> dict[str, Any]:
+    content = values(dataset, CSA)
     if "SIEMENS CSA HEADER" not in text(dataset, _CREATOR) or len(content) != 1 or not isinstance(content[0], bytes):
         return {}
     # nibabel takes a second to import, and most files are no mosaics.

@@ -23,9 +23,10 @@ from medssl.faults import fault, faults_as, is_fault
 from medssl.files import LOCK, Busy, holds_file, lock_folder, make_folder, others_in, read_json, take_folder, write_atomically
 
 FORMAT = "medssl index"
-VERSION = 3
-"""2: instances have a frame number and the version that their source gave. 3: how they were taken, and how their position is written."""
-_MARK = "index.json"
+VERSION = 4
+"""2: instances have a frame number and the version that their source gave. 3: how they were taken, and how their position is written.
+4: the series' description, in the private part."""
+MARK = "index.json"
 _TABLES = re.compile(r"tables-\d{1,9}")
 _BUILT = re.compile(r"tables-\d{1,9}|\.new-[0-9a-f]{8}")
 
@@ -53,7 +54,7 @@ class IndexFolder:
         folder = cls(root)
         if root.exists() and not root.is_dir():
             raise UsageError(f"{root} is a file. Give a folder for the index.")
-        if holds_file(root / _MARK):
+        if holds_file(root / MARK):
             folder._read_mark()
         else:
             folder._refuse_others()
@@ -64,7 +65,7 @@ class IndexFolder:
         except Busy as error:
             raise ArchiveError(f"another process ({error}) is building the index in {root}. Wait for it, or name another folder.") from None
         try:
-            if holds_file(root / _MARK):
+            if holds_file(root / MARK):
                 folder._sweep(folder.tables())
             else:
                 folder._write_mark(None)
@@ -74,7 +75,7 @@ class IndexFolder:
 
     def _refuse_others(self) -> None:
         """What an earlier build left that came no further, because the disk was full, is ours."""
-        others = others_in(self.root, lambda name: name in (LOCK, _MARK, self.private.name) or _BUILT.fullmatch(name) is not None)
+        others = others_in(self.root, lambda name: name in (LOCK, MARK, self.private.name) or _BUILT.fullmatch(name) is not None)
         others += others_in(self.private, lambda name: name == self.key.name or _BUILT.fullmatch(name) is not None)
         if others:
             raise UsageError(
@@ -86,7 +87,7 @@ class IndexFolder:
         """An existing index folder; raises `MissingInput` or `ArchiveError`."""
         folder = cls(root)
         with faults_as(ArchiveError, f"the index in {root} cannot be read"):
-            if not holds_file(root / _MARK):
+            if not holds_file(root / MARK):
                 raise MissingInput(f"{root} is no index folder. Make one with: medssl index PATH --index {root}")
         version = folder._read_mark()["version"]
         if version != VERSION:
@@ -106,23 +107,23 @@ class IndexFolder:
     def _read_mark(self) -> dict[str, object]:
         """Of this format version or an older one: an older index can be replaced, though not read."""
         try:
-            mark = read_json(self.root / _MARK)
+            mark = read_json(self.root / MARK)
         except (ValueError, OSError) as error:
             if is_fault(error):
-                raise ArchiveError(fault(error, f"{self.root / _MARK} cannot be read")) from error
-            raise ArchiveError(f"{self.root / _MARK} is damaged. Remove the folder and index the archive again.") from error
+                raise ArchiveError(fault(error, f"{self.root / MARK} cannot be read")) from error
+            raise ArchiveError(f"{self.root / MARK} is damaged. Remove the folder and index the archive again.") from error
         if not isinstance(mark, dict) or mark.get("format") != FORMAT or "tables" not in mark:
-            raise UsageError(f"{self.root} holds an {_MARK} that is not medssl's. Give an empty folder or a new name.")
+            raise UsageError(f"{self.root} holds an {MARK} that is not medssl's. Give an empty folder or a new name.")
         version = mark.get("version")
         if type(version) is not int or version < 1 or not (mark["tables"] is None or _TABLES.fullmatch(str(mark["tables"]))):
-            raise ArchiveError(f"{self.root / _MARK} is damaged. Remove the folder and index the archive again.")
+            raise ArchiveError(f"{self.root / MARK} is damaged. Remove the folder and index the archive again.")
         if version > VERSION:
             raise ArchiveError(f"the index in {self.root} is of format {version}, this medssl reads up to {VERSION}. Update medssl.")
         return mark
 
     def _write_mark(self, tables: str | None) -> None:
         mark = {"format": FORMAT, "version": VERSION, "tables": tables}
-        write_atomically(self.root / _MARK, json.dumps(mark, indent=1).encode())
+        write_atomically(self.root / MARK, json.dumps(mark, indent=1).encode())
 
     @contextmanager
     def building(self) -> Iterator[tuple[Path, Path]]:

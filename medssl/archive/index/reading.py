@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,9 @@ from medssl.archive.index.summary import INSTANCES, PLACE, PRIVATE, UNKNOWN, VOL
 from medssl.archive.instance import SCHEMA, Instance, from_table
 from medssl.archive.narrowing import narrow
 from medssl.archive.nifti.files import NiftiProblem, read_stream, read_stream_channels
-from medssl.archive.pixels.values import PixelProblem, rescaled, series_values, whole_range
+from medssl.archive.outcomes import Reason
+from medssl.archive.pixels.filling import SliceProblem, fill
+from medssl.archive.pixels.values import whole_range
 from medssl.archive.sources.locations import find_source
 from medssl.archive.tables import damaged, read_table
 from medssl.errors import ArchiveError, UsageError
@@ -103,6 +105,19 @@ class Index:
         first = self._slices[volume][0]
         return first.source, os.fsdecode(first.key)
 
+    def slices(self, volume: str) -> tuple[Instance, ...]:
+        """The instances that a volume is made of, in order. Private: they hold names of files and real UIDs."""
+        return tuple(self._slices.get(volume, ()))
+
+    def left_out_for(self, reason: Reason) -> list[Instance]:
+        """The instances in no volume for that reason. Private, as `slices`."""
+        table = self._private
+        return from_table(table.filter(pa.compute.equal(table["reason"], reason.value)).select(SCHEMA.names))
+
+    def open(self, one: Instance) -> BinaryIO:
+        """The file of an instance, to be closed; raises `OSError` where it is gone."""
+        return self._source(one.source).open(os.fsdecode(one.key))
+
     def moment(self, volume: str) -> tuple[tuple[float, str], ...]:
         """What orders the volumes of a dynamic series in time: to be compared within a series only."""
         first = self._slices[volume][0]
@@ -130,10 +145,14 @@ class Index:
             return read_table(self._folder.root / self._tables / "instances.parquet", INSTANCES, PLACE)
 
     @cached_property
+    def _private(self) -> pa.Table:
+        with self._same():
+            return read_table(self._folder.private / self._tables / "instances.parquet", PRIVATE, PLACE)
+
+    @cached_property
     def _slices(self) -> dict[str, list[Instance]]:
         """Volume -> its instances in order, from the private part."""
-        with self._same():
-            table = read_table(self._folder.private / self._tables / "instances.parquet", PRIVATE, PLACE)
+        table = self._private
         table = table.filter(pa.compute.is_valid(table["volume"])).sort_by([("volume", "ascending"), ("slice", "ascending")])
         found: dict[str, list[Instance]] = defaultdict(list)
         for name, one in zip(table["volume"].to_pylist(), from_table(table.select(SCHEMA.names)), strict=True):
@@ -181,23 +200,17 @@ class Index:
         return array
 
     def _stack(self, record: VolumeRecord, slices: list[Instance]) -> NDArray[Any]:
-        """Slices are written as they come, so at most one decoded slice is held beside the volume."""
+        """Slices are written as they come, so at most two decoded slices are held beside the volume."""
         try:
             stacked = np.empty(record.shape[::-1], _target(slices))
         except MemoryError:
             raise ArchiveError(f"volume {record.volume} does not fit into memory: {record.shape}.") from None
-        values = series_values(self._source, slices)
-        for number, one in enumerate(slices):
-            try:
-                stored = next(values)
-            except OSError as error:
-                raise _gone(record, number, error) from None
-            except PixelProblem as problem:
-                raise ArchiveError(f"slice {number} of volume {record.volume}: {problem}.") from None
-            stacked[number] = stored if one.slope == 1 and one.intercept == 0 else rescaled(stored, one)
-            # Of what is kept: float64 holds more than float32.
-            if stacked.dtype == np.float32 and not np.isfinite(stacked[number]).all():
-                raise ArchiveError(f"slice {number} of volume {record.volume} has values beyond the range of float32.")
+        try:
+            fill(stacked, slices, self._source)
+        except SliceProblem as problem:
+            if isinstance(problem.cause, OSError):
+                raise _gone(record, problem.number, problem.cause) from None
+            raise ArchiveError(f"slice {problem.number} of volume {record.volume}: {problem.cause}.") from None
         return narrow(stacked.transpose(2, 1, 0))
 
 

@@ -9,6 +9,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol, cast
@@ -69,17 +70,18 @@ class NiftiHeader(NamedTuple):
     warnings: tuple[str, ...]
 
 
-def read_nifti(path: str | Path) -> Nifti:
+def read_nifti(path: str | Path, unplaced: NDArray[np.float64] | None = None) -> Nifti:
     """The voxels and affine of a 3D NIfTI file (a 2D one gets a third axis of one voxel).
 
-    Raises `MissingInput`, or `DataError` for files that are damaged, not one 3D image, without a usable affine or with NaN.
+    `unplaced` is the affine of a file that says not where it lies (qform and sform codes 0). Raises `MissingInput`, or `DataError` for
+    files that are damaged, not one 3D image, without a usable affine or with NaN.
     """
-    return _read_file(Path(path), read_stream)
+    return _read_file(Path(path), partial(read_stream, unplaced=unplaced))
 
 
-def read_nifti_channels(path: str | Path) -> Nifti:
+def read_nifti_channels(path: str | Path, unplaced: NDArray[np.float64] | None = None) -> Nifti:
     """As `read_nifti`, with an array (C, X, Y, Z): the fourth axis of a 4D file counts channels, a 3D file has one."""
-    return _read_file(Path(path), read_stream_channels)
+    return _read_file(Path(path), partial(read_stream_channels, unplaced=unplaced))
 
 
 def _read_file(file: Path, read: Callable[[BinaryIO], Nifti]) -> Nifti:
@@ -101,26 +103,26 @@ class NiftiProblem(DataError):
         self.reason = reason
 
 
-def read_stream(stream: BinaryIO) -> Nifti:
+def read_stream(stream: BinaryIO, unplaced: NDArray[np.float64] | None = None) -> Nifti:
     """As `read_nifti`, from a stream; raises `NiftiProblem`."""
     found = _open(stream)
-    header = _checked(found, found.sides)
+    header = _checked(found, found.sides, unplaced)
     return Nifti(_values(stream, found, header.shape), header.affine)
 
 
-def read_stream_channels(stream: BinaryIO) -> Nifti:
+def read_stream_channels(stream: BinaryIO, unplaced: NDArray[np.float64] | None = None) -> Nifti:
     """As `read_nifti_channels`, from a stream; raises `NiftiProblem`."""
     found = _open(stream)
-    header, channels = _with_channels(found)
+    header, channels = _with_channels(found, unplaced)
     array = _values(stream, found, (*header.shape, channels))
     return Nifti(np.moveaxis(array, 3, 0), header.affine)
 
 
-def _with_channels(found: _Found) -> tuple[NiftiHeader, int]:
+def _with_channels(found: _Found, unplaced: NDArray[np.float64] | None = None) -> tuple[NiftiHeader, int]:
     """What the header says of the three sides, and how many values a voxel has."""
     sides = found.sides
     channels = sides[3] if len(sides) > 3 and set(sides[4:]) <= {1} else 1
-    return _checked(found, sides[:3] if channels > 1 else sides), channels
+    return _checked(found, sides[:3] if channels > 1 else sides, unplaced), channels
 
 
 def read_nifti_header(stream: BinaryIO) -> NiftiHeader:
@@ -196,12 +198,14 @@ def _problems() -> Iterator[None]:
         raise NiftiProblem(Reason.CORRUPT) from error
 
 
+_BEGINS = {size.to_bytes(4, order): where for size, where in _MAGIC.items() for order in ("little", "big")}
+"""How such files begin in both orders of bytes, with place and content of their mark."""
+
+
 def is_nifti(start: bytes) -> bool:
     """Do the first 348 bytes (unpacked) look like NIfTI-1 or NIfTI-2?"""
-    for size, (place, magic) in _MAGIC.items():
-        if start[:4] in (size.to_bytes(4, "little"), size.to_bytes(4, "big")) and start[place : place + 4] == magic:
-            return True
-    return False
+    place, magic = _BEGINS.get(start[:4], (0, b""))
+    return bool(magic) and start[place : place + 4] == magic
 
 
 def _open(stream: BinaryIO) -> _Found:
@@ -234,14 +238,16 @@ def _open(stream: BinaryIO) -> _Found:
     return _Found(header, sides, int(first), end)
 
 
-def _checked(found: _Found, sides: Sequence[int]) -> NiftiHeader:
+def _checked(found: _Found, sides: Sequence[int], unplaced: NDArray[np.float64] | None = None) -> NiftiHeader:
     header = found.header
     if header.get_data_dtype().kind not in "iufb":
         raise NiftiProblem(Reason.NIFTI_VALUES)
     shape = _three(tuple(sides))
     if found.end > LONGEST:
         raise NiftiProblem(Reason.TOO_LARGE, f"{found.end} bytes, and {LONGEST} are read")
-    if int(header["sform_code"]) <= 0 and int(header["qform_code"]) <= 0:
+    if is_unplaced(header):
+        if unplaced is not None:
+            return NiftiHeader(shape, np.asarray(unplaced, np.float64), ())
         raise NiftiProblem(Reason.NIFTI_ORIENTATION, "sform and qform codes are 0, so left and right are unknown")
     unit = _MILLIMETRES.get(int(header["xyzt_units"]) & 7)
     if unit is None:
@@ -253,6 +259,11 @@ def _checked(found: _Found, sides: Sequence[int]) -> NiftiHeader:
     affine[:3] *= unit
     check_affine(affine)
     return NiftiHeader(shape, affine, _warnings(header, unit, affine, shape))
+
+
+def is_unplaced(header: Any) -> bool:
+    """Whether a header, as nibabel has it, says not where its voxels lie."""
+    return int(header["sform_code"]) <= 0 and int(header["qform_code"]) <= 0
 
 
 def _three(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from io import BytesIO
+from itertools import chain, groupby
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -51,9 +52,9 @@ def _tile(plane: NDArray[Any], one: Instance) -> NDArray[Any]:
 
 def _plane(file: BinaryIO, instance: Instance, parsed: dict[str, pydicom.Dataset]) -> NDArray[Any]:
     """`parsed` keeps the object of the file, which may hold many planes."""
-    with _problems():
+    with problems():
         if instance.pixels_at >= 0:
-            return _significant(_at_offset(file, instance), instance)
+            return significant(_at_offset(file, instance), instance)
         if "dataset" not in parsed:
             parsed["dataset"] = read_dataset(file, _WANTED.split(), pixels=True)
         dataset = parsed["dataset"]
@@ -62,7 +63,7 @@ def _plane(file: BinaryIO, instance: Instance, parsed: dict[str, pydicom.Dataset
         if syntax in UNCOMPRESSED:
             element, start = dataset["PixelData"], max(instance.frame, 0) * plane_length(instance)
             content = bytes(memoryview(element.value)[start : start + plane_length(instance)])
-            return _significant(_shaped(content, instance, big=syntax == _BIG_ENDIAN, words=element.VR == "OW"), instance)
+            return significant(_shaped(content, instance, big=syntax == _BIG_ENDIAN, words=element.VR == "OW"), instance)
         if instance.frame != WHOLE:
             count = int(dataset.get("NumberOfFrames") or 1)
             content = pydicom.encaps.get_frame(dataset.PixelData, instance.frame, number_of_frames=count)
@@ -76,17 +77,18 @@ def frame_values(content: bytes, instance: Instance) -> NDArray[Any]:
 
 
 def _frame_plane(content: bytes, instance: Instance) -> NDArray[Any]:
-    with _problems():
+    with problems():
         if instance.syntax in UNCOMPRESSED:
             if len(content) - plane_length(instance) not in (0, 1):
                 raise PixelProblem("the frame has not the size that the header says")
             raw = _shaped(content[: plane_length(instance)], instance, big=instance.syntax == _BIG_ENDIAN, words=False)
-            return _significant(raw, instance)
+            return significant(raw, instance)
         return _decoded(_single_frame(content, instance), instance)
 
 
 @contextmanager
-def _problems() -> Iterator[None]:
+def problems() -> Iterator[None]:
+    """What damaged pixels are known to raise, as a `PixelProblem`."""
     try:
         yield
     except (*PARSE_ERRORS, OSError, struct.error, zlib.error, RuntimeError) as error:
@@ -99,7 +101,7 @@ def _decoded(dataset: pydicom.Dataset, instance: Instance) -> NDArray[Any]:
     image = decoded(dataset)
     if image.shape != (instance.rows, instance.columns):
         raise PixelProblem("the decoded image has not the size that the header says")
-    return _significant(image, instance) if image.dtype.itemsize * 8 == instance.bits_allocated else image
+    return significant(image, instance) if image.dtype.itemsize * 8 == instance.bits_allocated else image
 
 
 def slice_values(source: ArchiveSource, instance: Instance) -> NDArray[Any]:
@@ -112,26 +114,39 @@ def series_values(source_of: Callable[[int], ArchiveSource], slices: Iterable[In
 
     Raises as `slice_values`.
     """
-    last: tuple[int, bytes] | None = None
+    for (source, key), group in groupby(slices, key=lambda one: (one.source, one.key)):
+        members = list(group)
+        # Tiles share a plane.
+        wholes = {whole.frame: whole for whole in map(_in_whole, members)}
+        planes = _planes(source_of(source), os.fsdecode(key), list(wholes.values()))
+        last: int | None = None
+        for one in members:
+            if (frame := _in_whole(one).frame) != last:
+                last, plane = frame, next(planes)
+            yield _tile(plane, one)
+
+
+def _planes(source: ArchiveSource, key: str, instances: Sequence[Instance]) -> Iterator[NDArray[Any]]:
+    """The planes of one object: from its frames where the source has them, else from the opened object."""
+    if isinstance(source, FrameSource):
+        contents = iter(source.frames(key, [max(one.frame, 0) for one in instances]))
+        first = next(contents, None)
+        if first is not None:
+            yield from _frame_planes(source, chain([first], contents), instances)
+            return
     parsed: dict[str, pydicom.Dataset] = {}
-    plane: NDArray[Any] | None = None
-    for one in slices:
-        if (one.source, one.key) != last:
-            last, parsed, plane = (one.source, one.key), {}, None
-        if plane is None or not one.tile:
-            plane = _read_plane(source_of(one.source), _in_whole(one), parsed)
-        yield _tile(plane, one)
-
-
-def _read_plane(source: ArchiveSource, instance: Instance, parsed: dict[str, pydicom.Dataset]) -> NDArray[Any]:
-    key = os.fsdecode(instance.key)
-    if not isinstance(source, FrameSource):
+    for one in instances:
         with BytesIO() if parsed else source.open(key) as file:
-            return _plane(file, instance, parsed)
-    contents = list(source.frames(key, (max(instance.frame, 0),)))
-    if len(contents) != 1:
-        raise PixelProblem(f"the source '{source.name}' gave {len(contents)} frames where one was asked for")
-    return _frame_plane(contents[0], instance)
+            yield _plane(file, one, parsed)
+
+
+def _frame_planes(source: ArchiveSource, contents: Iterator[bytes], instances: Sequence[Instance]) -> Iterator[NDArray[Any]]:
+    for number, one in enumerate(instances, 1):
+        content = next(contents, None)
+        # Whether too many came is seen before the last is handed over.
+        if content is None or (number == len(instances) and next(contents, None) is not None):
+            raise PixelProblem(f"the source '{source.name}' did not give the {len(instances)} frames that it was asked for")
+        yield _frame_plane(content, one)
 
 
 def rescaled(stored: NDArray[Any], instance: Instance) -> NDArray[np.float64]:
@@ -150,14 +165,15 @@ def whole_range(instance: Instance) -> tuple[float, float] | None:
 
 
 def _at_offset(file: BinaryIO, instance: Instance) -> NDArray[Any]:
-    element = pixel_element(file, instance.pixels_at, instance.syntax)
+    file.seek(instance.pixels_at)
+    element = pixel_element(file.read(12), instance.syntax)
     if element is None:
         raise PixelProblem("the pixels are not where they were when the archive was indexed; index it again")
-    big, words = instance.syntax == _BIG_ENDIAN, element[0] == b"OW"
+    big, words = instance.syntax == _BIG_ENDIAN, element.vr == b"OW"
     start = max(instance.frame, 0) * plane_length(instance)
     if start % 2 and big and words:
         raise PixelProblem("a frame that begins within a swapped word is not read")
-    file.seek(start, os.SEEK_CUR)
+    file.seek(instance.pixels_at + element.value + start)
     return _shaped(file.read(plane_length(instance)), instance, big=big, words=words)
 
 
@@ -183,12 +199,23 @@ def _shaped(content: bytes, instance: Instance, big: bool, words: bool) -> NDArr
     return np.frombuffer(content, kind).reshape(instance.rows, instance.columns)
 
 
-def _significant(raw: NDArray[Any], instance: Instance) -> NDArray[Any]:
+def significant(raw: NDArray[Any], instance: Instance) -> NDArray[Any]:
     """The BitsStored bits below HighBit, with their sign; what overlays or padding left in the others goes."""
-    width = instance.bits_allocated
+    width, stored = instance.bits_allocated, instance.bits_stored
     unsigned, signed = (np.dtype(np.uint16), np.dtype(np.int16)) if width == 16 else (np.dtype(np.uint8), np.dtype(np.int8))
+    words: NDArray[Any] = raw.astype(unsigned, copy=False).view(signed if instance.signed else unsigned)
+    if instance.high_bit == stored - 1 and _within(words, stored, bool(instance.signed)):
+        return words
     # Up to the top first: then shifting down takes the unused bits below away and, for signed values, copies the sign.
-    up, down = width - 1 - instance.high_bit, width - instance.bits_stored
-    values: NDArray[Any] = np.left_shift(raw.astype(unsigned), up, dtype=unsigned)
-    shifted: NDArray[Any] = np.right_shift(values.view(signed if instance.signed else unsigned), down)
+    up, down = width - 1 - instance.high_bit, width - stored
+    shifted: NDArray[Any] = np.right_shift(np.left_shift(words.view(unsigned), up, dtype=unsigned).view(words.dtype), down)
     return shifted
+
+
+def _within(words: NDArray[Any], stored: int, signed: bool) -> bool:
+    """Do all values fit in the bits that are stored, so that the others hold nothing of their own?"""
+    if stored == words.dtype.itemsize * 8 or words.size == 0:
+        return True
+    if signed:
+        return bool(words.min() >= -(2 ** (stored - 1)) and words.max() < 2 ** (stored - 1))
+    return bool(words.max() < 2**stored)

@@ -20,6 +20,10 @@ class FolderSource(ArchiveSource):
     name = "folder"
     schemes: ClassVar[tuple[str, ...]] = ("folder",)
 
+    def __init__(self, location: str) -> None:
+        super().__init__(location)
+        self._below = os.path.join(location, "")  # noqa: PTH118
+
     def keys(self) -> Iterator[str]:
         """Paths below the folder, by name within each folder."""
         # Folders that are open, innermost last, with what tells each of them: no recursion, so that no depth is too deep.
@@ -57,13 +61,13 @@ class FolderSource(ArchiveSource):
 
     def open(self, key: str) -> BinaryIO:
         """The file, if it is a regular one below the folder; a pipe or device raises `OSError` at once instead of blocking."""
-        if os.path.isabs(key) or ".." in PurePath(key).parts:  # noqa: PTH117
+        if os.path.isabs(key) or (".." in key and ".." in PurePath(key).parts):  # noqa: PTH117
             raise OSError("not below the folder")
-        return open_regular(os.path.join(self.location, key))  # noqa: PTH118
+        return open_regular(self._below + key)
 
     def stat(self, key: str) -> Stat:
         """Size and time of the last change."""
-        found = os.stat(os.path.join(self.location, key))  # noqa: PTH116, PTH118
+        found = os.stat(self._below + key)  # noqa: PTH116
         return Stat(found.st_size, str(found.st_mtime_ns))
 
 

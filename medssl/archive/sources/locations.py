@@ -62,13 +62,13 @@ def _by_scheme(scheme: str, text: str, plugins: Plugins | None) -> tuple[type[Ar
         if not rest.exists():
             raise MissingInput(f"there is nothing at {rest}. Give the path of a {scheme}.")
         return OWN[scheme], str(rest.absolute())
-    if plugins is None:
-        from medssl.plugins import Plugins
+    from medssl.plugins import KNOWN_SCHEMES, Plugins
 
-        plugins = Plugins.load()
-    known = plugins.sources()
+    known = (Plugins.load() if plugins is None else plugins).sources()
     if scheme not in known:
-        raise PluginError(f"no installed package opens '{scheme}:' archives. Known: {', '.join(sorted(known))}. Is the plugin installed?")
+        package = KNOWN_SCHEMES.get(scheme)
+        what = f"Install it with: pip install {package}" if package else f"Known: {', '.join(sorted(known))}. Is the plugin installed?"
+        raise PluginError(f"no installed package opens '{scheme}:' archives. {what}")
     return known[scheme], text
 
 

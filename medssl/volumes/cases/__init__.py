@@ -3,6 +3,7 @@
 from medssl.volumes.cases.label_values import LabelValues, proposal
 from medssl.volumes.cases.labelled import (
     Prepared,
+    case_labels,
     load_case,
     load_labels,
     prepare_volume,
@@ -15,17 +16,18 @@ from medssl.volumes.cases.listing import (
     LabelledOptions,
     channels_of,
     find_cases,
-    header,
     label_values_of,
     training_cases,
 )
 from medssl.volumes.cases.patients import describe_patients
+from medssl.volumes.cases.sources import header
 
 __all__ = [
     "Case",
     "LabelValues",
     "LabelledOptions",
     "Prepared",
+    "case_labels",
     "channels_of",
     "describe_patients",
     "find_cases",

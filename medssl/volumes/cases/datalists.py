@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medssl.archive.labels.files import is_label_name, label_stem
 from medssl.archive.nifti.names import case_of, channel_numbers, nifti_files, numbered, stem
 from medssl.errors import ConfigError, DataError, MissingInput
 from medssl.faults import faults_as
 from medssl.files import read_json
+from medssl.volumes.cases.sources import Image, Labels
 
 _SPLIT = {"training": "train", "train": "train", "validation": "validation", "val": "validation", "test": "test", "testing": "test"}
 
@@ -20,9 +22,9 @@ class Listed:
     """The images of a case that a list names, and its label if any."""
 
     name: str
-    images: tuple[Path, ...]
+    images: tuple[Image, ...]
     """One file, or one a channel."""
-    label: Path | None
+    label: Labels | None
     patient: str | None = None
 
 
@@ -92,7 +94,7 @@ def _case_name(paths: Sequence[Path], label: Path | None) -> str:
     prefix = case_of(paths[0])
     channels = [f"{prefix}_{number:04d}" for number in range(len(paths))]
     several = len(paths) > 1 and [stem(path) for path in paths] == channels
-    return prefix if several or (label is not None and stem(label) == prefix) else stem(paths[0])
+    return prefix if several or (label is not None and label_stem(label) == prefix) else stem(paths[0])
 
 
 def _nnunet(folder: Path) -> dict[str, list[Listed]]:
@@ -112,7 +114,7 @@ def folders(images: Path, labels: Path | None, channels: int | None = None) -> l
 
     Raises `DataError` for a label without image.
     """
-    label_files = _whole(_files(labels)) if labels else {}
+    label_files = _whole(_label_files(labels)) if labels else {}
     found = _files(images)
     image_files = grouped_by_case(found, channels, label_files)
     orphans = sorted(set(label_files) - set(image_files))
@@ -153,10 +155,17 @@ def _whole(paths: Sequence[Path]) -> dict[str, tuple[Path, ...]]:
     """Whole name -> the file; raises `DataError` where two have one name."""
     found: dict[str, Path] = {}
     for path in paths:
-        other = found.setdefault(stem(path), path)
+        other = found.setdefault(label_stem(path), path)
         if other is not path:
-            raise DataError(f"{other} and {path.name} both name the case '{stem(path)}'. Keep or rename one of them.")
+            raise DataError(f"{other} and {path.name} both name the case '{label_stem(path)}'. Keep or rename one of them.")
     return {case: (path,) for case, path in found.items()}
+
+
+def _label_files(folder: Path) -> list[Path]:
+    """Label maps of any format; hidden ones are left out."""
+    if not folder.is_dir():
+        raise MissingInput(f"there is no folder {folder}. Give a folder of label files: NIfTI, NRRD, DICOM SEG or RTSTRUCT.")
+    return sorted(path for path in folder.iterdir() if is_label_name(path.name) and not path.name.startswith(".") and path.is_file())
 
 
 def _files(folder: Path) -> list[Path]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,11 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medssl.archive import read_nifti, read_nifti_channels
+from medssl.archive import narrow, read_nifti
 from medssl.archive.geometry import Flips, to_ras, voxel_spacing
+from medssl.archive.labels.merging import LabelMap
+from medssl.archive.labels.placing import LabelProblem
 from medssl.errors import DataError
 from medssl.volumes.cases.label_values import LabelValues
 from medssl.volumes.cases.listing import Case, pseudonym
+from medssl.volumes.cases.sources import Image, fingerprint, read_images, read_labels
 from medssl.volumes.grid import as_spacing, restore_nearest
 from medssl.volumes.ingest import Incoming, Progress, Unusable, placed, write_store
 from medssl.volumes.preparation import Channel, Preparation, statistics
@@ -44,7 +48,8 @@ def store_cases(
     """
     if not cases:
         raise DataError("there are no labelled cases to train on.")
-    incoming = [_incoming(case, tuple(channels), values or LabelValues()) for case in cases]
+    notes: dict[str, tuple[str, ...]] = {}
+    incoming = [_incoming(case, tuple(channels), values or LabelValues(), notes) for case in cases]
     done = write_store(incoming, folder, spacing=spacing, preparation=preparation, workers=workers, progress=progress)
     bad = [case for case in cases if case.volume in done.left_out]
     if bad:
@@ -53,7 +58,18 @@ def store_cases(
         others = ", ".join(f"'{case.name}'" for case in bad[1:OTHERS])
         also = f" The others: {others}{' and more' if len(bad) > OTHERS else ''}." if others else ""
         raise DataError(f"{count}case '{bad[0].name}' ({files}): {done.left_out[bad[0].volume]}{also}")
+    _tell(notes)
     return stored_cases(folder, cases)
+
+
+def _tell(notes: Mapping[str, Sequence[str]]) -> None:
+    """One line: what is odd about labels that are used all the same."""
+    odd = {name: said for name, said in sorted(notes.items()) if said}
+    if odd:
+        name, said = next(iter(odd.items()))
+        warnings.warn(
+            f"the labels of {len(odd)} case(s) are not quite as expected, such as those of '{name}': {'; '.join(said)}.", stacklevel=3
+        )
 
 
 def stored_cases(folder: str | Path, cases: Sequence[Case]) -> Store:
@@ -61,27 +77,15 @@ def stored_cases(folder: str | Path, cases: Sequence[Case]) -> Store:
     return Store(folder, only=frozenset(case.volume for case in cases))
 
 
-def _incoming(case: Case, channels: tuple[Channel, ...], values: LabelValues) -> Incoming:
+def _incoming(case: Case, channels: tuple[Channel, ...], values: LabelValues, notes: dict[str, tuple[str, ...]]) -> Incoming:
     if case.label is None:
         raise DataError(f"case '{case.name}' has no label.")
-    load, labels = partial(_read_images, case.images), partial(_case_labels, case.label, values)
-    fingerprint = _fingerprint(case) if values.classes is None else f"{_fingerprint(case)} {values.document()}"
-    return Incoming(case.volume, pseudonym(case.patient), case.volume, channels[0].modality, load, channels, labels, fingerprint)
-
-
-def _fingerprint(case: Case) -> str:
-    """Sizes and times of the files: what tells that they were changed."""
-    paths = [*case.images, *([case.label] if case.label is not None else [])]
-    return " ".join(f"{stat.st_size}/{stat.st_mtime_ns}" for stat in (path.stat() for path in paths))
-
-
-def _read_images(paths: Sequence[Path]) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """(A, X, Y, Z) values and affine of the images of a case."""
-    images = [read_nifti_channels(path) for path in paths]
-    shapes = {image.array.shape[1:] for image in images}
-    if len(shapes) > 1:
-        raise Unusable(f"its images have different shapes: {', '.join(str(list(shape)) for shape in sorted(shapes))}")
-    return images[0].array if len(images) == 1 else np.concatenate([image.array for image in images]), images[0].affine
+    load, labels = partial(read_images, case.images, case.placed_by), partial(_case_labels, case, values, notes)
+    made_of = [fingerprint(source) for source in (*case.images, case.label)]
+    made_of += [str(values.document())] if values.classes is not None else []
+    made_of += [repr(values.segments)] if values.segments is not None else []
+    made_of += ["resampled"] if case.resample else []
+    return Incoming(case.volume, pseudonym(case.patient), case.volume, channels[0].modality, load, channels, labels, " ".join(made_of))
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,14 +132,18 @@ def prepare_volume(
 
 
 def load_case(
-    images: str | Path | Sequence[Path],
+    images: str | Path | Sequence[Image],
     preparation: Preparation,
     spacing: float | Sequence[float] | None = None,
     channels: Sequence[Channel] = MR,
+    placed_by: Path | None = None,
 ) -> Prepared:
-    """The NIfTI files of a case, prepared as a store would be read; raises `MissingInput` or `DataError`."""
-    paths = [Path(images)] if isinstance(images, str | Path) else list(images)
-    array, affine = _read_images(paths)
+    """The images of a case, prepared as a store would be read; `placed_by` is the file that says where they lie, where they do not.
+
+    Raises `MissingInput` or `DataError`.
+    """
+    paths: list[Image] = [Path(images)] if isinstance(images, str | Path) else list(images)
+    array, affine = read_images(paths, placed_by)
     return prepare_volume(array, affine, preparation, spacing, channels, ", ".join(map(str, paths)))
 
 
@@ -157,20 +165,35 @@ def load_labels(path: str | Path, values: LabelValues | None = None) -> NDArray[
     Raises `DataError` for values that are no whole numbers or no class.
     """
     try:
-        return _read_labels(path, values or LabelValues())
+        return _classes(read_nifti(path).array, values or LabelValues())
     except Unusable as error:
         raise DataError(f"the label {path} {error}") from error
 
 
-def _case_labels(path: Path, values: LabelValues) -> NDArray[Any]:
+def case_labels(case: Case, values: LabelValues) -> NDArray[Any]:
+    """(X, Y, Z) classes of a case's label on its image's grid, as `load_labels`; raises `DataError`."""
     try:
-        return _read_labels(path, values)
+        return _case_labels(case, values, {})
+    except Unusable as error:
+        raise DataError(f"case '{case.name}': {error}") from error
+
+
+def _case_labels(case: Case, values: LabelValues, notes: dict[str, tuple[str, ...]]) -> NDArray[Any]:
+    assert case.label is not None
+    try:
+        found = read_labels(case.label, lambda: case.grid, values.segments, case.resample)
+        if isinstance(found, LabelMap):
+            notes[case.name] = found.notes
+            return found.array
+        return _classes(found.array, values)
     except Unusable as error:
         raise Unusable(f"its label {error}") from error
+    except LabelProblem as problem:
+        raise Unusable(str(problem).removesuffix(".")) from problem
 
 
-def _read_labels(path: str | Path, values: LabelValues) -> NDArray[Any]:
-    array = read_nifti(path).array
+def _classes(array: NDArray[Any], values: LabelValues) -> NDArray[Any]:
+    array = narrow(array)
     if array.dtype != np.int16 and (odd := array[array != np.rint(array)]).size:
         raise Unusable(f"holds values that are no whole numbers, such as {np.float64(odd[0]):.10g}. Labels are 0, 1, 2 and so on.")
     if values.classes is not None:

@@ -1,14 +1,15 @@
 """Labelled cases on disk: which image belongs to which label, and which of them a training may see.
 
-Forms: a Decathlon or nnU-Net folder with `dataset.json`, a datalist JSON file (Auto3DSeg), or two folders of NIfTI files with equal
-names. Each case is checked before anything is trained.
+Forms: a Decathlon or nnU-Net folder with `dataset.json`, a datalist JSON file (Auto3DSeg), two folders of files with equal names, or an
+index of DICOM with its label objects. Each case is checked before anything is trained.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
@@ -18,17 +19,22 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from medssl.archive import Index
 from medssl.archive.geometry import voxel_spacing
+from medssl.archive.labels.merging import Classes, Overlaps
+from medssl.archive.labels.placing import WAY_OUT, Grid, place_of
 from medssl.archive.nifti.modality import checked_modality, named_modality
 from medssl.config import Seed, did_you_mean
 from medssl.errors import ConfigError, DataError
-from medssl.faults import faults_as
-from medssl.files import open_regular
 from medssl.volumes.cases.datalists import Listed, folders, from_dataset, read_list
-from medssl.volumes.cases.label_values import LabelValues, check_given, label_values
+from medssl.volumes.cases.label_values import LabelValues, check_given, check_named, label_values
 from medssl.volumes.cases.patients import OWN, Whose, check_pattern, patients_of, refuse_divided
+from medssl.volumes.cases.sources import Image, IndexedImage, Labels, grid_of_image, header, indexed_cases, label_grid
 from medssl.volumes.crops import LoadOptions
 from medssl.volumes.preparation import Channel, check_windows, windowed
+
+Said = int | str
+"""A value of label maps, or the name or number of a segment."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +42,22 @@ class Case:
     """The images of one case, with its label where it has one."""
 
     name: str
-    images: tuple[Path, ...]
-    """One file, of which a fourth axis counts channels, or one file a channel."""
-    label: Path | None
+    images: tuple[Image, ...]
+    """One file or volume of an index, of which a fourth axis counts channels, or one file a channel."""
+    label: Labels | None
     patient: str
     """Cases of one patient never lie on both sides of a split."""
     patient_by: str = OWN
     """How the patient is known."""
+    placed_by: Path | None = None
+    """The file that says where images lie which do not say it themselves."""
+    resample: bool = False
+    """Whether the label may be put onto the image's grid to the nearest voxel."""
+
+    @property
+    def grid(self) -> Grid:
+        """That of its images; raises `DataError`."""
+        return grid_of_image(self.images, self.placed_by)
 
     @property
     def volume(self) -> str:
@@ -59,11 +74,25 @@ class LabelledOptions(LoadOptions):
     """The `data:` key of a fine-tuning configuration."""
 
     dataset: str | None = None
-    """A folder with `dataset.json` (Decathlon or nnU-Net), or a datalist JSON file; or give `images` and `labels`."""
+    """A folder with `dataset.json` (Decathlon or nnU-Net), or a datalist JSON file; or give `images` and `labels`, or `index`."""
     images: str | None = None
     """Folder of NIfTI images."""
-    labels: str | None = None
-    """Folder of NIfTI label maps, named as their images."""
+    labels: str | dict[str, Said | tuple[Said, ...]] | None = None
+    """Folder of label files, named as their images: NIfTI, NRRD (`CASE.nrrd`, Slicer's `CASE.seg.nrrd`), DICOM SEG or RTSTRUCT
+    (`CASE.dcm`). Beside `dataset` or `index`, which bring their own labels: the same as `classes`."""
+    index: str | None = None
+    """An index folder: its volumes that a DICOM SEG or RTSTRUCT of the index was drawn on are the cases. Needs `classes`."""
+    where: str | None = None
+    """SQL condition over the volume table of the index."""
+    classes: dict[str, Said | tuple[Said, ...]] | None = None
+    """Class -> its values in label maps, or the names of its segments (any case, `*` and `?` stand for others) or their numbers, such as
+    `{lesion: 255}` or `{liver: [Liver, hepar*], tumour: GTV}`. Classes count from 1 in this order; `background` and `ignore` are no
+    classes. Segments that no class names are left out; a value that none names is an error."""
+    overlaps: Overlaps = "refuse"
+    """Voxels of two segments of different classes: refuse them, or take the class that `classes` names later."""
+    resample_labels: bool = False
+    """Put labels of another grid onto their image's, each voxel by the nearest one of the label; false: they are an error. A label map
+    whose voxels are the image's in another order or direction is turned exactly in any case."""
     label_values: dict[int, int | Literal["ignore"]] | None = None
     """Value in the label files -> class that is trained, such as `{0: 0, 63: 1, 126: 2, 255: ignore}`: renumbers, merges (two values, one
     class), drops (class 0) or ignores; 0 is the background unless named. Null: each value is its class, and nnU-Net's label "ignore" is
@@ -98,16 +127,39 @@ class LabelledOptions(LoadOptions):
 
     @model_validator(mode="after")
     def _one_form(self) -> LabelledOptions:
-        if (self.dataset is None) == (self.images is None):
-            raise ValueError("give either dataset, or images with labels")
+        if sum(form is not None for form in (self.dataset, self.images, self.index)) != 1:
+            raise ValueError("give one of dataset, images with labels, and index")
         if self.fold is not None and self.dataset is None and self.splits is None:
-            raise ValueError("fold is one of a dataset or of splits, and images with labels have none: give splits, or leave fold out")
+            raise ValueError("fold is one of a dataset or of splits, and there are none: give splits, or leave fold out")
+        if self.where is not None and self.index is None:
+            raise ValueError("where chooses volumes of an index: give index, or leave where out")
+        if self.images is not None and isinstance(self.labels, dict):
+            raise ValueError("labels names the folder of the labels of images: name the classes by classes")
+        if self.images is None and isinstance(self.labels, str):
+            raise ValueError("labels is a folder beside images alone: name the classes here, such as labels: {liver: [Liver, hepar]}")
         return self
 
     @model_validator(mode="after")
-    def _classes_count_on(self) -> LabelledOptions:
+    def _classes_are_told_once(self) -> LabelledOptions:
         if self.label_values is not None:
             check_given(self.label_values)
+        told = [said for said in (self.label_values, self.classes, self.labels) if isinstance(said, dict)]
+        if len(told) > 1:
+            raise ValueError("give one of classes, label_values, and labels as a mapping")
+        if self.named is None and self.index is not None:
+            raise ValueError("an index has named segments: say which become which class, such as classes: {liver: [Liver, hepar]}")
+        return self
+
+    @property
+    def named(self) -> Classes | None:
+        """Which values and segments are which class, where it is said by names; raises `ValueError`."""
+        said = self.classes if self.classes is not None else self.labels if isinstance(self.labels, dict) else None
+        return None if said is None else replace(check_named(said), overlaps=self.overlaps)
+
+    @model_validator(mode="after")
+    def _spacing_makes_crops_physical(self) -> LabelledOptions:
+        if self.size_mm is not None:
+            raise ValueError("labelled volumes are predicted whole, and so are resampled whole: give spacing instead of size_mm")
         return self
 
     @model_validator(mode="after")
@@ -178,9 +230,11 @@ def channels_of(
     listed = _channel_names(options)
     names = listed if len(listed) == count else [f"channel {number}" for number in range(count)]
     given = [options.modality] * count if isinstance(options.modality, str) else options.modality
-    modalities = (
-        [named_modality(name) for name in names] if given is None else [checked_modality(name, known, "data.modality") for name in given]
-    )
+    modalities: list[str | None]
+    if given is not None:
+        modalities = [checked_modality(name, known, "data.modality") for name in given]
+    else:
+        modalities = [_modality_of_index(cases) or named_modality(name) for name in names]
     if None in modalities:
         seen = tuple(usual())
         if len(seen) == count:
@@ -194,9 +248,20 @@ def channels_of(
     return windowed(map(Channel, names if count > 1 else said, said, range(count)), options.windows)
 
 
+def _modality_of_index(cases: Sequence[Case]) -> str | None:
+    """What the index says of its volumes, which must agree; None for files."""
+    found = sorted({image.record.modality for case in cases for image in case.images if isinstance(image, IndexedImage)})
+    if len(found) > 1:
+        raise ConfigError(
+            f"the labelled volumes of the index are {', '.join(found)}, each prepared by its own rule. Choose by data.where, such as "
+            f"data.where=\"modality = '{found[0]}'\", or say by data.modality what all are prepared as."
+        )
+    return found[0] if found and found[0] != "unknown" else None
+
+
 def label_values_of(options: LabelledOptions) -> LabelValues:
     """Which class each value of the label files is: the option's, else that of `dataset.json`."""
-    return label_values(options.label_values, _dataset(options))
+    return label_values(options.label_values, _dataset(options), options.named)
 
 
 def _channel_names(options: LabelledOptions) -> list[str]:
@@ -218,14 +283,29 @@ def _dataset(options: LabelledOptions) -> Any:
 def _splits(options: LabelledOptions) -> dict[str, list[Case]]:
     if options.dataset is not None:
         listed = from_dataset(Path(options.dataset), options.fold if options.splits is None else None)
+    elif options.index is not None:
+        listed = {"train": _indexed(options.index, options.where)}
     else:
-        listed = {"train": folders(Path(options.images or ""), Path(options.labels) if options.labels else None)}
+        listed = {"train": folders(Path(options.images or ""), Path(options.labels) if isinstance(options.labels, str) else None)}
     every = [item for items in listed.values() for item in items]
     whose = patients_of(every, options.patient, options.patients)
     if options.splits is None:
         return {name: _cases(items, whose) for name, items in listed.items() if items}
     by_name = {item.name: item for item in every}
     return {name: _cases(_named(names, by_name, options.splits), whose) for name, names in _split_file(options).items()}
+
+
+def _indexed(folder: str, where: str | None) -> list[Listed]:
+    """The labelled volumes of an index; what was paired is said where some label objects have no volume."""
+    found, said = indexed_cases(Index(folder), where)
+    if not found:
+        raise DataError(
+            f"no volume of the index {folder}{f' where {where}' if where else ''} has a label object: {said}. "
+            f"`medssl labels {folder}` shows what there is."
+        )
+    if ";" in said:
+        warnings.warn(f"{said}. `medssl labels {folder}` shows what there is.", stacklevel=2)
+    return [Listed(image.name, (image,), labels, image.record.patient) for image, labels in found]
 
 
 def _split_file(options: LabelledOptions) -> dict[str, list[str]]:
@@ -280,7 +360,7 @@ def _seeded(names: Iterable[str], seed: int) -> list[str]:
 
 def _checked(options: LabelledOptions, training: Sequence[Case], validation: Sequence[Case] = ()) -> tuple[list[Case], list[Case]]:
     """Both parts as lists, every case with a label on its image's grid and with the same channels."""
-    where, cases = options.dataset or options.images, [*training, *validation]
+    where, cases = options.dataset or options.images or options.index, [*training, *validation]
     if not cases:
         raise DataError(f"no cases in {where}. Give images with labels.")
     bare = [case for case in cases if case.label is None]
@@ -290,14 +370,23 @@ def _checked(options: LabelledOptions, training: Sequence[Case], validation: Seq
             "Add the labels, remove the images, or name the labelled cases in data.splits."
         )
     usual = channel_count(cases[0])
+    unplaced: list[str] = []
+    placed: dict[str, Case] = {}
     for case in cases:
-        check_grid(case)
+        placed[case.name] = _on_one_grid(replace(case, resample=options.resample_labels), unplaced)
+        _refuse_one_slice(placed[case.name], options)
         count = channel_count(case)
         if count != usual:
             raise DataError(
                 f"case '{case.name}' has {count} channel(s) and case '{cases[0].name}' has {usual}. All cases must have the same channels."
             )
-    return list(training), list(validation)
+    if unplaced:
+        warnings.warn(
+            f"{len(unplaced)} file(s) say not where they lie (qform and sform codes are 0) and are taken to lie where their partner does, "
+            f"such as {unplaced[0]}.",
+            stacklevel=2,
+        )
+    return [placed[case.name] for case in training], [placed[case.name] for case in validation]
 
 
 def channel_count(case: Case) -> int:
@@ -306,39 +395,62 @@ def channel_count(case: Case) -> int:
     return len(case.images) if len(case.images) > 1 or len(shape) < 4 else shape[3]
 
 
-def check_grid(case: Case) -> None:
-    """Raises `DataError` where a case's label or a further image lies on another grid than its first image."""
+def _refuse_one_slice(case: Case, options: LabelledOptions) -> None:
+    sides = case.grid.shape
+    if min(sides) == 1 and len(options.size) == 3:
+        two = [side for side in options.size if side > 1][:2]
+        raise DataError(
+            f"case '{case.name}' is one slice ({' x '.join(map(str, sides))} voxels), and data.size has three sides. Train in 2D: "
+            f"data.size={two} and network.spatial_dims=2."
+        )
+
+
+def _on_one_grid(case: Case, unplaced: list[str]) -> Case:
+    """The case with what says where its images lie; raises `DataError` where a further image or a whole label map lies on another grid.
+
+    What is `unplaced` is named there.
+    """
     shape, affine = header(case.images[0])
-    others = [("image", path) for path in case.images[1:]] + ([("label", case.label)] if case.label is not None else [])
-    for what, path in others:
-        other_shape, other_affine = header(path)
-        near = np.allclose(affine, other_affine, rtol=0, atol=1e-2 * max(1e-3, min(voxel_spacing(affine))))
-        if shape[:3] != other_shape or not near:
-            raise DataError(
-                f"case '{case.name}': the {what}'s grid differs from the image's: image {case.images[0]} {_grid(shape[:3], affine)}; "
-                f"{what} {path} {_grid(other_shape, other_affine)}. Resample the {what} onto the image's grid."
-            )
+    of_label = label_grid(case.label) if case.label is not None else None
+    if affine is None and isinstance(case.label, Path) and of_label is not None and of_label[1] is not None:
+        unplaced.append(str(case.images[0]))
+        affine, case = of_label[1], replace(case, placed_by=case.label)
+        if of_label[0] != shape[:3]:
+            raise DataError(f"case '{case.name}': {_nowhere(case)}, and its label has another shape: {list(of_label[0])}.")
+    if affine is None:
+        raise DataError(f"case '{case.name}': {_nowhere(case)}. Convert it again with its orientation.")
+    image = case.grid
+    for path in case.images[1:]:
+        other_shape, other = header(path)
+        near = other is not None and np.allclose(affine, other, rtol=0, atol=1e-2 * max(1e-3, min(voxel_spacing(affine))))
+        if other is None or shape[:3] != other_shape or not near:
+            where = f"{path} {_grid(other_shape, other) if other is not None else 'says not where it lies'}"
+            raise _differs(case, image, f"image {where}. Resample the image onto the image's grid.", "image")
+    if of_label is None:
+        return case
+    own_shape, own = of_label
+    if own is None:
+        unplaced.append(str(case.label))
+        own = affine
+    label = Grid(_three(own_shape), own)
+    place = place_of(label, image)
+    if not case.resample and (len(own_shape) > 3 or place is None or not place.is_whole(label.shape, image.shape)):
+        raise _differs(case, image, f"label {case.label} {_grid(own_shape, own)}. {WAY_OUT}", "label")
+    return case
+
+
+def _nowhere(case: Case) -> str:
+    return f"the image {case.images[0]} says not where it lies (qform and sform codes are 0)"
+
+
+def _differs(case: Case, image: Grid, other: str, what: str) -> DataError:
+    return DataError(f"case '{case.name}': the {what}'s grid differs from the image's: image {case.images[0]} {image}; {other}")
 
 
 def _grid(shape: tuple[int, ...], affine: NDArray[np.float64]) -> str:
-    spacing = "x".join(f"{side:.4g}" for side in voxel_spacing(affine))
-    origin = ", ".join(f"{x:.4g}" for x in affine[:3, 3])
-    axes = "".join(["LR", "PA", "IS"][int(np.argmax(np.abs(c[:3])))][int(c[int(np.argmax(np.abs(c[:3])))] > 0)] for c in affine.T[:3])
-    return f"has shape {list(shape)}, spacing {spacing} mm, axes {axes}, origin ({origin})"
+    return f"{Grid(_three(shape), affine)}{f' and a fourth axis of {shape[3]}' if len(shape) > 3 else ''}"
 
 
-def header(path: Path) -> tuple[tuple[int, ...], NDArray[np.float64]]:
-    """Shape (trailing single axes dropped) and affine of a NIfTI file, without its voxels; raises `DataError`."""
-    import nibabel
-    from nibabel.filebasedimages import ImageFileError
-
-    try:
-        with faults_as(DataError, f"{path} cannot be read"):
-            open_regular(path).close()
-        image = nibabel.load(path)
-        shape, affine = tuple(int(side) for side in image.shape), np.asarray(image.affine, np.float64)
-    except (ImageFileError, OSError, ValueError, EOFError, AttributeError) as error:
-        raise DataError(f"{path} cannot be read as NIfTI: {error}. Convert it again, or leave it out.") from error
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    return shape, affine
+def _three(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    x, y, z = (*shape[:3], *(1,) * (3 - len(shape)))
+    return x, y, z

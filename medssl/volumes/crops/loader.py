@@ -6,7 +6,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -163,11 +163,13 @@ class CropLoader:
             np.zeros(count, np.float32),
             {},
         )
-        parts = [executor.submit(self._fill, filling, slot, before) for slot in range(count)]
+        # Submitted first, so a thread is at it or past it before any waits for it.
+        places = executor.submit(self.plan.places, self.seed, [before + index for index in filling.index])
+        parts = [executor.submit(self._fill, filling, slot, places) for slot in range(count)]
         return parts, lambda: (step, micro, self._crops(filling))
 
-    def _fill(self, filling: _Filling, slot: int, before: int) -> None:
-        place = self.plan.place(self.seed, before + filling.index[slot])
+    def _fill(self, filling: _Filling, slot: int, places: Future[list[Place]]) -> None:
+        place = places.result()[slot]
         labels, body = (None if array is None else array[slot] for array in (filling.labels, filling.body))
         filling.inside[slot] = read_crop(self.store, place, filling.images[slot], labels=labels, body=body, scratch=self._scratch())
         filling.places[slot] = place

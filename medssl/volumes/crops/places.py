@@ -19,6 +19,7 @@ from pydantic import Field, field_validator, model_validator
 from medssl.config import BaseOptions
 from medssl.contracts import Draw
 from medssl.errors import ConfigError
+from medssl.volumes.crops.boxes import Along, along, along_at, covered, interpolated
 from medssl.volumes.crops.order import shuffled
 from medssl.volumes.store import Store, StoredVolume
 
@@ -43,8 +44,25 @@ class CropOptions(BaseOptions):
     the others lie anywhere in the volume."""
     small: Literal["pad", "leave out"] = "pad"
     """What becomes of volumes that are smaller than the crop: padded with their darkest value, or left out."""
-    balance: Literal["volume", "patient", "modality"] = "volume"
-    """What comes equally often: each volume, each patient whatever the number of volumes, or each modality."""
+    size_mm: tuple[float, ...] | None = None
+    """Sides of a crop in mm, whatever the grid of its volume: what lies in them becomes `size` voxels, by linear interpolation, or by
+    averaging where voxels become larger; null: a crop's voxels are those of the store."""
+    balance: str = "volume"
+    """What comes equally often: each volume, or each value of a column of the store's table: patient, whatever the number of volumes,
+    modality, series, channels, spacing."""
+
+    @model_validator(mode="after")
+    def _mm_fit(self) -> Self:
+        if self.size_mm is not None and len(self.size_mm) != len(self.size):
+            raise ValueError(f"size_mm {list(self.size_mm)} needs {len(self.size)} sides as size {list(self.size)} has")
+        if self.voxel_mm is not None and not all(0.01 <= side <= 1000 for side in self.voxel_mm):
+            raise ValueError(f"size_mm {list(self.size_mm or ())} makes voxels of {list(self.voxel_mm)} mm; they go from 0.01 to 1000 mm")
+        return self
+
+    @property
+    def voxel_mm(self) -> tuple[float, ...] | None:
+        """Sides of a crop's voxels where it has its own."""
+        return None if self.size_mm is None else tuple(mm / side for mm, side in zip(self.size_mm, self.size, strict=True))
 
     @field_validator("size")
     @classmethod
@@ -89,15 +107,17 @@ class Place:
     corner: tuple[int, ...]
     """(3,) or, in a store of 2D images, (2,) voxels."""
     size: tuple[int, ...]
-    """Sides in voxels, as many as the volume has axes."""
+    """Sides in voxels of the volume, as many as it has axes."""
+    spacing: tuple[float, ...] | None = None
+    """mm of the crop's own voxels, the first of which begins where the box does; None: they are the volume's."""
 
     def affine(self, volume: StoredVolume, dims: int) -> NDArray[np.float32]:
         """(3, dims + 1): voxel of the crop, by its first `dims` axes, -> mm along the volume's axes from its first voxel's centre."""
         matrix = np.zeros((3, dims + 1), np.float32)
-        for axis, (side, corner) in enumerate(zip(volume.spacing, self.corner, strict=True)):
-            matrix[axis, -1] = side * corner
+        for axis, (side, corner, own) in enumerate(zip(volume.spacing, self.corner, self.spacing or volume.spacing, strict=True)):
+            matrix[axis, -1] = side * corner + (own - side) / 2
             if axis < dims:
-                matrix[axis, axis] = side
+                matrix[axis, axis] = own
         return matrix
 
 
@@ -123,23 +143,45 @@ class CropPlan:
         """Raises `ConfigError`, with the fix, where the crop does not fit the store."""
         self.store, self.options = store, options
         self.size = _full_size(store, options.size)
+        """Sides of a crop, as many as the volumes have axes."""
         self.numbers = _usable(store, self.size, options)
-        self._groups = None if options.balance == "volume" else _grouped(_column(store, options.balance), self.numbers)
+        self._groups = None if options.balance == "volume" else _grouped(store, options.balance, self.numbers)
 
     def place(self, seed: int, sample: int) -> Place:
         """The box of the sample with that global number."""
-        several = self.options.crops_per_volume
-        number, first = self._number(seed, sample // several), sample - sample % several
-        if self.options.overlap is None or sample == first:
-            return Place(number, self._corner(number, Draw(seed, 0, [sample], "corner")), self.size)
-        beside = self._corner(number, Draw(seed, 0, [first], "corner"))
-        shares = Draw(seed, 0, [sample], "overlap").uniform(len(self.size))[0].tolist()
-        return Place(number, self._moved(number, beside, self.options.overlap, shares), self.size)
+        return self.places(seed, [sample])[0]
 
-    def _moved(self, number: int, corner: tuple[int, ...], overlap: float, shares: Sequence[float]) -> tuple[int, ...]:
+    def places(self, seed: int, samples: Sequence[int]) -> list[Place]:
+        """The box of each sample; together they cost little more than one."""
+        several, overlap, dims = self.options.crops_per_volume, self.options.overlap, len(self.size)
+        firsts = samples if overlap is None else [sample - sample % several for sample in samples]
+        draws = Draw(seed, 0, firsts, "corner").uniform(2 + 2 * dims).tolist()
+        shares = None if overlap is None else Draw(seed, 0, samples, "overlap").uniform(dims).tolist()
+        found = []
+        for place, (sample, first) in enumerate(zip(samples, firsts, strict=True)):
+            number = self._number(seed, sample // several)
+            box, spacing = self._box(number)
+            corner = self._corner(number, box, draws[place])
+            if overlap is not None and shares is not None and sample != first:
+                corner = self._moved(number, box, corner, overlap, shares[place])
+            found.append(Place(number, corner, box, spacing))
+        return found
+
+    def _box(self, number: int) -> tuple[tuple[int, ...], tuple[float, ...] | None]:
+        """Sides in voxels of a volume that a crop covers, the last of them perhaps in part, and the spacing of its own voxels."""
+        own = self.options.voxel_mm
+        if own is None:
+            return self.size, None
+        volume = self.store.volume(number)
+        spacing = (*own, *volume.spacing[len(own) :])
+        return covered(self.size, spacing, volume.spacing), spacing
+
+    def _moved(
+        self, number: int, box: tuple[int, ...], corner: tuple[int, ...], overlap: float, shares: Sequence[float]
+    ) -> tuple[int, ...]:
         """A corner at most so far from another that the boxes share `overlap` of each side; it stays within the volume where that was."""
         moved = []
-        for at, share, side, want in zip(corner, shares, self.store.volume(number).shape, self.size, strict=True):
+        for at, share, side, want in zip(corner, shares, self.store.volume(number).shape, box, strict=True):
             reach = want - math.ceil(overlap * want)
             to = at + int(share * (2 * reach + 1)) - reach
             moved.append(at if side <= want else min(max(to, 0), side - want))
@@ -154,12 +196,11 @@ class CropPlan:
         group = self._groups[chosen]
         return int(group[shuffled(turn, len(group), f"{seed}/group {chosen}")])
 
-    def _corner(self, number: int, draw: Draw) -> tuple[int, ...]:
+    def _corner(self, number: int, box: tuple[int, ...], numbers: Sequence[float]) -> tuple[int, ...]:
         volume = self.store.volume(number)
-        numbers = draw.uniform(2 + 2 * len(self.size))[0].tolist()
         point = _point(volume, numbers[1]) if numbers[0] < self.options.foreground else None
         corner = []
-        for axis, (side, want) in enumerate(zip(volume.shape, self.size, strict=True)):
+        for axis, (side, want) in enumerate(zip(volume.shape, box, strict=True)):
             share = numbers[2 + axis]
             if side <= want:
                 corner.append(-((want - side) // 2))
@@ -180,16 +221,17 @@ def _point(volume: StoredVolume, share: float) -> NDArray[np.int32] | None:
     return points[int(rest * len(points))] if len(points) else None
 
 
-def _column(store: Store, name: str) -> NDArray[Any]:
-    """What tells the groups of a column apart and orders them: of patients a number, since their pseudonyms are another's elsewhere."""
-    return store.patients if name == "patient" else np.asarray(store.column(name))
-
-
-def _grouped(column: NDArray[Any], numbers: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """The numbers of each value of a column, in the order of the values."""
-    _, of_each = np.unique(column[numbers], return_inverse=True)
-    order = np.argsort(of_each, kind="stable")
-    return np.split(numbers[order], np.flatnonzero(np.diff(of_each[order])) + 1)
+def _grouped(store: Store, name: str, numbers: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """The numbers of each value of a column. Values come in the order of their first volumes: pseudonyms are others elsewhere."""
+    if name not in store.columns:
+        raise ConfigError(
+            f"data.balance '{name}' is no column of the store {store.folder}. Take volume, or one of {', '.join(sorted(store.columns))}."
+        )
+    values = [str(value) for value in store.column(name)]
+    groups: dict[str, list[int]] = {}
+    for number in numbers.tolist():
+        groups.setdefault(values[number], []).append(number)
+    return [np.asarray(group) for group in groups.values()]
 
 
 def _full_size(store: Store, size: Sequence[int]) -> tuple[int, ...]:
@@ -203,6 +245,11 @@ def _full_size(store: Store, size: Sequence[int]) -> tuple[int, ...]:
 
 def _usable(store: Store, size: tuple[int, ...], options: CropOptions) -> NDArray[np.int64]:
     shapes = store.shapes()
+    if options.voxel_mm is not None:
+        mm = np.asarray(store.column("spacing"))
+        wanted = mm.copy()
+        wanted[:, : len(options.size)] = options.voxel_mm
+        shapes = np.floor(shapes * mm / wanted + 1e-6).astype(np.int64)
     fits = (shapes >= np.asarray(size)).all(axis=1)
     shown, usual = ([int(side) for side in sides[: len(options.size)]] for sides in (shapes.max(axis=0), np.median(shapes, axis=0)))
     sides = f"the longest sides are {shown} voxels, the median ones {usual}"
@@ -243,15 +290,14 @@ def read_crop(
     from one call of a thread to its next.
     """
     volume = store.volume(place.number)
-    lo = tuple(max(0, -c) for c in place.corner)
-    hi = tuple(min(s, n - c) for s, n, c in zip(place.size, volume.shape, place.corner, strict=True))
-    kept = tuple(b - a for a, b in zip(lo, hi, strict=True))
-    corner = tuple(c + a for c, a in zip(place.corner, lo, strict=True))
-    shown = tuple(slice(a, b) for a, b in zip(lo, hi, strict=True))
-    raw = _buffer((store.arrays(place.number), *kept), store.dtype(place.number), scratch)
-    store.read(place.number, corner, kept, raw)
+    axes, size = _axes(place, volume, out.shape[1:]), out.shape[1:]
+    corner, sides = [axis.first for axis in axes], [axis.end - axis.first for axis in axes]
+    raw = _buffer((store.arrays(place.number), *sides), store.dtype(place.number), scratch)
+    store.read(place.number, corner, sides, raw)
+    raw = interpolated(raw, axes)
+    kept, shown = raw.shape[1:], tuple(slice(axis.lo, axis.hi) for axis in axes)
     for image, channel, numbers, line in zip(out, volume.channels, volume.statistics, volume.lines(store.preparation), strict=True):
-        if kept != place.size:
+        if kept != size:
             image[...] = line.value(numbers.minimum)
         line.into(raw[channel.array], image[shown])
     if body is not None:
@@ -261,26 +307,29 @@ def read_crop(
     sparse = volume.body(raw[(slice(None), *every)])
     share = float(np.count_nonzero(sparse) / sparse.size)
     if labels is not None:
-        _read_labels(store, place.number, corner, labels, shown, scratch)
-    return share * math.prod(kept) / math.prod(place.size)
+        _read_labels(store, place.number, axes, labels, scratch)
+    return share * math.prod(kept) / math.prod(size)
 
 
-def _read_labels(
-    store: Store,
-    number: int,
-    corner: tuple[int, ...],
-    out: NDArray[np.int64],
-    shown: tuple[slice, ...],
-    scratch: dict[Any, NDArray[Any]] | None,
-) -> None:
+def _axes(place: Place, volume: StoredVolume, size: Sequence[int]) -> list[Along]:
+    if place.spacing is None:
+        return [along(*one) for one in zip(place.corner, size, volume.shape, strict=True)]
+    ratios = [own / one for own, one in zip(place.spacing, volume.spacing, strict=True)]
+    return [along_at(*one) for one in zip(place.corner, size, volume.shape, ratios, strict=True)]
+
+
+def _read_labels(store: Store, number: int, axes: Sequence[Along], out: NDArray[np.int64], scratch: dict[Any, NDArray[Any]] | None) -> None:
     """What surrounds a labelled volume is background; of a volume without label nothing is known."""
     if store.volume(number).classes is None:
         out[...] = UNKNOWN
         return
-    raw = _buffer((1, *out[shown].shape), store.labels_dtype(number), scratch)
-    store.read_labels(number, corner, raw.shape[1:], raw)
+    raw = _buffer((1, *(axis.end - axis.first for axis in axes)), store.labels_dtype(number), scratch)
+    store.read_labels(number, [axis.first for axis in axes], raw.shape[1:], raw)
+    values = raw[0]
+    for place, axis in enumerate(axes):
+        values = axis.nearest(values, place)
     out[...] = 0
-    out[shown] = raw[0]
+    out[tuple(slice(axis.lo, axis.hi) for axis in axes)] = values
 
 
 def _buffer(shape: tuple[int, ...], dtype: np.dtype[Any], scratch: dict[Any, NDArray[Any]] | None) -> NDArray[Any]:
@@ -295,9 +344,10 @@ def _buffer(shape: tuple[int, ...], dtype: np.dtype[Any], scratch: dict[Any, NDA
 
 def crop_at(store: Store, options: CropOptions, seed: int, sample: int) -> Crop:
     """The crop of the sample with that global number: what the loader delivers there."""
-    place = CropPlan(store, options).place(seed, sample)
-    full = np.empty((len(store.channels), *place.size), np.float32)
-    labels = np.empty(place.size, np.int64) if store.labelled else None
+    plan = CropPlan(store, options)
+    place = plan.place(seed, sample)
+    full = np.empty((len(store.channels), *plan.size), np.float32)
+    labels = np.empty(plan.size, np.int64) if store.labelled else None
     inside = read_crop(store, place, full, labels=labels)
     volume, size = store.volume(place.number), options.size
     classes = None if labels is None else labels.reshape(1, *size)

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medssl.archive.nifti.modality import checked_modality
 from medssl.config import BaseOptions, check
 from medssl.errors import ArchiveError, UsageError
 from medssl.faults import faults_as
-from medssl.files import holds_file
+from medssl.files import holds_file, make_folder, open_regular, take_folder, write_atomically
 from medssl.volumes.ingest.channels import ChannelOptions, Group, grouped, known_modality
+from medssl.volumes.ingest.choice import ChoiceOptions, candidates_of, choose, modalities_of, nothing_left
+from medssl.volumes.ingest.estimating import StoreEstimate, estimated
 from medssl.volumes.ingest.writing import Incoming, Progress, StoreSummary, Unusable, write_store
 from medssl.volumes.preparation import Preparation, with_windows
 from medssl.volumes.store.frames import Codec
 
 if TYPE_CHECKING:
-    from medssl.archive import Index
+    from medssl.archive import Index, VolumeRecord
 
 
 class StoreOptions(BaseOptions):
@@ -32,8 +34,10 @@ class StoreOptions(BaseOptions):
     """SQL condition over the volume table of the index."""
     spacing: float | tuple[float, float, float] | None = None
     """Resample to this spacing in mm; null: each volume keeps its own grid."""
-    modality: str | None = None
-    """Modality of NIfTI files that do not say theirs, such as CT."""
+    modality: str | tuple[str, ...] | None = None
+    """Modalities that are taken, such as CT or [CT, MR]; NIfTI files that do not say theirs count as the one that is named."""
+    choice: ChoiceOptions = ChoiceOptions()
+    """Which volumes are taken of them."""
     channels: ChannelOptions = ChannelOptions()
     """What becomes the channels of one volume."""
     preparation: Preparation = Preparation()
@@ -46,7 +50,8 @@ def make_store(
     *,
     where: str | None = None,
     spacing: float | Sequence[float] | None = None,
-    modality: str | None = None,
+    modality: str | Sequence[str] | None = None,
+    choice: ChoiceOptions | Mapping[str, Any] | None = None,
     preparation: Preparation | None = None,
     channels: ChannelOptions | Mapping[str, Any] | None = None,
     codec: Codec = "lz4hc",
@@ -55,25 +60,18 @@ def make_store(
 ) -> StoreSummary:
     """Make or complete the store `out` from index folders and folders of DICOM or NIfTI.
 
-    `where` is SQL over the index's volume table; `spacing` is in mm (none: native); `modality` is that of NIfTI files that do not say
-    it, and decides how they are prepared; `channels` says what becomes the channels of one volume. Folders that are no index are
-    indexed first, beside the store in `OUT.index`: that folder holds real paths and stays private, the store holds pseudonyms only.
+    `where` is SQL over the index's volume table; `spacing` is in mm (none: native); `modality` names those that are taken (none: all),
+    and that of NIfTI files that do not say theirs, which decides how they are prepared; `choice` says which volumes are taken
+    (`ChoiceOptions()` as the command does, none: all); `channels` says what becomes the channels of one volume. Folders that are no
+    index are indexed first, beside the store in `OUT.index`: that folder holds real paths and stays private, the store holds
+    pseudonyms only.
     """
-    modality = None if modality is None else checked_modality(modality)
-    if not sources:
-        raise UsageError("no source given. Name an index folder, or a folder of DICOM or NIfTI files.")
-    options = channels if isinstance(channels, ChannelOptions) else check(ChannelOptions, dict(channels or {}), "channels")
-    indexes, unread = _indexes(sources, Path(out), workers)
-    incoming = list({item.volume: item for index in indexes for item in from_index(index, where, modality, options)}.values())
-    if not incoming:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(unread.items()))
-        raise ArchiveError(
-            f"no volumes in {', '.join(str(source) for source in sources)}{f' where {where}' if where else ''}"
-            f"{f'; its files: {reasons}' if reasons else ''}. "
-            "`medssl index` and `medssl volumes` show what is there and why files were left out."
-        )
+    options = _options(channels)
+    indexes, unread = _indexes(sources, _beside(out), workers)
+    selected = _selected(indexes, where, modality, _choice(choice), options)
+    _refuse_nothing(selected, sources, where, unread)
     done = write_store(
-        incoming,
+        selected.incoming,
         out,
         spacing=spacing,
         preparation=with_windows(preparation or Preparation(), options.windows),
@@ -82,18 +80,109 @@ def make_store(
         workers=workers,
         progress=progress,
     )
-    return replace(done, unread=unread)
+    return replace(done, unread=unread, not_chosen=selected.not_chosen)
 
 
-def _indexes(sources: Sequence[str | Path], out: Path, workers: int) -> tuple[list[Index], dict[str, int]]:
-    """The opened indexes, and what those made here could not read."""
+def estimate_store(
+    sources: Sequence[str | Path],
+    out: str | Path,
+    *,
+    where: str | None = None,
+    spacing: float | Sequence[float] | None = None,
+    modality: str | Sequence[str] | None = None,
+    choice: ChoiceOptions | Mapping[str, Any] | None = None,
+    preparation: Preparation | None = None,
+    channels: ChannelOptions | Mapping[str, Any] | None = None,
+    codec: Codec = "lz4hc",
+    workers: int = 2,
+) -> StoreEstimate:
+    """What `make_store` with the same arguments would make: measured on a few volumes, and nothing is written.
+
+    Folders that are no index are indexed first, in a private folder that is gone when this returns.
+    """
+    options = _options(channels)
+    with TemporaryDirectory(prefix="medssl-") as folder:
+        own = Path(folder) / "index"
+        _give_names(_beside(out), own)
+        indexes, unread = _indexes(sources, own, workers)
+        selected = _selected(indexes, where, modality, _choice(choice), options)
+        _refuse_nothing(selected, sources, where, unread)
+        prepared = with_windows(preparation or Preparation(), options.windows)
+        found = estimated(selected.incoming, out, spacing=spacing, preparation=prepared, axis=options.axis, codec=codec, workers=workers)
+    return replace(found, unread=unread, not_chosen=selected.not_chosen)
+
+
+def _options(channels: ChannelOptions | Mapping[str, Any] | None) -> ChannelOptions:
+    return channels if isinstance(channels, ChannelOptions) else check(ChannelOptions, dict(channels or {}), "channels")
+
+
+def _choice(choice: ChoiceOptions | Mapping[str, Any] | None) -> ChoiceOptions | None:
+    return choice if choice is None or isinstance(choice, ChoiceOptions) else check(ChoiceOptions, dict(choice), "choice")
+
+
+@dataclass(frozen=True)
+class _Selected:
+    incoming: list[Incoming]
+    not_chosen: dict[str, str]
+
+
+def _selected(
+    indexes: Sequence[Index], where: str | None, modality: str | Sequence[str] | None, choice: ChoiceOptions | None, options: ChannelOptions
+) -> _Selected:
+    modalities = modalities_of(modality)
+    if choice is not None and (options.series or options.frames):
+        # These say themselves which volumes of a study or series belong together.
+        choice = choice.model_copy(update={"reconstructions": "all"})
+    incoming: dict[str, Incoming] = {}
+    not_chosen: dict[str, str] = {}
+    for index in indexes:
+        index.check_readable()
+        named = modalities[0] if len(modalities) == 1 else None
+        chosen = choose(candidates_of(index, index.volumes(where), named), choice, modalities)
+        incoming |= {item.volume: item for item in from_records(index, chosen.chosen, named, options)}
+        not_chosen |= chosen.left_out
+    return _Selected(list(incoming.values()), {volume: reason for volume, reason in not_chosen.items() if volume not in incoming})
+
+
+def _refuse_nothing(selected: _Selected, sources: Sequence[str | Path], where: str | None, unread: Mapping[str, int]) -> None:
+    if selected.incoming:
+        return
+    among = f"{', '.join(str(source) for source in sources)}{f' where {where}' if where else ''}"
+    if selected.not_chosen:
+        raise UsageError(f"of the {len(selected.not_chosen)} volumes in {among} none is chosen: {nothing_left(selected.not_chosen)}.")
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(unread.items()))
+    raise ArchiveError(
+        f"no volumes in {among}{f'; its files: {reasons}' if reasons else ''}. "
+        "`medssl index` and `medssl volumes` show what is there and why files were left out."
+    )
+
+
+def _beside(out: str | Path) -> Path:
+    """The index of sources that are none."""
+    return Path(out).with_name(Path(out).name + ".index")
+
+
+def _give_names(known: Path, fresh: Path) -> None:
+    """An index that is made for the moment names its volumes as the one that is there."""
+    from medssl.archive.index.folder import IndexFolder
+
+    if is_index(known):
+        take_folder(fresh)
+        make_folder(IndexFolder(fresh).private)
+        with faults_as(UsageError, f"{known} cannot be read"), open_regular(IndexFolder(known).key) as key:
+            write_atomically(IndexFolder(fresh).key, key.read(4096))
+
+
+def _indexes(sources: Sequence[str | Path], beside: Path, workers: int) -> tuple[list[Index], dict[str, int]]:
+    """The opened indexes, and what the one that is made in `beside`, of the sources that are none, could not read."""
     from medssl.archive import Index, build_index
 
+    if not sources:
+        raise UsageError("no source given. Name an index folder, or a folder of DICOM or NIfTI files.")
     raw = [source for source in sources if not is_index(Path(source))]
     found = [Index(source) for source in sources if is_index(Path(source))]
     if not raw:
         return found, {}
-    beside = out.with_name(out.name + ".index")
     summary = build_index(raw, beside, workers=workers)
     return [*found, Index(beside)], summary.rejected
 
@@ -104,17 +193,9 @@ def is_index(folder: Path) -> bool:
         return holds_file(folder / "index.json") and (folder / "private").is_dir()
 
 
-def from_index(
-    index: Index, where: str | None = None, modality: str | None = None, options: ChannelOptions | None = None
-) -> list[Incoming]:
-    """The volumes of an index that SQL `where` selects, joined as `options` say and read when their turn comes; `modality` where the
-    index knows none.
-
-    Raises `ArchiveError` where none of them could be read.
-    """
-    index.check_readable()
-    options = options or ChannelOptions()
-    return [_incoming(index, group, options, modality) for group in grouped(index, index.volumes(where), options, modality)]
+def from_records(index: Index, records: Sequence[VolumeRecord], modality: str | None, options: ChannelOptions) -> list[Incoming]:
+    """Volumes of an index, joined as `options` say and read when their turn comes; `modality` where the index knows none."""
+    return [_incoming(index, group, options, modality) for group in grouped(index, records, options, modality)]
 
 
 def _incoming(index: Index, group: Group, options: ChannelOptions, modality: str | None) -> Incoming:
@@ -136,6 +217,8 @@ def _incoming(index: Index, group: Group, options: ChannelOptions, modality: str
         partial(_load, index, group),
         channels,
         fingerprint="" if plain else made_of,
+        shape=(len({channel.array for channel in channels}), *first.shape[:3]),
+        spacing=first.spacing,
     )
 
 

@@ -72,6 +72,10 @@ class Incoming:
     """(X, Y, Z) classes on the grid of the values, uint8 or int16."""
     fingerprint: str = ""
     """Of the files it comes from: a volume that is in the store with another one is made again."""
+    shape: tuple[int, ...] = ()
+    """Arrays and sides as far as they are known before loading; with `spacing` it tells what storing will cost."""
+    spacing: tuple[float, ...] = ()
+    """Millimetres along the sides."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,8 @@ class StoreSummary:
     """Volume -> why it is not in the store."""
     unread: dict[str, int] = field(default_factory=dict)
     """Reason -> files that were indexed on the way and are in no volume."""
+    not_chosen: dict[str, str] = field(default_factory=dict)
+    """Volume -> why it is not chosen."""
 
     @property
     def rejected(self) -> dict[str, int]:
@@ -102,6 +108,7 @@ class StoreSummary:
             "added": self.added,
             "rejected": self.rejected,
             "left_out": self.left_out,
+            "not_chosen": self.not_chosen,
         }
 
 
@@ -137,6 +144,15 @@ def write_store(
             _consolidate(folder)
         forget_finished(folder)
     return StoreSummary(folder, len(items) - len(left_out), len(todo) - len(left_out), left_out)
+
+
+def pending(incoming: Sequence[Incoming], out: Path) -> list[Incoming]:
+    """Those that `write_store` would make; changes nothing."""
+    _check_names(incoming)
+    if not holds_file(out / MANIFEST):
+        return list(incoming)
+    done = _done(out)
+    return [item for item in incoming if not _is_there(item, out, done)]
 
 
 def _check_names(items: Sequence[Incoming]) -> None:
@@ -217,16 +233,20 @@ def _work(todo: Sequence[Incoming], folder: Path, manifest: Manifest, codec: Cod
 def _store_one(item: Incoming, folder: Path, manifest: Manifest, codec: Codec) -> tuple[str, str | None]:
     row: dict[str, Any] = dict.fromkeys(SCHEMA.names)
     row |= {name: getattr(item, name) for name in ("volume", "patient", "series", "modality", "fingerprint")} | {"points": b""}
-    try:
-        found, files = _made(item, folder, manifest, codec)
-    except (MedsslError, OSError, ValueError, EOFError, MemoryError, zlib.error) as error:
-        row["reason"] = _reason(error)
-    else:
-        for path, content in files.items():
-            _write(path, content)
-        row |= found
+    found, files, row["reason"] = attempted(item, folder, manifest, codec)
+    for path, content in files.items():
+        _write(path, content)
+    row |= found
     _write(folder / "rows" / f"{item.volume}.json", row_to_json(row))
     return item.volume, row["reason"]
+
+
+def attempted(item: Incoming, folder: Path, manifest: Manifest, codec: Codec) -> tuple[dict[str, Any], dict[Path, bytes], str | None]:
+    """What the row says of a volume and the content of its files, or the reason why it cannot be stored; writes nothing."""
+    try:
+        return *_made(item, folder, manifest, codec), None
+    except (MedsslError, OSError, ValueError, EOFError, MemoryError, zlib.error) as error:
+        return {}, {}, _reason(error)
 
 
 def _made(item: Incoming, folder: Path, manifest: Manifest, codec: Codec) -> tuple[dict[str, Any], dict[Path, bytes]]:

@@ -166,6 +166,11 @@ class Store:
         """(N, D) sides of all volumes."""
         return np.asarray(self._columns["shape"].to_pylist(), np.int64)[self._order]
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of the table's columns, those of voxels aside."""
+        return tuple(field.name for field in self._columns.schema if "points" not in field.name and field.name != "reason")
+
     def column(self, name: str) -> list[Any]:
         """One column of the table, in the order of the volumes."""
         values: list[Any] = self._columns[name].take(pa.array(self._order)).to_pylist()

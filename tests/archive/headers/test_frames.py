@@ -20,7 +20,7 @@ from pydicom.uid import (
 )
 from staged.multiframe import Frame, base, frame, item, plane, write_enhanced, write_grid, write_mosaic
 
-from medssl.archive import Index, Reason
+from medssl.archive import Index, Reason, wanted_elements
 from medssl.testing.dicom import made_affine, made_volume, write_series
 
 Indexed = Callable[..., Index]
@@ -186,6 +186,13 @@ def test_a_mosaic_is_the_volume_of_its_tiles(depth: int, downwards: bool, archiv
     upwards = affine @ np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, -1, depth - 1], [0, 0, 0, 1.0]])
     assert contents(index) == (wanted((voxels[:, :, ::-1], upwards)) if downwards else wanted((voxels, affine)))
     assert index.volumes()[0].instances == 1
+
+
+def test_the_long_header_within_the_header_is_wanted_of_mosaics_alone(archive: Path) -> None:
+    write_mosaic(archive / "a", made_volume((6, 5, 4)), made_affine())
+    mosaic, (plain, *_) = pydicom.dcmread(archive / "a"), write_series(archive / "b", made_volume((6, 5, 4)), made_affine())
+    wanted_of = [wanted_elements(one) for one in (mosaic, pydicom.dcmread(plain))]
+    assert wanted_of[0] - wanted_of[1] == {0x00291010} and {0x00200032, 0x0019100C} < wanted_of[1]
 
 
 def test_mosaics_of_one_series_are_told_apart(archive: Path, indexed: Indexed) -> None:

@@ -254,8 +254,10 @@ def test_messages_for_wrong_use(tmp_path: Path) -> None:
         build_index([], tmp_path / "index")
     with pytest.raises(MissingInput, match="there is no folder"):
         build_index([tmp_path / "nothing"], tmp_path / "index")
-    with pytest.raises(PluginError, match="dicomweb"):
+    with pytest.raises(PluginError, match="'dicomweb:' archives. Install it with: pip install medssl-dicomweb"):
         find_source("dicomweb+http://127.0.0.1/dicom-web", Plugins())
+    with pytest.raises(PluginError, match="'bucket:' archives. Known: .*Is the plugin installed"):
+        find_source("bucket:scans", Plugins())
     with pytest.raises(MissingInput, match="no index folder"):
         Index(tmp_path)
     assert not (tmp_path / "index").exists()

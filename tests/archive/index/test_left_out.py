@@ -135,5 +135,17 @@ def test_a_store_can_ask_for_evener_slices(archive: Path, indexed: Indexed, tmp_
     write_series(archive / "b", made_volume((6, 5, 9)), made_affine(), series="b")
     indexed(archive)
     store = tmp_path / "store"
-    command("store", tmp_path / "index", "--out", store, "--max-deviation", 0.02, "--where", "modality = 'CT' -- all", "--json")
+    command(
+        "store",
+        tmp_path / "index",
+        "--out",
+        store,
+        "--min-slices",
+        1,
+        "--max-deviation",
+        0.02,
+        "--where",
+        "modality = 'CT' -- all",
+        "--json",
+    )
     assert json.loads(capsys.readouterr().out)["volumes"] == 1

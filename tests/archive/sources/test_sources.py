@@ -423,6 +423,36 @@ def test_a_stat_tells_a_change_and_the_index_keeps_it(tmp_path: Path, archive: P
     assert [key for key in sorted(rows) if source.stat(key) != rows[key]] == [files[4].name]
 
 
+class SomeFrames(RemoteFrames):
+    """Has frames of some objects; of the others it gives none, as if they were stored in another way."""
+
+    name = "some-frames"
+    schemes: ClassVar[tuple[str, ...]] = ("some-frames",)
+    odd: ClassVar[int] = 0
+
+    def frames(self, key: str, numbers: Sequence[int]) -> Iterator[bytes]:
+        at = sorted(self.files.keys()).index(key)
+        if at % 2:
+            found = list(super().frames(key, numbers))
+            yield from found * 2 if at == self.odd else found
+
+
+def test_an_object_of_which_a_source_has_no_frame_is_opened_and_too_many_are_an_error(
+    tmp_path: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SomeFrames, "opened", [])
+    write_series(archive, made_volume(), made_affine())
+    plugins = known(SomeFrames)
+    (record,) = build_index([f"some-frames:{archive}"], tmp_path / "index", workers=1, plugins=plugins).volumes
+    assert SomeFrames.opened == []
+    index = Index(tmp_path / "index", plugins)
+    assert np.array_equal(index.read(record.volume).array, made_volume())
+    assert sorted(SomeFrames.opened) == sorted(FolderSource(str(archive)).keys())[::2]
+    monkeypatch.setattr(SomeFrames, "odd", 3)
+    with pytest.raises(ArchiveError, match="did not give the 1 frames that it was asked for"):
+        index.read(record.volume)
+
+
 class OneObject(RemoteFrames):
     """A whole series as the frames of one object, named after its first file."""
 
@@ -432,7 +462,10 @@ class OneObject(RemoteFrames):
     def keys(self) -> Iterator[str]:
         yield sorted(self.files.keys())[0]
 
+    asked_at_once: ClassVar[list[int]] = []
+
     def frames(self, key: str, numbers: Sequence[int]) -> Iterator[bytes]:
+        self.asked_at_once.append(len(numbers))
         for number in numbers:
             yield from super().frames(sorted(self.files.keys())[number], [0])
 
@@ -447,6 +480,7 @@ def test_frames_of_one_file_are_instances_of_their_own(tmp_path: Path, archive: 
         return [replace(one, frame=number, position=place) for one in scan(*given) for number, place in enumerate(positions)]
 
     monkeypatch.setattr(scanning, "scan", framed)
+    monkeypatch.setattr(OneObject, "asked_at_once", [])
     plugins = known(OneObject)
     summary = build_index([f"one-object:{archive}"], tmp_path / "index", workers=1, plugins=plugins)
     (record,) = summary.volumes
@@ -454,6 +488,7 @@ def test_frames_of_one_file_are_instances_of_their_own(tmp_path: Path, archive: 
     _, rows = tables(tmp_path / "index")
     assert len({row["instance"] for row in rows}) == 12 and sorted(row["frame"] for row in rows) == list(range(12))
     assert np.array_equal(Index(tmp_path / "index", plugins).read(record.volume).array, made_volume())
+    assert OneObject.asked_at_once == [12], "all frames of an object in one question"
 
 
 def test_an_index_of_an_older_format_says_how_to_make_it_again(tmp_path: Path, archive: Path) -> None:

@@ -1,0 +1,80 @@
+"""How the terms of a run share its steps: as a weighted sum, balanced by the size of their gradients, or taking turns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from math import sqrt
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from medssl.learn.joining import summed
+
+Combine = Literal["sum", "balanced", "turns"]
+Gradients = dict[str, list[Tensor | None]]
+"""By term: the gradient of its loss by each parameter; None where it does not reach that parameter."""
+MEASURE_EVERY = 10
+"""Steps between two measurements of gradients: each costs one backward pass a term."""
+KEPT = 0.9
+"""Share of the sizes before that a measurement leaves."""
+MOST = 100.0
+"""A term whose gradient all but vanishes is solved, not starved: nothing is raised or lowered by more than this."""
+_GOLDEN = (sqrt(5) - 1) / 2
+
+
+def turn(weights: Mapping[str, float], step: int) -> str:
+    """The term that has the step to itself: each as often as its weight says, evenly spread, and a function of the step alone."""
+    place = (step + 0.5) * _GOLDEN % 1 * sum(weights.values())
+    return next((key for key, end in zip(weights, accumulate(weights.values()), strict=True) if place < end), list(weights)[-1])
+
+
+class Balance(nn.Module):
+    """Keeps how large the gradient of each term is, and gives the factors that make them equally large.
+
+    Sizes are taken over the parameters that all terms reach: a decoder that only one of them trains has no say.
+    After GradNorm (Chen et al., ICML 2018), with equal training rates and without learning the factors.
+    """
+
+    sizes: Tensor
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        super().__init__()
+        self.keys = tuple(keys)
+        self.register_buffer("sizes", torch.zeros(len(self.keys)))
+
+    def factors(self) -> dict[str, Tensor]:
+        """By term; 1 where nothing was measured yet, or the term had no gradient (a queue that is filling up)."""
+        known = self.sizes > 0
+        logs = torch.where(known, self.sizes, torch.ones_like(self.sizes)).log()
+        mean = (logs * known).sum() / known.sum().clamp_min(1)
+        factors = torch.where(known, (mean - logs).exp().clamp(1 / MOST, MOST), torch.ones_like(logs))
+        return dict(zip(self.keys, factors.unbind(), strict=True))
+
+    @torch.no_grad()
+    def update(self, measured: Sequence[Gradients]) -> None:
+        """After a step that was taken, with the gradients of each of its micro batches; they are added up over the ranks."""
+        places = _shared(measured)
+        for number, key in enumerate(self.keys):
+            if key not in measured[0]:
+                continue
+            parts = [torch.cat([g.flatten() for g in (one[key][place] for place in places) if g is not None]) for one in measured]
+            size, before = summed(torch.stack(parts).sum(dim=0)).norm(), self.sizes[number]
+            self.sizes[number] = torch.where(before > 0, KEPT * before + (1 - KEPT) * size, size)
+
+
+def _shared(measured: Sequence[Gradients]) -> list[int]:
+    """Places of the parameters that every term reaches; of all where there is none."""
+    rows = [row for one in measured for row in one.values()]
+    everywhere = range(len(rows[0]))
+    return [place for place in everywhere if all(row[place] is not None for row in rows)] or list(everywhere)
+
+
+def gradients_of(terms: Mapping[str, Tensor], parameters: Sequence[Tensor]) -> Gradients:
+    """The gradient of each of `terms` that has one; the graph stays for the backward pass."""
+    return {
+        key: list(torch.autograd.grad(term, list(parameters), retain_graph=True, allow_unused=True))
+        for key, term in terms.items()
+        if term.requires_grad
+    }

@@ -1,0 +1,149 @@
+"""Where the images and labels of a case are: files, or volumes of an index with the label objects that were drawn on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medssl.archive import Index, VolumeRecord, read_nifti_channels
+from medssl.archive.labels.files import RawLabels, read_label
+from medssl.archive.labels.finding import Found, labels_of, pair_labels
+from medssl.archive.labels.merging import Classes, LabelMap
+from medssl.archive.labels.nrrd import is_nrrd_name, read_nrrd
+from medssl.archive.labels.placing import Grid
+from medssl.archive.nifti.files import is_unplaced
+from medssl.archive.nifti.names import is_nifti_name
+from medssl.errors import DataError
+from medssl.faults import faults_as
+from medssl.files import open_regular
+from medssl.volumes.ingest import Unusable
+
+Affine = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class IndexedImage:
+    """A volume of an index."""
+
+    index: Index
+    record: VolumeRecord
+
+    @property
+    def name(self) -> str:
+        """The volume's pseudonym, which tells no path."""
+        return self.record.volume
+
+    def __str__(self) -> str:
+        return f"volume {self.name}"
+
+
+@dataclass(frozen=True)
+class IndexedLabels:
+    """The label objects of a volume of an index."""
+
+    image: IndexedImage
+    objects: tuple[Found, ...]
+
+    @property
+    def name(self) -> str:
+        """The volume's pseudonym."""
+        return self.image.name
+
+    def __str__(self) -> str:
+        return f"{len(self.objects)} label object(s) of the index"
+
+
+Image = Path | IndexedImage
+Labels = Path | IndexedLabels
+
+
+def indexed_cases(index: Index, where: str | None) -> tuple[list[tuple[IndexedImage, IndexedLabels]], str]:
+    """The volumes of an index, or those for which SQL `where` holds, that have label objects; and how the objects were paired."""
+    records = {record.volume: record for record in index.volumes(where)}
+    pairing = pair_labels(index, list(records.values()))
+    images = {volume: IndexedImage(index, records[volume]) for volume in pairing.objects}
+    return [(image, IndexedLabels(image, pairing.objects[volume])) for volume, image in images.items()], str(pairing)
+
+
+def header(image: Image) -> tuple[tuple[int, ...], Affine | None]:
+    """Shape (trailing single axes dropped) and affine without the voxels; no affine where a file says not where it lies (qform and sform
+    codes 0). Raises `DataError`."""
+    if isinstance(image, IndexedImage):
+        return image.record.shape, image.record.affine
+    import nibabel
+    from nibabel.filebasedimages import ImageFileError
+
+    try:
+        with faults_as(DataError, f"{image} cannot be read"):
+            open_regular(image).close()
+        read: Any = nibabel.load(image)
+        shape, affine = tuple(int(side) for side in read.shape), np.asarray(read.affine, np.float64)
+        unplaced = hasattr(read, "get_qform") and is_unplaced(read.header)
+    except (ImageFileError, OSError, ValueError, EOFError, AttributeError) as error:
+        raise DataError(f"{image} cannot be read as NIfTI: {error}. Convert it again, or leave it out.") from error
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape, None if unplaced else affine
+
+
+def label_grid(label: Labels) -> tuple[tuple[int, ...], Affine | None] | None:
+    """The grid of a label map that should have all voxels of its image; None for what is placed piece by piece (segments, contours)."""
+    if isinstance(label, Path) and is_nifti_name(label.name):
+        return header(label)
+    if isinstance(label, Path) and is_nrrd_name(label.name):
+        read = read_nrrd(label, voxels=False)
+        return None if read.segments else (read.grid.shape, read.grid.affine)
+    return None
+
+
+def grid_of_image(images: Sequence[Image], placed_by: Path | None = None) -> Grid:
+    """The grid of a case; `placed_by` is the file that says where its images lie, where they do not."""
+    shape, affine = header(images[0])
+    if affine is None and placed_by is not None:
+        affine = header(placed_by)[1]
+    if affine is None:
+        raise Unusable("its image says not where it lies (qform and sform codes are 0)")
+    sides = (*shape[:3], *(1,) * (3 - len(shape)))
+    return Grid((sides[0], sides[1], sides[2]), affine)
+
+
+def read_images(images: Sequence[Image], placed_by: Path | None = None) -> tuple[NDArray[Any], Affine]:
+    """(A, X, Y, Z) values and affine of the images of a case."""
+    unplaced = None if placed_by is None else header(placed_by)[1]
+    read = [_read_image(image, unplaced) for image in images]
+    shapes = {array.shape[1:] for array, _ in read}
+    if len(shapes) > 1:
+        raise Unusable(f"its images have different shapes: {', '.join(str(list(shape)) for shape in sorted(shapes))}")
+    return read[0][0] if len(read) == 1 else np.concatenate([array for array, _ in read]), read[0][1]
+
+
+def _read_image(image: Image, unplaced: Affine | None) -> tuple[NDArray[Any], Affine]:
+    if isinstance(image, Path):
+        found = read_nifti_channels(image, unplaced)
+        return found.array, found.affine
+    array = image.index.read(image.record.volume).array
+    return array.reshape(-1, *array.shape[-3:]), image.record.affine
+
+
+def read_labels(label: Labels, grid: Callable[[], Grid], classes: Classes | None, resample: bool) -> RawLabels | LabelMap:
+    """What a case's label says of the voxels of its image; raises `DataError`."""
+    if isinstance(label, Path):
+        return read_label(label, grid(), classes, resample)
+    if classes is None:
+        raise Unusable("has named segments, and data.labels names none")
+    return labels_of(label.image.index, label.image.record, label.objects, classes, resample)
+
+
+def fingerprint(source: Image | Labels) -> str:
+    """Sizes and times: what tells that files were changed."""
+    if isinstance(source, Path):
+        found = source.stat()
+        return f"{found.st_size}/{found.st_mtime_ns}"
+    if isinstance(source, IndexedLabels):
+        return " ".join(f"{one.instance.uid}/{one.instance.size}/{one.instance.version}" for one in source.objects)
+    return source.name

@@ -11,7 +11,7 @@ from typing import Annotated, TextIO
 import typer
 
 from medssl import __version__
-from medssl.cli import archive, demo, doctor, plugins, pretrain, schema, show, store, transfer
+from medssl.cli import archive, demo, doctor, labels, plugins, pretrain, schema, show, store, transfer
 from medssl.cli.output import err, say
 from medssl.cli.threads import wait_asleep
 from medssl.errors import MedsslError
@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 app.command()(archive.index)
 app.command()(archive.volumes)
+app.command()(labels.labels)
 app.command(name="store")(store.store)
 app.command(name="verify")(store.verify)
 app.command(name="show")(show.show)

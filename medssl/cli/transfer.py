@@ -37,13 +37,17 @@ def predict(
     trust: Annotated[
         list[str] | None, typer.Option("--trust", metavar="MODULE", help="A Python module of yours that the run may name its network in.")
     ] = None,
+    form: Annotated[
+        str,
+        typer.Option("--format", metavar="nifti|dicom-seg", help="dicom-seg: refers to the images of DICOM inputs, and names the patient."),
+    ] = "nifti",
     group: Group = False,
 ) -> None:
-    """Write a NIfTI label map for each input volume, on the input's own grid. A volume that cannot be used costs no other."""
+    """Write a label map for each input volume, on the input's own grid. A volume that cannot be used costs no other."""
     from medssl.transfer import predict as predict_volumes
 
     share(out, group)
-    written = predict_volumes(run, inputs, out, precision=precision, trusted=trust or ())
+    written = predict_volumes(run, inputs, out, precision=precision, trusted=trust or (), format=form)
     say(f"{len(written)} label maps written to {out}")
 
 

@@ -101,8 +101,8 @@ def _refuse_overlap(out: NDArray[Any], inside: NDArray[np.bool_], name: str, bef
     if held.size:
         other = next(one for one in before if classes.number(one) == held[0])
         raise LabelProblem(
-            f"its segments for '{other}' and '{name}' share {held.size} voxels. Say which one counts: data.overlaps=later takes the one "
-            "that is named later in data.labels."
+            f"its segments for '{other}' and '{name}' share {held.size} voxels. Say which counts: data.label_overlaps=later takes what "
+            "is named later."
         )
 
 

@@ -35,7 +35,7 @@ def test_names_in_any_case_by_pattern_and_by_number_over_several_objects() -> No
 def test_overlaps_are_refused_with_both_names_or_go_to_the_later() -> None:
     objects = [made({"Liver": [0, 1, 2, 3], "GTV": [2, 3, 4]})]
     named = {"liver": ("Liver",), "tumour": ("GTV",)}
-    with pytest.raises(LabelProblem, match=r"'liver' and 'tumour' share 2 voxels.*data.overlaps=later"):
+    with pytest.raises(LabelProblem, match=r"'liver' and 'tumour' share 2 voxels.*data.label_overlaps=later"):
         label_map(objects, Classes(named), GRID)
     assert label_map(objects, Classes(named, "later"), GRID).array.ravel()[:6].tolist() == [1, 1, 2, 2, 2, 0]
     turned = label_map(objects, Classes(dict(reversed(named.items())), "later"), GRID)

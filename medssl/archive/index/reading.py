@@ -20,6 +20,7 @@ from medssl.archive.index.contents import Contents
 from medssl.archive.index.folder import IndexFolder
 from medssl.archive.index.left_out import LeftOut, left_out_of
 from medssl.archive.index.parts import instances_file
+from medssl.archive.index.pseudonyms import Pseudonyms
 from medssl.archive.index.query import select_volumes
 from medssl.archive.index.records import IndexSummary, Volume, VolumeRecord
 from medssl.archive.index.registry import Sources
@@ -133,6 +134,10 @@ class Index:
     def open(self, one: Instance) -> BinaryIO:
         """The file of an instance, to be closed; raises `OSError` where it is gone."""
         return self._source(one.source).open(os.fsdecode(one.key))
+
+    def pseudonym(self, patient: str) -> str:
+        """What a patient of that name is called, by the index's key: the same whenever it is asked, and no way back."""
+        return Pseudonyms.of(self._folder.key).name("patient", f"named\n{patient}")
 
     def moment(self, volume: str) -> tuple[tuple[float, str], ...]:
         """What orders the volumes of a dynamic series in time: to be compared within a series only."""

@@ -22,7 +22,7 @@ from medssl.config import check
 from medssl.errors import ArchiveError, CheckpointError, DataError, MedsslError, MissingInput, UsageError
 from medssl.faults import faults_as
 from medssl.files import take_folder
-from medssl.networks import NetworkSpec, stored_spec
+from medssl.networks import NetworkSpec, as_spec, described_spec, stored_spec
 from medssl.train.checkpoint import Checkpoint, find_checkpoint
 from medssl.train.checkpoint_state import STATE
 from medssl.train.device import choose_device, choose_dtype, fit_threads
@@ -92,6 +92,7 @@ def predict(
     *,
     precision: str = "fp32",
     trusted: Sequence[str] = (),
+    network: Any = None,
     format: str = "nifti",
     channels: ChannelOptions | Mapping[str, Any] | None = None,
 ) -> list[Path]:
@@ -108,7 +109,8 @@ def predict(
     picture, a folder of them (named as they are; by case where all are nnU-Net's `CASE_0000`, `CASE_0001` with as many channels as the
     network was trained on), an index folder (named by its volumes), or a folder, zip or tar of DICOM (named by the volumes of an
     index made for this call). It calculates in fp32; `precision="bf16"`, or "auto" (bf16 on GPUs that have it), is faster there and
-    may move borders by a voxel. A run's network is MONAI's, of an installed plugin, or of one of the modules `trusted`.
+    may move borders by a voxel. A run's network is MONAI's, of an installed plugin, or of one of the modules `trusted`; one that no file
+    can hold (made by Python code, or a network that existed) is handed over again as `network`.
 
     `channels` says, as in a store's configuration, which series of a study in DICOM become the channels of a network that reads
     several: in the order of the network's own names where the names are the same, else in that of the rule.
@@ -124,7 +126,7 @@ def predict(
     rule = channels if isinstance(channels, ChannelOptions) else check(ChannelOptions, dict(channels or {}), "channels")
     if format not in FORMATS:
         raise UsageError(f"label maps are written as {' or '.join(FORMATS)}, not as {format!r}.")
-    segmenter = load_segmenter(run_dir, precision=precision, trusted=trusted)
+    segmenter = load_segmenter(run_dir, precision=precision, trusted=trusted, network=network)
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file. Give a folder for the label maps.")
@@ -182,8 +184,10 @@ def _raise_left_out(errors: Sequence[MedsslError], written: Sequence[Path], out:
         raise DataError(f"{count}; the label maps of the others are in {out}.\n{reasons}")
 
 
-def load_segmenter(run_dir: str | Path, device: str = "auto", precision: str = "fp32", trusted: Sequence[str] = ()) -> Segmenter:
-    """The network of a fine-tuning run or checkpoint, every tensor of it loaded, in evaluation mode."""
+def load_segmenter(
+    run_dir: str | Path, device: str = "auto", precision: str = "fp32", trusted: Sequence[str] = (), network: Any = None
+) -> Segmenter:
+    """The network of a fine-tuning run or checkpoint, every tensor of it loaded, in evaluation mode; `network` as for training."""
     checkpoint = find_checkpoint(run_dir, series="best")
     if checkpoint.state.get("kind") != "finetune":
         raise CheckpointError(
@@ -192,15 +196,19 @@ def load_segmenter(run_dir: str | Path, device: str = "auto", precision: str = "
     checkpoint.need("network", "size", "overlap", "preparation", "spacing", "channel_names", "modalities", "arrays")
     fit_threads()
     state, place = checkpoint.state, choose_device(device)
-    spec = stored_spec(state["network"], f"the network in {checkpoint.path}", trusted)
+    stored = described_spec(state["network"], f"the network in {checkpoint.path}")
+    if network is None:
+        spec = stored_spec(state["network"], f"the network in {checkpoint.path}", trusted)
+    else:
+        spec = as_spec(network).model_copy(update={"out_channels": stored.out_channels})
     _check_crop(spec, state["size"], checkpoint)
-    network = spec.build(seed=0)
-    _load_all(network, checkpoint)
+    built = spec.build(seed=0)
+    _load_all(built, checkpoint)
     windows = Windows(tuple(state["size"]), state["overlap"], choose_dtype(precision, place))
     classes = int(spec.out_channels or 0)
     called = state.get("label_names") or {}
     names = {number: str(called.get(str(number), f"class {number}")) for number in range(1, classes)}
-    return Segmenter(network.to(place).eval(), ImageForm.of_document(state), windows, place, classes, _values(checkpoint), names)
+    return Segmenter(built.to(place).eval(), ImageForm.of_document(state), windows, place, classes, _values(checkpoint), names)
 
 
 def label_values_of_run(run_dir: str | Path) -> LabelValues:

@@ -60,6 +60,10 @@ bench-training: install ## training beside busy jobs and alone, the engine besid
 bench-volumes: install ## crops, batches, writing, resampling and opening beside a copy in memory and beside peers
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.volumes
 
+.PHONY: bench-archive
+bench-archive: install ## scanning, indexing and reading DICOM beside pydicom, MONAI's reader and the codecs alone
+	PYTHONPATH=tests $(BIN)/python -m benchmarks.archive
+
 .PHONY: staged-cases
 staged-cases: install ## the table of docs/dicom.md: medssl beside MONAI's readers and dcm2niix; `pip install itk` first
 	PYTHONPATH=tests $(BIN)/python -m staged docs/dicom.md

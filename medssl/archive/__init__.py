@@ -5,7 +5,7 @@ from medssl.archive.index.build import build_index
 from medssl.archive.index.export import write_volumes
 from medssl.archive.index.left_out import LeftOut
 from medssl.archive.index.reading import Index
-from medssl.archive.index.records import IndexSummary, Volume, VolumeRecord
+from medssl.archive.index.records import IndexSummary, Volume, VolumeRecord, without_previews
 from medssl.archive.index.single import no_volume, read_single, single_modality
 from medssl.archive.narrowing import narrow
 from medssl.archive.nifti.files import Nifti, read_nifti, read_nifti_channels, write_nifti
@@ -41,6 +41,7 @@ __all__ = [
     "read_single",
     "single_modality",
     "wanted_elements",
+    "without_previews",
     "write_nifti",
     "write_volumes",
 ]

@@ -1,7 +1,7 @@
 """imagecodecs as pydicom's decoder of JPEG, JPEG-LS and JPEG 2000: a plugin as `pydicom.pixels` documents them.
 
-It is asked for by name, so that the pixels of an archive do not depend on which other decoders happen to be installed. It reads
-grey images only. A stream says its size before anything is decoded: a damaged one must not have gigabytes set aside for it.
+It is asked for by name, so that the pixels of an archive do not depend on which other decoders happen to be installed. A stream says
+its size before anything is decoded: a damaged one must not have gigabytes set aside for it.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ _CODECS: dict[str, Decode] = {
 DECODER_DEPENDENCIES = dict.fromkeys(_CODECS, ("imagecodecs",))
 """For pydicom: what it names where a decoder is missing."""
 
+_PIXEL_DATA = 0x7FE00010
 _START_OF_SCAN, _END = b"\xff\xda", b"\xff\xd9"
 _START_OF_FRAME = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 _START_OF_CODESTREAM = b"\xff\x4f\xff\x51"
@@ -55,18 +56,28 @@ def can_decode(syntax: str) -> bool:
     return syntax == uid.RLELossless or is_available(syntax)
 
 
-def decoded(dataset: pydicom.Dataset) -> NDArray[Any]:
-    """The decoded image of a dataset with compressed pixels, signed as its header says."""
+def decoded(dataset: pydicom.Dataset, frame: int = 0) -> NDArray[Any]:
+    """A decoded frame of a dataset, signed as its header says; three values a pixel come as red, green and blue."""
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax in _JPEG_2000:
         # pydicom searches the boxes of a JP2 file, for ever where one has length 0; a bare codestream has none.
-        stream = get_frame(dataset.PixelData, 0, number_of_frames=1)
+        stream = get_frame(dataset.PixelData, frame, number_of_frames=int(dataset.get("NumberOfFrames") or 1))
         start = stream.find(_START_OF_CODESTREAM)
         if start < 0:
             raise ValueError("the stream has no image size")
-        dataset.PixelData = encapsulate([stream[start:]])
-    image: NDArray[Any] = pixel_array(dataset, decoding_plugin="pydicom" if syntax == uid.RLELossless else NAME)
+        dataset, frame = _with_stream(dataset, stream[start:]), 0
+    plugin = NAME if syntax in _CODECS else "pydicom" if syntax == uid.RLELossless else ""
+    image: NDArray[Any] = pixel_array(dataset, index=frame, decoding_plugin=plugin)
     return image
+
+
+def _with_stream(dataset: pydicom.Dataset, stream: bytes) -> pydicom.Dataset:
+    """The same image with one frame, this one; pydicom's own copy would share its elements."""
+    single = pydicom.Dataset({tag: dataset[tag] for tag in dataset.keys() if tag != _PIXEL_DATA})  # noqa: SIM118 - no pixels are touched
+    single.file_meta = dataset.file_meta
+    single.NumberOfFrames = 1
+    single.add_new("PixelData", "OB", encapsulate([stream]))
+    return single
 
 
 class Picture(NamedTuple):
@@ -89,7 +100,7 @@ def decoded_stream(stream: bytes, syntax: str, header: Picture) -> NDArray[Any] 
     if syntax in _JPEG_2000:
         stream = stream[max(stream.find(_START_OF_CODESTREAM), 0) :]
     found = _size_of_codestream(stream) if syntax in _JPEG_2000 else _size_of_jpeg(stream)
-    if found[:3] != (header.rows, header.columns, 1) or found[3] != header.bits_stored:
+    if found[:3] != (header.rows, header.columns, 1) or found[3] < header.bits_stored:
         return None
     array = _CODECS[syntax](stream)
     return array if array.shape == (header.rows, header.columns) and array.itemsize * 8 == header.bits_allocated else None
@@ -99,15 +110,26 @@ def decode_frame(stream: bytes, runner: Any) -> bytes:
     """For pydicom: the decoded bytes of one frame; `runner` is its `DecodeRunner`."""
     syntax, wanted = runner.transfer_syntax, (runner.rows, runner.columns, runner.samples_per_pixel)
     found = _size_of_codestream(stream) if syntax in _JPEG_2000 else _size_of_jpeg(stream)
-    if found[:3] != wanted or runner.samples_per_pixel != 1:
+    if found[:3] != wanted:
         raise ValueError(f"the stream holds rows, columns and samples {found[:3]}, not {wanted}")
-    array = np.ascontiguousarray(_CODECS[syntax](stream))
+    array = np.ascontiguousarray(_CODECS[syntax](stream) if runner.samples_per_pixel == 1 else _coloured(stream, runner))
     bits = array.itemsize * 8
     if bits > runner.bits_allocated or (syntax in _JPEG and bits < runner.bits_stored):
         raise ValueError(f"the stream holds {bits} bits, not {runner.bits_stored}")
     # As few bytes as the stream's own precision needs, which may be fewer than the header says.
     runner.set_option("bits_allocated", bits)
     return array.tobytes()
+
+
+def _coloured(stream: bytes, runner: Any) -> NDArray[Any]:
+    """Three values a pixel, in the colours that the runner then says."""
+    runner.set_option("planar_configuration", 0)
+    if runner.transfer_syntax in _JPEG:
+        # As they lie in the stream: pydicom knows by its marks, and by the header, whether they are to be converted.
+        return imagecodecs.jpeg8_decode(stream, colorspace="YCBCR", outcolorspace="YCBCR")
+    if runner.transfer_syntax in _JPEG_2000 and runner.photometric_interpretation in ("YBR_ICT", "YBR_RCT"):
+        runner.set_option("photometric_interpretation", "RGB")
+    return _CODECS[runner.transfer_syntax](stream)
 
 
 def _size_of_jpeg(stream: bytes) -> tuple[int, int, int, int]:

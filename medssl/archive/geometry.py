@@ -70,6 +70,16 @@ def affine_from_dicom(orientation: Sequence[float], pixel_spacing: Sequence[floa
     return result
 
 
+def image_affine(pixel_spacing: Sequence[float]) -> Float:
+    """(4, 4) voxel -> mm of a 2D image (columns, rows, 1) with PixelSpacing (between rows, between columns), () where it is unknown: then
+    a step counts 1.
+
+    It lies as an axial slice does that is looked at: columns to the patient's left, rows to the back, its first pixel at 0.
+    """
+    rows, columns = pixel_spacing or (1.0, 1.0)
+    return np.diag([-columns, -rows, 1.0, 1.0])
+
+
 def voxel_spacing(affine: Float) -> tuple[float, ...]:
     """Millimetres between neighbours along each axis of the affine."""
     return tuple(float(length) for length in np.linalg.norm(np.asarray(affine)[:3, :3], axis=0))
@@ -111,13 +121,19 @@ def _transposed(array: NDArray[Any], order: Sequence[int]) -> NDArray[Any]:
     return array.transpose((*range(lead), *(lead + axis for axis in order)))
 
 
-def to_ras(affine: Float) -> Flips:
-    """The flips and permutation towards RAS+ of an invertible (4, 4) affine: the assignment with the largest total cosine."""
+def to_ras(affine: Float, flat: bool = False) -> Flips:
+    """The flips and permutation towards RAS+ of an invertible (4, 4) affine: the assignment with the largest total cosine.
+
+    `flat`: of one slice, whose third axis stays the third whichever way it lies.
+    """
     columns = np.asarray(affine, float)[:3, :3]
     cosines = columns / np.linalg.norm(columns, axis=0)
     orders = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
     order = max(orders, key=lambda axes: sum(abs(cosines[world, axis]) for world, axis in enumerate(axes)))
-    return Flips(order, tuple(bool(cosines[world, axis] < 0) for world, axis in enumerate(order)))
+    turned = [(axis, bool(cosines[world, axis] < 0)) for world, axis in enumerate(order)]
+    if flat:
+        turned = [*(one for one in turned if one[0] != 2), (2, False)]
+    return Flips(tuple(axis for axis, _ in turned), tuple(flip for _, flip in turned))
 
 
 def shear_degrees(affine: Float) -> float:

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any, get_type_hints
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from medssl.archive.outcomes import Reason
 
@@ -57,7 +59,7 @@ class Instance:
     version: str = ""
     """What the source's `stat` said when the file was read; empty where it has none."""
     kind: str = ""
-    """"dicom", "nifti" or empty."""
+    """"dicom", "nifti", "picture" (PNG, JPEG, TIFF) or empty."""
     reason: str = ""
     """A `Reason` where the file alone decides it."""
     modality: str = ""
@@ -65,7 +67,7 @@ class Instance:
     study: str = ""
     series: str = ""
     uid: str = ""
-    """SOPInstanceUID; of a NIfTI file the digest of its content."""
+    """SOPInstanceUID; of a NIfTI file or a picture the digest of its content."""
 
     sop_class: str = ""
     syntax: str = ""
@@ -75,6 +77,10 @@ class Instance:
     photometric: str = ""
     rows: int = 0
     columns: int = 0
+    samples: int = 1
+    """Values of a pixel: 3 where it has a colour."""
+    frames: int = 0
+    """Of a 2D image, how many there are of it over time, 1 where it is a still; 0 of what is a slice or a volume."""
     tile: tuple[int, ...] = ()
     """Where it is a tile of a larger plane: rows and columns of the whole, top row and left column of the tile."""
     bits_allocated: int = 0
@@ -132,6 +138,11 @@ class Instance:
     warnings: tuple[str, ...] = ()
 
     @property
+    def is_image(self) -> bool:
+        """Is it a 2D image by itself, a radiograph or a photograph, rather than a part of a volume?"""
+        return self.frames > 0
+
+    @property
     def identity(self) -> tuple[int, bytes, int]:
         """What no two instances of an index share."""
         return self.source, self.key, self.frame
@@ -185,8 +196,18 @@ def to_table(instances: list[Instance]) -> pa.Table:
 
 def from_table(table: pa.Table) -> list[Instance]:
     """The instances of `to_table`."""
-    lists = {field.name for field in SCHEMA if pa.types.is_list(field.type)}
-    columns: dict[str, list[Any]] = {name: table[name].to_pylist() for name in SCHEMA.names}
-    columns |= {name: [tuple(value) for value in columns[name]] for name in lists}
+    columns: dict[str, list[Any]] = {name: _values(table[name].combine_chunks()) for name in SCHEMA.names}
     columns["taken"] = [Acquisition(*row) for row in zip(*(columns[name] for name in _TAKEN), strict=True)]
     return [Instance(*row) for row in zip(*(columns[name] for name in _OWN), strict=True)]
+
+
+def _values(column: pa.Array) -> list[Any]:
+    """As objects; most columns say the same of all slices of a series, and then there is one object."""
+    if pa.types.is_list(column.type):
+        values = column.flatten().to_pylist()
+        ends = np.cumsum(pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)).tolist()
+        return [tuple(values[begin:end]) for begin, end in zip([0, *ends[:-1]], ends, strict=True)] if values else [()] * len(column)
+    if len(column) and (first := column[0].as_py()) == column[-1].as_py() and pc.all(pc.equal(column, column[0])).as_py():
+        return [first] * len(column)
+    values = column.to_pylist()
+    return list(values)

@@ -21,6 +21,8 @@ UNPACKED = 2**28
 """Bytes to which any file may unpack."""
 RATIO = 100
 """How often its own size a file may unpack to beyond that: scans shrink to a half or a tenth, a bomb to a thousandth."""
+PIXELS = 2**26
+"""Pixels of one 2D image that are read: a mammogram has 2**25."""
 MEMORY = 2**32
 """Bytes that a worker process may take beyond what it begins with."""
 _BLOCK = 2**20
@@ -82,9 +84,20 @@ class _Watched(io.RawIOBase):
         return len(content)
 
 
+class _Buffered(io.BufferedReader):
+    """Sets no more memory aside than there are bytes: a damaged file can ask for gigabytes of itself."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > _BLOCK:
+            here = self.tell()
+            size = max(0, min(size, self.seek(0, io.SEEK_END) - here))
+            self.seek(here)
+        return super().read(size)
+
+
 def watched(file: BinaryIO) -> BinaryIO:
     """The same bytes; reading on after `SECONDS` of processor time raises `Refused`."""
-    return cast(BinaryIO, io.BufferedReader(_Watched(file), 2**14))
+    return cast(BinaryIO, _Buffered(_Watched(file), 2**14))
 
 
 def inflated(stream: BinaryIO, most: int) -> bytes:

@@ -33,6 +33,7 @@ class Reason(StrEnum):
     LOCALIZER = "localizer"
     PROJECTION = "image without a position in space"
     LABEL_MAP = "label map"
+    WHOLE_SLIDE = "whole-slide image"
 
     UNREADABLE = "unreadable: cannot be opened"
     CORRUPT = "corrupt: not valid DICOM or NIfTI"
@@ -48,6 +49,10 @@ class Reason(StrEnum):
     MODALITY_TABLE = "modality lookup table is not applied yet"
     NO_DECODER = "no decoder for this transfer syntax"
     BAD_PIXELS = "bits or scaling that make no sense"
+    TOO_MANY_PIXELS = "more pixels than are read"
+    COLOUR_SPACE = "colours in a form that is not read"
+    PAGES = "picture of several pages"
+    DAMAGED_PICTURE = "picture that cannot be decoded"
     BAD_GEOMETRY = "position, orientation or spacing that make no sense"
     NO_POSITION = "no position in the header"
     SINGLE_SLICE = "single slice"
@@ -81,6 +86,7 @@ _NOT_IMAGES = frozenset(
         Reason.LOCALIZER,
         Reason.PROJECTION,
         Reason.LABEL_MAP,
+        Reason.WHOLE_SLIDE,
     }
 )
 
@@ -109,6 +115,10 @@ _REMEDIES: dict[Reason, str] = {
     Reason.MODALITY_TABLE: "export with RescaleSlope and RescaleIntercept instead of a table",
     Reason.NO_DECODER: "install the decoder, or export without compression",
     Reason.BAD_PIXELS: "export again as 8 or 16 bit grey values",
+    Reason.TOO_MANY_PIXELS: "nothing, or cut it into smaller images",
+    Reason.COLOUR_SPACE: "export as RGB",
+    Reason.PAGES: "write each page as a picture of its own",
+    Reason.DAMAGED_PICTURE: "copy the picture again, or write it as PNG",
     Reason.BAD_GEOMETRY: "export again with position, orientation and spacing as the scanner wrote them",
     Reason.NO_POSITION: "export with positions, or index with --slice-location where a mirrored volume does no harm",
     Reason.SINGLE_SLICE: "nothing: one slice is no volume; look whether the rest of the series is missing",

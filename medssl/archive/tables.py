@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,11 +16,22 @@ TABLE_ERRORS = (OSError, LookupError, ValueError, TypeError, ArithmeticError, At
 """What reading a table is known to raise where it is damaged or holds something else."""
 
 
-def write_table(table: pa.Table, file: Path) -> None:
-    """Write under a temporary name and rename: a reader sees the old file, the new one or none."""
+def to_parquet(table: pa.Table) -> bytes:
+    """The content of a Parquet file."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
-    write_atomically(file, sink.getvalue().to_pybytes())
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
+
+def from_parquet(content: bytes, schema: pa.Schema) -> pa.Table:
+    """The table of `to_parquet`."""
+    return pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False).select(schema.names).cast(schema)
+
+
+def write_table(table: pa.Table, file: Path) -> None:
+    """Write under a temporary name and rename: a reader sees the old file, the new one or none."""
+    write_atomically(file, to_parquet(table))
 
 
 def read_table(file: Path, schema: pa.Schema, nulls: Collection[str] = ()) -> pa.Table:
@@ -28,10 +39,21 @@ def read_table(file: Path, schema: pa.Schema, nulls: Collection[str] = ()) -> pa
 
     Values are missing only in the columns `nulls`.
     """
+    return read_groups(file, schema, None, nulls)
+
+
+def read_groups(file: Path, schema: pa.Schema, groups: Sequence[int] | None, nulls: Collection[str] = ()) -> pa.Table:
+    """Some row groups of the table, as `read_table` reads them all."""
     try:
         with open_regular(file) as stream:
             # By this thread alone: one of pyarrow's that still holds the stream when Python ends aborts the process.
-            table = pq.ParquetFile(pa.PythonFile(stream, "r"), pre_buffer=False).read(use_threads=False).select(schema.names).cast(schema)
+            content = pq.ParquetFile(pa.PythonFile(stream, "r"), pre_buffer=False)
+            names = schema.names
+            if groups is None:
+                table = content.read(columns=names, use_threads=False)
+            else:
+                table = content.read_row_groups(list(groups), columns=names, use_threads=False)
+            table = table.select(names).cast(schema)
         table.validate(full=True)
         empty = [name for name in schema.names if name not in nulls and table[name].null_count]
     except TABLE_ERRORS as error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +15,7 @@ from medssl.errors import UsageError
 
 if TYPE_CHECKING:
     from medssl.plugins import Provider
+    from medssl.testing.checking import Checked
 
 app = typer.Typer(no_args_is_help=True, help="What is installed, and how it is used.")
 
@@ -97,9 +100,8 @@ def check(
     else:
         rows = [(name, sum(one.outcome == "holds" for one in checks), len(broken[name])) for name, checks in found.items()]
         print_table("Contract", ("name", "holds", "does not hold"), rows)
-        print_table(
-            "What does not hold", ("name", "check", "why"), [(name, one.check, one.why) for name, some in broken.items() for one in some]
-        )
+        if any(broken.values()):
+            print_table("What does not hold", ("name", "check", "why"), list(_by_reason(broken)))
     bad = [name for name, some in broken.items() if some]
     if bad:
         raise PluginError(f"{', '.join(bad)}: {sum(map(len, broken.values()))} checks of the contract do not hold.")
@@ -117,6 +119,15 @@ def new(
 
     folder = write_plugin(name, out)
     say(f"wrote {folder}. Next: pip install -e '{folder}[test]'; medssl plugins check {name}")
+
+
+def _by_reason(broken: Mapping[str, Sequence[Checked]]) -> Iterator[tuple[str, str, str]]:
+    """A row a reason: most checks of a plugin fail for the same one."""
+    for name, some in broken.items():
+        reasons = Counter(one.why for one in some)
+        for why, count in reasons.items():
+            first = next(one.check for one in some if one.why == why)
+            yield name, first if count == 1 else f"{first} and {count - 1} more", why
 
 
 def _row(name: str, kind: str, cls: type[Any], provider: Provider) -> dict[str, str]:

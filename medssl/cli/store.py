@@ -14,12 +14,14 @@ from medssl.errors import StoreError
 if TYPE_CHECKING:
     from medssl.volumes import StoreEstimate, StoreSummary
 
+_TAKEN = ("spacing", "modality", "choice", "dimensions", "grey", "invert_monochrome1", "channels", "preparation")
+"""Options of a store that are handed on as they stand."""
 MANY = 20
 """Volumes left out that are listed one by one."""
 
 
 def store(
-    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="An index folder, a folder of DICOM, or a folder of NIfTI.")],
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="An index folder, or a folder of DICOM, NIfTI or pictures.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The store to write or to go on with.")],
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A YAML file: channels, preparation and what these options say.")
@@ -33,8 +35,17 @@ def store(
     ] = None,
     modality: Annotated[
         list[str] | None,
-        typer.Option(metavar="CODE", help="Take only this, such as CT; give it again for more. NIfTI files that say none count as it."),
+        typer.Option(
+            metavar="CODE", help="Take only this, such as CT; give it again for more. NIfTI and pictures that say none count as it."
+        ),
     ] = None,
+    dimensions: Annotated[
+        int | None, typer.Option(metavar="N", min=2, max=3, help="3: volumes; 2: 2D images; default: volumes where there are any.")
+    ] = None,
+    grey: Annotated[bool, typer.Option("--grey", help="Make 2D images in colour grey.")] = False,
+    invert_monochrome1: Annotated[
+        bool, typer.Option("--invert-monochrome1", help="Turn 2D images round of which low values are meant to be bright.")
+    ] = False,
     min_slices: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Fewest slices of a volume; default: 30 for DICOM, any number for NIfTI.")
     ] = None,
@@ -56,9 +67,15 @@ def store(
     from medssl.train.progress import counting
     from medssl.volumes import StoreOptions, estimate_store, make_store
 
-    given = {"where": where, "spacing": spacing, "modality": modality or None, "choice": _choice(min_slices, all_reconstructions)}
+    given: dict[str, Any] = {
+        "where": where,
+        "spacing": spacing,
+        "modality": modality or None,
+        "choice": _choice(min_slices, all_reconstructions),
+    }
+    given |= {"dimensions": dimensions, "grey": grey or None, "invert_monochrome1": invert_monochrome1 or None}
     options = read_config(StoreOptions, config, (), {key: value for key, value in given.items() if value not in (None, {})}, "store")
-    wanted: dict[str, Any] = {name: getattr(options, name) for name in ("spacing", "modality", "choice", "channels", "preparation")}
+    wanted: dict[str, Any] = {name: getattr(options, name) for name in _TAKEN}
     wanted["where"] = _condition(options.where, max_deviation)
     if dry_run:
         _print_estimate(estimate_store(sources, out, **wanted), out, as_json)

@@ -8,13 +8,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from medssl.augment import ViewOptions, is_affine
+from medssl.augment import ViewOptions
 from medssl.contracts import ConsistencyLoss, Crops, NetworkInfo, PretextTask
-from medssl.errors import ConfigError, DataError, PluginError
+from medssl.errors import ConfigError, DataError, NetworkError, PluginError
 from medssl.learn.heads import require_dense, require_encoder
 from medssl.learn.promises import Who, calling, cleaned, overrides
 from medssl.learn.questions import ForwardPass
-from medssl.networks import NetworkSpec
+from medssl.networks import NetworkSpec, fixed_size
 from medssl.plugins import Plugins
 
 
@@ -42,9 +42,10 @@ def check_terms(
         if {"embeddings", "task_embeddings"} & loss.needs:
             require_encoder(info, spec, plugins)
     needs = {need for loss in losses.values() for need in loss.needs}
-    if views.transforms and not is_affine(views.transforms) and needs & {"answers", "feature_maps"}:
+    if not views.is_affine and needs & {"answers", "feature_maps"}:
+        what = "views.transforms move" if views.transforms else "views.elastic moves"
         raise ConfigError(
-            "views.transforms move voxels in a way no affine describes, so the voxels of two views cannot be compared. "
+            f"{what} voxels in a way no affine describes, so the voxels of two views cannot be compared. "
             "Leave out elastic and grid distortions, or compare embeddings only (simsiam)."
         )
 
@@ -94,6 +95,18 @@ def check_groups(crops: Crops, terms: Mapping[str, PretextTask | ConsistencyLoss
         raise ConfigError(
             f"'{comparing[0]}' compares crops of one volume, and each comes from another. Set data.crops_per_volume to 2 or more."
         )
+
+
+def check_size(one: ForwardPass, spec: NetworkSpec) -> None:
+    """Raise where a pass shows pieces of the crops to a network that takes one size alone."""
+    fixed, shown = fixed_size(spec), tuple(one.inputs.shape[2:])
+    if fixed is None or fixed == shown:
+        return
+    what = f"the task '{one.questions[0].key}'" if one.host is not None else "something here"
+    raise NetworkError(
+        f"{what} shows pieces of {' x '.join(map(str, shown))} voxels, and {spec} takes {' x '.join(map(str, fixed))} alone (img_size). "
+        "Take a task that shows whole crops, or a network without a fixed size."
+    )
 
 
 def check_channels(one: ForwardPass, takes: int) -> None:

@@ -216,6 +216,7 @@ class Objective(nn.Module):
         view.passes = arrange(list(view.questions.values()), checks.clean_input(view.crops, tasks), show_view=show_view)
         for one in view.passes:
             checks.check_channels(one, self.spec.in_channels)
+            checks.check_size(one, self.spec)
         return view
 
     def read(self, view: View, terms: Iterable[str]) -> Reading:

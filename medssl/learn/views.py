@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from medssl.augment import ViewOptions, identity, invert, make_view, resample, shown_by, viewed
+from medssl.augment import ViewOptions, identity, invert, resample, shown_by, view_of
 from medssl.contracts import Crops, Draw, PretextTask, Views
 from medssl.learn.heads import BuiltHead
 from medssl.learn.questions import View, restored
@@ -29,8 +29,8 @@ def make_views(crops: Crops, options: ViewOptions, seed: int, step: int, compare
             yield clean_view(crops, compared=True)
             continue
         draw = Draw(seed, step, crops.index, "views", crops.images.device).fork(f"view {number}")
-        images, affine = make_view(crops.images, options, draw, crops.spacing)
-        yield View(viewed(crops, images, affine), affine, compared=True, moved=True)
+        view, affine = view_of(crops, options, draw)
+        yield View(view, affine, compared=True, moved=True)
 
 
 def gather_views(

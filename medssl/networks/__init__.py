@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     )
     from medssl.networks.encoding import Encoder, decoder_parameters, encoder, encoder_parameters
     from medssl.networks.layout import encoder_end, encoder_layout
-    from medssl.networks.probe import dense_output, main_output
+    from medssl.networks.probe import dense_output, fixed_size, main_output
     from medssl.networks.sizes import check_crop, crop_problem, network_info
     from medssl.networks.spec import NetworkSpec, as_spec, first_convolution
     from medssl.networks.stored import described_spec, stored_spec
@@ -43,6 +43,7 @@ _WHERE = {
     "swap_head": "difference",
     "unique_tensors": "difference",
     "dense_output": "probe",
+    "fixed_size": "probe",
     "main_output": "probe",
     "Encoder": "encoding",
     "decoder_parameters": "encoding",
@@ -80,6 +81,7 @@ __all__ = [
     "encoder_parameters",
     "first_convolution",
     "first_network",
+    "fixed_size",
     "head_module",
     "head_modules",
     "head_tensors",

@@ -123,10 +123,16 @@ def _unstacked(output: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _sizes(spec: NetworkSpec, sides: Sequence[int]) -> list[tuple[int, ...]]:
+    fixed = fixed_size(spec)
+    return [(side,) * spec.spatial_dims for side in sides] if fixed is None else [fixed]
+
+
+def fixed_size(spec: NetworkSpec) -> tuple[int, ...] | None:
+    """The only size that the network takes, where its option img_size fixes it."""
     fixed = spec.options.get("img_size")
     if fixed is None:
-        return [(side,) * spec.spatial_dims for side in sides]
-    return [tuple(fixed) if isinstance(fixed, list) else (int(fixed),) * spec.spatial_dims]
+        return None
+    return tuple(fixed) if isinstance(fixed, list | tuple) else (int(fixed),) * spec.spatial_dims
 
 
 def shown(size: Sequence[int]) -> str:

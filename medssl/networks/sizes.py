@@ -16,7 +16,7 @@ from torch import Tensor
 
 from medssl.contracts import Level, NetworkInfo
 from medssl.errors import NetworkError
-from medssl.networks.probe import Skeleton, first_line, run, shown, skeleton_of
+from medssl.networks.probe import Skeleton, first_line, fixed_size, run, shown, skeleton_of
 from medssl.networks.spec import NetworkSpec
 from medssl.networks.trunk import Trunk
 from medssl.plugins import Plugins
@@ -111,7 +111,7 @@ class _Trial:
         spec = self.skeleton.spec
         if len(size) != spec.spatial_dims or min(size) < 1:
             return f"it works in {spec.spatial_dims}D and needs {spec.spatial_dims} sides"
-        if "img_size" in spec.options and size != self.skeleton.base:
+        if fixed_size(spec) not in (None, size):
             return "its option img_size fixes the sides"
         try:
             output = self._output(size)

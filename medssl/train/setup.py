@@ -29,7 +29,7 @@ from medssl.train.checkpoint_state import checksum_of
 from medssl.train.config import PretrainConfig, read_config
 from medssl.train.definition import Training
 from medssl.train.device import choose_device, choose_dtype
-from medssl.volumes import CropLoader, DataOptions, Preparation, Store, kinds_document, kinds_of
+from medssl.volumes import CropLoader, DataOptions, Preparation, Store, channels_of_crops, kinds_document, kinds_of
 
 MIN_COVERAGE = 0.9
 """Least share of a network, its head aside, that a further round must find in the run it goes on from."""
@@ -72,8 +72,8 @@ class Plan:
         document = {
             "preparation": store.preparation.model_dump(mode="json"),
             "spacing": config.data.voxel_mm if len(config.data.voxel_mm or ()) == 3 else store.manifest.spacing,
-            "channels": len(store.channels),
-            "channel_names": list(store.channels),
+            "channels": len(channels_of_crops(store, config.data)),
+            "channel_names": list(channels_of_crops(store, config.data)),
             **trained_on(store, config.data.size, config.tasks, config.consistency),
         }
         return Training(
@@ -147,10 +147,11 @@ def _check_channels(spec: NetworkSpec, store: Store, data: DataOptions) -> None:
             f"data.size has {len(data.size)} sides and the network {spec.spatial_dims} spatial dimensions. "
             "Give as many sides, or another network.spatial_dims."
         )
-    if len(store.channels) != spec.in_channels:
+    channels = channels_of_crops(store, data)
+    if len(channels) != spec.in_channels:
         raise ConfigError(
-            f"the volumes of {data.store} have {len(store.channels)} channel(s) ({', '.join(store.channels)}) and network.in_channels is "
-            f"{spec.in_channels}. Set network.in_channels: {len(store.channels)}."
+            f"the crops of {data.store} have {len(channels)} channel(s) ({', '.join(channels)}) and network.in_channels is "
+            f"{spec.in_channels}. Set network.in_channels: {len(channels)}."
         )
 
 

@@ -19,8 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medssl.archive import read_nifti
+from medssl.archive.geometry import image_affine
 from medssl.archive.labels.placing import Grid, place_of
-from medssl.archive.nifti.names import nifti_files, stem
+from medssl.archive.nifti.names import image_files, is_picture_name, stem
+from medssl.archive.pictures.files import read_picture_labels
 from medssl.errors import DataError, MissingInput, UsageError
 from medssl.faults import faults_as
 from medssl.files import write_atomically
@@ -221,8 +223,8 @@ def known(prediction: NDArray[Any], label: NDArray[Any]) -> tuple[NDArray[Any], 
 
 
 def read_label_map(path: Path) -> LabelMap:
-    """A NIfTI file of whole numbers, stored as integers or as floats; anything else is a `DataError`."""
-    array, affine = read_nifti(path)
+    """A NIfTI or PNG file of whole numbers, stored as integers or as floats; anything else is a `DataError`."""
+    array, affine = (read_picture_labels(path), image_affine(())) if is_picture_name(path.name) else read_nifti(path)
     if not np.issubdtype(array.dtype, np.integer) and not np.array_equal(array, np.rint(array)):
         raise DataError(f"{path} is no label map: it holds values that are not whole numbers. Give label values, not probabilities.")
     return LabelMap(path, array.astype(np.int32), affine)
@@ -291,10 +293,10 @@ def _text(dice: float | None) -> str:
 def _label_maps(folder: str | Path, what: str) -> dict[str, Path]:
     place = Path(folder)
     if not place.is_dir():
-        raise MissingInput(f"no folder of {what} at {place}. Give the folder that holds them as NIfTI files.")
-    files = nifti_files(place)
+        raise MissingInput(f"no folder of {what} at {place}. Give the folder that holds them as NIfTI or PNG files.")
+    files = image_files(place)
     if not files:
-        raise MissingInput(f"the folder of {what} {place} holds no .nii or .nii.gz file.")
+        raise MissingInput(f"the folder of {what} {place} holds no .nii, .nii.gz or .png file.")
     found: dict[str, Path] = {}
     for path in files:
         other = found.setdefault(stem(path), path)

@@ -25,6 +25,8 @@ class ImageForm:
     """mm; None: each image's own grid."""
     channels: tuple[Channel, ...]
     """What the network reads."""
+    flat: bool = False
+    """Does it see 2D images, and slices of volumes?"""
 
     def document(self) -> dict[str, Any]:
         """As a checkpoint's state holds it."""
@@ -44,19 +46,19 @@ class ImageForm:
             raise ConfigError("the checkpoint does not say how its images were prepared. Give the folder of a fine-tuning run.")
         preparation = check(Preparation, state["preparation"], "preparation in the checkpoint")
         channels = tuple(map(Channel, state["channel_names"], state["modalities"], state["arrays"]))
-        return cls(preparation, as_spacing(state["spacing"]), channels)
+        return cls(preparation, as_spacing(state["spacing"]), channels, len(state["size"]) == 2)
 
 
 def load_image(images: Path | Sequence[Path], form: ImageForm) -> Prepared:
-    """The NIfTI files of a case in that form; raises `MissingInput` or `DataError`."""
-    return load_case(images, form.preparation, form.spacing, form.channels)
+    """The files of a case in that form; raises `MissingInput` or `DataError`."""
+    return load_case(images, form.preparation, form.spacing, form.channels, flat=form.flat)
 
 
 def load_images_of(case: Case, form: ImageForm) -> Prepared:
     """The images of a case in that form; raises `MissingInput`, `DataError`, or `ArchiveError` for volumes of an index."""
-    return load_case(case.images, form.preparation, form.spacing, form.channels, case.placed_by)
+    return load_case(case.images, form.preparation, form.spacing, form.channels, case.placed_by, flat=form.flat)
 
 
-def prepare_image(array: NDArray[Any], affine: NDArray[Any], form: ImageForm, name: str) -> Prepared:
-    """(X, Y, Z) or (A, X, Y, Z) values and their affine in that form; raises `DataError`."""
-    return prepare_volume(array, affine, form.preparation, form.spacing, form.channels, name)
+def prepare_image(array: NDArray[Any], affine: NDArray[Any], form: ImageForm, name: str, scaled: bool = True) -> Prepared:
+    """(X, Y, Z) or (A, X, Y, Z) values and their affine, in mm where `scaled`, in that form; raises `DataError`."""
+    return prepare_volume(array, affine, form.preparation, form.spacing, form.channels, name, flat=form.flat, scaled=scaled)

@@ -116,6 +116,15 @@ class FinetuneConfig(BaseOptions):
         return self
 
     @model_validator(mode="after")
+    def _moved_alone(self) -> FinetuneConfig:
+        if self.augment.moves and (self.tasks or self.consistency):
+            raise ValueError(
+                "augment.look moves the voxels that tasks and consistency losses are asked about: leave rotation, scale, shift, shear, "
+                "flips and elastic out of it, and say under `views:` how two views of a crop differ"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _flips_fit(self) -> FinetuneConfig:
         dims = len(self.data.size)
         if any(not 0 <= axis < dims for axis in self.augment.flip):

@@ -7,16 +7,17 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from medssl.archive import Index, VolumeRecord, build_index, no_volume, write_nifti
+from medssl.archive import Index, VolumeRecord, build_index, no_volume, without_previews, write_nifti
 from medssl.archive.labels.writing import write_seg
-from medssl.archive.nifti.names import is_nifti_name, nifti_files, stem
+from medssl.archive.nifti.names import image_files, is_nifti_name, is_picture_name, stem
+from medssl.archive.pictures.files import write_label_picture
 from medssl.errors import ArchiveError, CheckpointError, DataError, MedsslError, MissingInput, UsageError
 from medssl.faults import faults_as
 from medssl.files import take_folder
@@ -29,9 +30,9 @@ from medssl.transfer.segment import Windows
 from medssl.volumes import LabelValues, Prepared, restore_labels
 from medssl.volumes.cases import header
 from medssl.volumes.cases.datalists import grouped_by_case
-from medssl.volumes.ingest.sources import is_index
+from medssl.volumes.ingest.sources import image_of, is_index
 
-_ENDINGS = {"nifti": ".nii.gz", "dicom-seg": ".dcm"}
+FORMATS = ("nifti", "dicom-seg")
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,14 @@ class _Input:
     source: Path
     """The file or folder that was given, for messages."""
     prepare: Callable[[], Prepared]
+    ending: Literal[".nii.gz", ".png"] = ".nii.gz"
+    """Of its label map: a picture gets a picture."""
     original: tuple[Index, VolumeRecord] | None = None
     """The volume of an index that it is."""
+
+    def file(self, format: str) -> str:
+        """The name of its label map."""
+        return self.name + (".dcm" if format == "dicom-seg" else self.ending)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,13 +93,15 @@ def predict(
 ) -> list[Path]:
     """Write a NIfTI label map `NAME.nii.gz` for each volume of `inputs` into `out`, on its own grid; returns the paths.
 
+    A PNG, JPEG or TIFF gets a PNG `NAME.png` of its size, turned as the picture is seen.
+
     `format="dicom-seg"` writes a DICOM SEG `NAME.dcm` instead, which refers to the original images of DICOM inputs and has a segment a
     class, named as in the training's `data.classes`; it says whose it is, as the images do.
 
     Maps have the values of the label files that the run was trained on; of several values that were one class the smallest.
 
-    `run_dir` is a fine-tuning run (its best checkpoint, else its newest) or one of its checkpoints. An input is a NIfTI file, a
-    folder of NIfTI files (named as they are; by case where all are nnU-Net's `CASE_0000`, `CASE_0001` with as many channels as the
+    `run_dir` is a fine-tuning run (its best checkpoint, else its newest) or one of its checkpoints. An input is a NIfTI file or a
+    picture, a folder of them (named as they are; by case where all are nnU-Net's `CASE_0000`, `CASE_0001` with as many channels as the
     network was trained on), an index folder (named by its volumes), or a folder, zip or tar of DICOM (named by the volumes of an
     index made for this call). It calculates in fp32; `precision="bf16"`, or "auto" (bf16 on GPUs that have it), is faster there and
     may move borders by a voxel. A run's network is MONAI's, of an installed plugin, or of one of the modules `trusted`.
@@ -105,8 +114,8 @@ def predict(
         ConfigError: bf16 on a device without units for it.
         UsageError: two inputs of one name, or an output that would overwrite its input.
     """
-    if format not in _ENDINGS:
-        raise UsageError(f"label maps are written as {' or '.join(_ENDINGS)}, not as {format!r}.")
+    if format not in FORMATS:
+        raise UsageError(f"label maps are written as {' or '.join(FORMATS)}, not as {format!r}.")
     segmenter = load_segmenter(run_dir, precision=precision, trusted=trusted)
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
@@ -120,22 +129,23 @@ def predict(
                 volumes += _volumes(Path(path), segmenter.form, stack)
         if not volumes and not left_out:
             raise UsageError("there is nothing to predict. Give at least one input.")
-        _refuse_same_names(volumes, folder, _ENDINGS[format])
+        _refuse_same_names(volumes, folder, format)
         with faults_as(UsageError, f"the label maps cannot be written to {folder}"):
             if not folder.exists():
                 take_folder(folder)
         for volume in volumes:
             with _left_out(left_out):
-                file, done = folder / f"{volume.name}{_ENDINGS[format]}", f"{len(written)} of {len(volumes)} are written and good."
+                file, done = folder / volume.file(format), f"{len(written)} of {len(volumes)} are written and good."
                 with faults_as(UsageError, f"the label map {file} cannot be written", done):
-                    written.append(_write(volume, segmenter, file) if format == "nifti" else _write_seg(volume, segmenter, file))
+                    written.append(_write_seg(volume, segmenter, file) if format == "dicom-seg" else _write(volume, segmenter, file))
     _raise_left_out(left_out, written, folder)
     return written
 
 
 def _write(volume: _Input, segmenter: Segmenter, file: Path) -> Path:
     prepared = volume.prepare()
-    return write_nifti(_Map(segmenter(prepared), prepared.original_affine), file)
+    label_map = _Map(segmenter(prepared), prepared.original_affine)
+    return write_label_picture(label_map.array, file) if volume.ending == ".png" else write_nifti(label_map, file)
 
 
 def _write_seg(volume: _Input, segmenter: Segmenter, file: Path) -> Path:
@@ -213,14 +223,14 @@ def _check_crop(spec: NetworkSpec, size: Sequence[int], checkpoint: Checkpoint) 
 
 def _volumes(path: Path, form: ImageForm, stack: ExitStack) -> list[_Input]:
     if not path.exists():
-        raise MissingInput(f"there is no input at {path}. Give NIfTI files, or folders of NIfTI or DICOM files.")
+        raise MissingInput(f"there is no input at {path}. Give NIfTI files or pictures, or folders of them or of DICOM files.")
     if is_index(path):
         return _indexed(Index(path), form, path)
-    if path.is_file() and is_nifti_name(path.name):
-        return [_nifti(stem(path), (path,), form)]
-    files = nifti_files(path) if path.is_dir() else []
+    if path.is_file() and (is_nifti_name(path.name) or is_picture_name(path.name)):
+        return [_case(stem(path), (path,), form)]
+    files = image_files(path) if path.is_dir() else []
     if files:
-        return [_nifti(name, images, form) for name, images in grouped_by_case(files, _files_a_case(files, form)).items()]
+        return [_case(name, images, form) for name, images in grouped_by_case(files, _files_a_case(files, form)).items()]
     folder = Path(stack.enter_context(TemporaryDirectory(prefix="medssl-"))) / "index"
     build_index([path], folder)
     return _indexed(Index(folder), form, path)
@@ -236,12 +246,12 @@ def _files_a_case(files: Sequence[Path], form: ImageForm) -> int:
     return 1 + max(channel.array for channel in form.channels) if len(shape) < 4 else 1
 
 
-def _nifti(name: str, files: tuple[Path, ...], form: ImageForm) -> _Input:
-    return _Input(name, files[0], lambda: load_image(files, form))
+def _case(name: str, files: tuple[Path, ...], form: ImageForm) -> _Input:
+    return _Input(name, files[0], lambda: load_image(files, form), ".png" if is_picture_name(files[0].name) else ".nii.gz")
 
 
 def _indexed(index: Index, form: ImageForm, path: Path) -> list[_Input]:
-    records = index.volumes()
+    records = without_previews(index.volumes())
     if not records:
         raise DataError(no_volume(index, path))
     return [_from_index(index, record, form, path) for record in records]
@@ -250,14 +260,21 @@ def _indexed(index: Index, form: ImageForm, path: Path) -> list[_Input]:
 def _from_index(index: Index, record: VolumeRecord, form: ImageForm, path: Path) -> _Input:
     def prepare() -> Prepared:
         _check_modality(record, form, path)
+        name = f"volume {record.volume} of {path}"
+        if record.dimensions == 2 and record.kind != "nifti":
+            if record.frames > 1:
+                raise DataError(f"{name} has {record.frames} frames over time. Give the frames as images of their own.")
+            return prepare_image(*image_of(index, record, form.preparation), form, name, bool(record.spacing))
         volume = index.read(record.volume)
-        return prepare_image(volume.array, volume.affine, form, f"volume {record.volume} of {path}")
+        return prepare_image(volume.array, volume.affine, form, name)
 
-    return _Input(record.volume, path, prepare, (index, record))
+    return _Input(record.volume, path, prepare, original=(index, record))
 
 
 def _check_modality(record: VolumeRecord, form: ImageForm, path: Path) -> None:
     """DICOM says its modality; one that would be prepared by another rule than the training's images is refused."""
+    if record.kind == "picture":
+        return
     rules = [form.preparation.rule(modality, channel.name) for channel in form.channels for modality in (record.modality, channel.modality)]
     if rules[::2] != rules[1::2]:
         known = ", ".join(dict.fromkeys(channel.modality for channel in form.channels))
@@ -267,13 +284,13 @@ def _check_modality(record: VolumeRecord, form: ImageForm, path: Path) -> None:
         )
 
 
-def _refuse_same_names(volumes: Sequence[_Input], out: Path, ending: str) -> None:
+def _refuse_same_names(volumes: Sequence[_Input], out: Path, format: str) -> None:
     first: dict[str, _Input] = {}
     for volume in volumes:
         other = first.setdefault(volume.name, volume)
         if other is not volume:
             raise UsageError(
-                f"{other.source} and {volume.source} would both be written as {volume.name}{ending}. Predict them into two folders."
+                f"{other.source} and {volume.source} would both be written as {volume.file(format)}. Predict them into two folders."
             )
-        if volume.source.resolve() == (out / f"{volume.name}{ending}").resolve():
+        if volume.source.resolve() == (out / volume.file(format)).resolve():
             raise UsageError(f"the label map of {volume.source} would overwrite it. Give another folder for the maps.")

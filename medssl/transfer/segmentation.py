@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
+from medssl.augment import Look, invert, resample, view_of
 from medssl.config import BaseOptions
 from medssl.contracts import Compares, Crops, Draw, NetworkHead, PretextBatch, PretextTask
 from medssl.errors import DataError
 from medssl.learn.ops import gather, masked_mean
 
+if TYPE_CHECKING:
+    from typing import Self
+
+AS_IT_IS = Look(flip=0, rotate=0, scale=1, shift=0, contrast=0, gamma=1, noise=0, blur=0)
+"""A look that changes nothing."""
 SMOOTH = 1e-5
 """Added to both sides of soft Dice, as in MONAI: a class that is nowhere costs nothing."""
 
@@ -30,6 +38,28 @@ class AugmentOptions(BaseOptions):
     """Brightness is shifted by up to this, in units of prepared intensity."""
     noise: float = Field(0.1, ge=0)
     """Largest standard deviation of added noise, in units of prepared intensity."""
+    look: Look = AS_IT_IS
+    """Further changes, by the keys of `views:`, each off unless it is named, such as `{rotate: 15, scale: 1.2, elastic: 6, chance: 0.2}`.
+    Labels go where the voxels go, by nearest voxel on the same grid; what was outside the crop has no label. What moves voxels is refused
+    beside `tasks:` and `consistency:`, where `views:` do it."""
+
+    @field_validator("look", mode="before")
+    @classmethod
+    def _over_none(cls, look: Any) -> Any:
+        return {**AS_IT_IS.model_dump(), **look} if isinstance(look, Mapping) else look
+
+    @model_validator(mode="after")
+    def _labels_can_follow(self) -> Self:
+        if self.look.transforms and not self.look.is_affine:
+            raise ValueError("look.transforms move voxels in a way no affine describes, and labels cannot follow: take look.elastic")
+        return self
+
+    @property
+    def moves(self) -> bool:
+        """Whether `look` moves voxels."""
+        look = self.look
+        still = {"flip": 0, "rotate": 0, "scale": 1, "stretch": 1, "shear": 0, "shift": 0, "elastic": 0, "transforms": ()}
+        return any(getattr(look, name) != value for name, value in still.items())
 
 
 class Segmentation(PretextTask):
@@ -67,11 +97,20 @@ class Segmentation(PretextTask):
                 "segmentation needs crops with labels. Train on labelled cases: `data.dataset`, or `data.images` and `data.labels`."
             )
         options = self.options.augment
+        affine = None
+        if options.look != AS_IT_IS:
+            crops, affine = view_of(replace(crops, body=None), options.look, draw.fork("look"))
+        assert crops.labels is not None
         flips = draw_flips(options, draw, crops.spatial_dims)
         images = change_intensities(flip(crops.images, flips), options, draw)
         labels = flip(crops.labels, flips)
-        restore = (lambda answer: flip(answer, flips)) if options.flip else None
-        return PretextBatch(images, labels, answerable=(labels >= 0).flatten(1).any(dim=1), restore=restore)
+
+        def restore(answer: Tensor) -> Tensor:
+            unflipped = flip(answer, flips)
+            return unflipped if affine is None else resample(unflipped, invert(affine))
+
+        moved = options.flip or affine is not None
+        return PretextBatch(images, labels, answerable=(labels >= 0).flatten(1).any(dim=1), restore=restore if moved else None)
 
     def loss(self, prediction: Tensor, batch: PretextBatch) -> Tensor:
         """(B,) cross-entropy of each crop, plus one minus soft Dice."""

@@ -35,11 +35,13 @@ from medssl.volumes import (
     as_spacing,
     channels_of,
     choose_kind,
+    dimensions_of,
     kinds_seen,
     label_values_of,
     store_cases,
     stored_cases,
     training_cases,
+    usual_preparation,
     with_windows,
 )
 
@@ -78,8 +80,10 @@ def make_plan(config: FinetuneConfig, folder: Path, verbose: bool = True) -> Pla
     if spec.out_channels is not None and spec.out_channels < 2:
         raise ConfigError("network.out_channels is 1; segmentation needs one for the background and one for each label value.")
     training, validation = training_cases(config.data)
-    preparation, spacing = _image_form(config, origin.state if origin is not None else {}, config.pretrained)
-    cases_own = channels_of(config.data, training, preparation.modalities, partial(_usual_channels, origin, preparation))
+    usual = usual_preparation(dimensions_of([*training, *validation]))
+    preparation, spacing = _image_form(config, origin.state if origin is not None else {}, config.pretrained, usual)
+    seen = partial(_usual_channels, origin, preparation)
+    cases_own = channels_of(config.data, training, preparation.modalities, seen, preparation.grey)
     channels = _as_pretrained(cases_own, origin)
     if spec.in_channels != len(channels):
         names = ", ".join(channel.name for channel in channels)
@@ -105,7 +109,7 @@ def make_plan(config: FinetuneConfig, folder: Path, verbose: bool = True) -> Pla
     modality = modalities[0] if len(set(modalities)) == 1 else modalities
     data = config.data.model_copy(update={"spacing": spacing, "modality": modality})
     resolved = config.model_copy(update={"network": spec, "data": data, "preparation": preparation})
-    form = ImageForm(preparation, spacing, channels)
+    form = ImageForm(preparation, spacing, channels, spec.spatial_dims == 2)
     return Plan(resolved, spec, tuple(training), tuple(validation), store, values, form, origin)
 
 
@@ -153,7 +157,8 @@ def _as_pretrained(channels: tuple[Channel, ...], origin: Checkpoint | None) -> 
     return channels
 
 
-def _image_form(config: FinetuneConfig, state: Mapping[str, Any], origin: str | None) -> tuple[Preparation, Spacing]:
+def _image_form(config: FinetuneConfig, state: Mapping[str, Any], origin: str | None, usual: Preparation) -> tuple[Preparation, Spacing]:
+    """`usual`: where neither the configuration nor the pretrained checkpoint says more."""
     preparation, spacing = config.preparation, as_spacing(config.data.spacing)
     if state.get("preparation") is not None:
         theirs = check(Preparation, state["preparation"], f"preparation in {origin}")
@@ -166,12 +171,12 @@ def _image_form(config: FinetuneConfig, state: Mapping[str, Any], origin: str | 
             _refuse("data.spacing", spacing, pretrained, origin)
         spacing = pretrained
     if state.get("preparation") is None:
-        return with_windows(preparation or Preparation(), config.data.windows), spacing
+        return with_windows(preparation or usual, config.data.windows), spacing
     windows = with_windows(Preparation(), config.data.windows).channels
-    unseen = [name for name in windows if name not in (preparation or Preparation()).channels]
+    unseen = [name for name in windows if name not in (preparation or usual).channels]
     if unseen:
         raise ConfigError(f"data.windows names {', '.join(unseen)}, which {origin} never saw. Leave data.windows out, or pretrain again.")
-    return preparation or Preparation(), spacing
+    return preparation or usual, spacing
 
 
 def _usual_channels(origin: Checkpoint | None, preparation: Preparation) -> tuple[Channel, ...]:

@@ -8,6 +8,7 @@ from medssl.volumes.cases import (
     case_labels,
     channels_of,
     describe_patients,
+    dimensions_of,
     find_cases,
     label_values_of,
     load_case,
@@ -26,6 +27,7 @@ from medssl.volumes.crops import (
     CropPlan,
     DataOptions,
     LoadOptions,
+    channels_of_crops,
     crop_at,
     on_device,
 )
@@ -43,7 +45,7 @@ from medssl.volumes.ingest import (
     store_items,
     write_store,
 )
-from medssl.volumes.preparation import Channel, IntensityRule, Preparation, Statistics, statistics, with_windows
+from medssl.volumes.preparation import Channel, IntensityRule, Preparation, Statistics, statistics, usual_preparation, with_windows
 from medssl.volumes.store import Kind, Store, StoredVolume, choose_kind, kinds_document, kinds_of, kinds_seen
 
 __all__ = [
@@ -74,9 +76,11 @@ __all__ = [
     "as_spacing",
     "case_labels",
     "channels_of",
+    "channels_of_crops",
     "choose_kind",
     "crop_at",
     "describe_patients",
+    "dimensions_of",
     "estimate_store",
     "find_cases",
     "kinds_document",
@@ -95,6 +99,7 @@ __all__ = [
     "store_items",
     "stored_cases",
     "training_cases",
+    "usual_preparation",
     "with_windows",
     "write_store",
 ]

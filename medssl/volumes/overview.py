@@ -39,17 +39,17 @@ class ArchiveKind:
 
 def archive_kinds(index: Index) -> list[ArchiveKind]:
     """The volumes of an index by modality, body part and manufacturer."""
-    groups: dict[tuple[str, str, str], list[VolumeRecord]] = defaultdict(list)
+    groups: dict[tuple[str, str, str, int], list[VolumeRecord]] = defaultdict(list)
     for record in index.volumes():
-        groups[record.modality, record.body_part or "", record.manufacturer or ""].append(record)
+        groups[record.modality, record.body_part or "", record.manufacturer or "", record.dimensions].append(record)
     return [
         ArchiveKind(
-            *key,
+            *key[:3],
             len(members),
             len({record.patient for record in members}),
             sum(record.instances for record in members),
-            ranges([record.shape[:3] for record in members]),
-            ranges([record.spacing[:3] for record in members]),
+            ranges([record.shape[: record.dimensions] for record in members]),
+            ranges([record.spacing for record in members if record.spacing]) or ("unknown",),
         )
         for key, members in sorted(groups.items())
     ]
@@ -82,7 +82,7 @@ def write_overview(index: Index, path: str | Path, rows: int = 8) -> Path:
 
 def _row(index: Index, record: VolumeRecord) -> tuple[str, list[Image.Image]]:
     sides, spacing = ("x".join(f"{side:.4g}" for side in some) for some in (record.shape, record.spacing))
-    caption = "  ".join(filter(None, (record.volume, record.modality, record.body_part, f"{sides} at {spacing} mm")))
+    caption = "  ".join(filter(None, (record.volume, record.modality, record.body_part, f"{sides} at {spacing} mm" if spacing else sides)))
     try:
         return caption, list(_middles(index.read(record.volume)))
     except ArchiveError:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 
+from medssl.archive.narrowing import narrow
 from medssl.config import BaseOptions
 from medssl.volumes.distribution import Distribution, distribution
 from medssl.volumes.unusable import STEPS, has_steps
@@ -101,9 +102,10 @@ def _air_threshold(values: Distribution, minimum: float, dtype: np.dtype[Any]) -
 class IntensityRule(BaseOptions):
     """How the values of one modality become what the network sees."""
 
-    kind: Literal["window", "z-score", "raw"] = "z-score"
-    """window: clip to [low, high], then that range to [-1, 1]. z-score: clip to the foreground's percentiles 0.5 and 99.5, subtract
-    the foreground's mean, divide by its standard deviation. raw: leave the values as they are."""
+    kind: Literal["window", "percentile", "z-score", "raw"] = "z-score"
+    """window: clip to [low, high], then that range to [-1, 1]. percentile: the same with the foreground's percentiles 0.5 and 99.5.
+    z-score: clip to these percentiles, subtract the foreground's mean, divide by its standard deviation. raw: leave the values as they
+    are."""
     low: float = -1000.0
     """Lower end of the window, in the modality's own unit (HU in CT)."""
     high: float = 1000.0
@@ -165,6 +167,10 @@ class Preparation(BaseOptions):
     """Rule by DICOM modality, such as `CT: {kind: window, low: -160, high: 240}`."""
     other: IntensityRule = IntensityRule()
     """The rule of every modality that is not named: MR has no unit, so z-score."""
+    grey: bool = False
+    """2D images in colour become grey: 0.299 red + 0.587 green + 0.114 blue."""
+    invert_monochrome1: bool = False
+    """2D images of which low values are meant to be bright (MONOCHROME1) are turned round: lowest + highest - value."""
 
     @field_validator("modalities")
     @classmethod
@@ -190,9 +196,10 @@ class Preparation(BaseOptions):
         rule = self.rule(modality, channel)
         if rule.kind == "raw":
             return Line(-np.inf, np.inf, 1.0, 0.0)
-        if rule.kind == "window":
-            scale = 2.0 / (rule.high - rule.low)
-            return Line(rule.low, rule.high, scale, -1.0 - rule.low * scale)
+        if rule.kind != "z-score":
+            low, high = (rule.low, rule.high) if rule.kind == "window" else (statistics.low, statistics.high)
+            scale = 2.0 / (high - low)
+            return Line(low, high, scale, -1.0 - low * scale)
         return Line(statistics.low, statistics.high, 1.0 / statistics.std, -statistics.mean / statistics.std)
 
     def apply(self, array: NDArray[Any], statistics: Statistics, modality: str, channel: str = "") -> NDArray[np.float32]:
@@ -200,6 +207,35 @@ class Preparation(BaseOptions):
         out = np.empty(array.shape, np.float32)
         self.line(statistics, modality, channel).into(array, out)
         return out
+
+
+COLOURS = ("R", "G", "B")
+"""Channels of a 2D image in colour."""
+_LUMINANCE = (0.299, 0.587, 0.114)
+_RADIOGRAPHS = ("CR", "DX", "IO", "MG", "PX", "RF", "RG", "XA")
+
+
+def usual_preparation(dimensions: int) -> Preparation:
+    """What is prepared how unless something else is asked for: of volumes (3) what `Preparation()` says; of 2D images also radiographs by
+    their percentiles and the 8 bits of a colour as a whole, so that colours keep their balance."""
+    if dimensions == 3:
+        return Preparation()
+    percentile, whole = IntensityRule(kind="percentile"), IntensityRule(kind="window", low=0, high=255)
+    modalities = Preparation().modalities | dict.fromkeys(_RADIOGRAPHS, percentile)
+    return Preparation(channels=dict.fromkeys(COLOURS, whole), modalities=modalities)
+
+
+def as_grey(colours: NDArray[Any]) -> NDArray[Any]:
+    """(3, ...) red, green and blue -> (...) whole numbers."""
+    weighted = sum(weight * colour.astype(np.float32) for weight, colour in zip(_LUMINANCE, colours, strict=True))
+    grey: NDArray[Any] = np.rint(weighted).astype(np.int16)
+    return grey
+
+
+def turned_round(values: NDArray[Any]) -> NDArray[Any]:
+    """Lowest + highest - value: bright becomes dark."""
+    ends: NDArray[Any] = narrow(np.asarray(values.min(), np.float64) + values.max() - values)
+    return ends
 
 
 Windows = Mapping[str, tuple[tuple[float, float], ...]]

@@ -60,13 +60,15 @@ def _kind(modality: str, channels: tuple[str, ...], members: Sequence[StoredVolu
         len(members),
         len({volume.patient for volume in members}),
         ranges([volume.shape for volume in members]),
-        ranges([volume.spacing for volume in members]),
+        ranges([volume.spacing for volume in members if volume.spacing]) or ("unknown",),
         (low, mean, high, std),
     )
 
 
 def ranges(rows: Sequence[Sequence[float]]) -> tuple[str, ...]:
-    """Smallest, median and largest of each column."""
+    """Smallest, median and largest of each column; nothing of no rows."""
+    if not rows:
+        return ()
     array = np.asarray(rows, float)
     return tuple(f"{a:.4g} {b:.4g} {c:.4g}" for a, b, c in zip(array.min(0), np.median(array, 0), array.max(0), strict=True))
 
@@ -93,7 +95,8 @@ def save_sheet(table: Sequence[tuple[str, Sequence[Image.Image]]], file: Path) -
 
 def _caption(volume: StoredVolume) -> str:
     sides, spacing = ("x".join(f"{side:.4g}" for side in some) for some in (volume.shape, volume.spacing))
-    return f"{volume.volume}  {', '.join(channel.name for channel in volume.channels)}  {sides} at {spacing} mm"
+    at = f"at {spacing} mm" if spacing else "of unknown spacing"
+    return f"{volume.volume}  {', '.join(channel.name for channel in volume.channels)}  {sides} {at}"
 
 
 def _slices(store: Store, number: int) -> Iterator[Image.Image]:
@@ -111,7 +114,7 @@ def _slices(store: Store, number: int) -> Iterator[Image.Image]:
         image = np.empty(flat.shape, np.float32)
         line.into(flat, image)
         axes = [axis for axis in range(len(volume.shape)) if axis != cut]
-        yield framed(image, [volume.spacing[axis] for axis in axes], [(lo[axis], hi[axis]) for axis in axes])
+        yield framed(image, [volume.steps[axis] for axis in axes], [(lo[axis], hi[axis]) for axis in axes])
 
 
 def framed(image: NDArray[np.float32], spacing: Sequence[float], box: Sequence[tuple[int, int]] | None = None) -> Image.Image:

@@ -15,12 +15,18 @@ STEPS = 1024
 """Bins of the histogram that the body's threshold is taken from."""
 
 
-def why_unusable(array: NDArray[Any], affine: NDArray[Any], names: Mapping[int, str] | None = None) -> str | None:
-    """Why (X, Y, Z) or (A, X, Y, Z) values with a (4, 4) affine in mm cannot be used; `names` those of the arrays, by number."""
+def why_unusable(array: NDArray[Any], affine: NDArray[Any], names: Mapping[int, str] | None = None, flat: bool = False) -> str | None:
+    """Why (X, Y, Z) or (A, X, Y, Z) values with a (4, 4) affine in mm cannot be used; `names` those of the arrays, by number.
+
+    `flat`: one slice is an image, and can be used.
+    """
     if array.ndim not in (3, 4):
         return f"{array.ndim} dimensions, not 3 and channels"
     shape = list(array.shape[-3:])
-    if min(shape) < 2:
+    if flat and shape[2] == 1:
+        if min(shape[:2]) < 2:
+            return f"one row or column of pixels: shape {shape[:2]}"
+    elif min(shape) < 2:
         return f"one slice: shape {shape}"
     if max(shape) > LONGEST:
         return f"a side longer than {LONGEST} voxels: shape {shape}"

@@ -32,7 +32,7 @@ def indexed(tmp_path: Path) -> Indexed:
 
     def build(*sources: Path, name: str = "index") -> Index:
         summary = build_index(sources, tmp_path / name, workers=1)
-        (file,) = (tmp_path / name).glob("tables-*/instances.parquet")
+        (file,) = (tmp_path / name).glob("tables-*/instances-0000.parquet")
         rows = pq.read_table(file).to_pylist()
         assert all(bool(row["volume"]) != bool(row["reason"]) for row in rows)
         assert len({row["file"] for row in rows}) == summary.files and len({row["instance"] for row in rows}) == len(rows)

@@ -5,9 +5,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage
+from scipy import ndimage, stats
 
-from medssl.augment import add_noise, blur, contrast, gamma, spread
+from medssl.augment import (
+    add_noise,
+    add_normal_noise,
+    bias_field,
+    blur,
+    contrast,
+    curve,
+    drop_boxes,
+    gamma,
+    lower_resolution,
+    shuffle_boxes,
+    spread,
+)
+from medssl.contracts import Draw
 
 
 @pytest.mark.parametrize("size", [(16, 21), (10, 12, 14)])
@@ -52,3 +65,76 @@ def test_noise_has_the_amount_asked_for() -> None:
     noisy = add_noise(image, torch.randn(2, 1, 64, 64), torch.tensor([0.0, 0.5]))
     assert torch.equal(noisy[0], image[0])
     assert float((noisy[1] - image[1]).std()) == pytest.approx(2.0, rel=0.1)
+
+
+def test_noise_is_normal_and_each_samples_own() -> None:
+    image = torch.randn(2, 1, 61, 60, 59)
+    noisy = add_normal_noise(image, Draw(0, 3, [0, 1], "noise"), torch.tensor([1.0, 0.5]))
+    assert torch.equal(noisy[1:], add_normal_noise(image[1:], Draw(0, 3, [1], "noise"), torch.tensor([0.5])))
+    noise = (noisy - image) / spread(image) / torch.tensor([1.0, 0.5]).view(2, 1, 1, 1, 1)
+    assert not torch.equal(noise[0], noise[1])
+    for one in noise.flatten(1).double().numpy():
+        assert stats.kstest(one, "norm").statistic < 2 / len(one) ** 0.5
+        assert abs(np.corrcoef(one[1:], one[:-1])[0, 1]) < 0.01
+        assert abs(stats.kurtosis(one)) < 0.05
+
+
+@pytest.mark.parametrize("size", [(33, 40), (18, 20, 22)])
+def test_a_lower_resolution_keeps_what_is_smooth_and_loses_what_is_fine(size: tuple[int, ...]) -> None:
+    dims = len(size)
+    image = torch.randn(2, 1, *size)
+    assert torch.equal(lower_resolution(image, torch.ones(2, dims)), image)
+    axes = torch.meshgrid(*[torch.arange(side, dtype=torch.float32) for side in size], indexing="ij")
+    ramp = (3 * axes[0] - axes[1]).expand(2, 1, *size)
+    factor = torch.tensor([[3.0] * dims, [1.0, *[2.5] * (dims - 1)]])
+    inner = (..., *[slice(6, -6)] * dims)
+    torch.testing.assert_close(lower_resolution(ramp, factor)[inner], ramp[inner], atol=0.02, rtol=0)
+    constant = torch.full_like(image, 2.0)
+    torch.testing.assert_close(lower_resolution(constant, factor), constant)
+    assert (spread(lower_resolution(image, factor)).flatten() < 0.6 * spread(image).flatten()).all()
+
+
+def test_a_curve_goes_through_its_heights_and_keeps_the_range() -> None:
+    image = torch.linspace(-1, 3, 401).view(1, 1, 1, -1)
+    heights = torch.tensor([[0.0, 0.1, 0.7, 1.0]])
+    changed = curve(image, heights)
+    expected = np.interp((image.flatten() + 1) / 4, np.linspace(0, 1, 4), heights[0]) * 4 - 1
+    np.testing.assert_allclose(changed.flatten(), expected, atol=1e-5)
+    straight = torch.linspace(0, 1, 5).expand(2, 5)
+    noise = torch.randn(2, 3, 9, 8)
+    torch.testing.assert_close(curve(noise, straight), noise, atol=1e-5, rtol=1e-5)
+    constant = torch.full((1, 1, 4, 4), 7.0)
+    assert torch.equal(curve(constant, heights), constant)
+
+
+def test_a_bias_field_is_a_smooth_gain_on_what_exceeds_the_darkest() -> None:
+    image = torch.full((2, 2, 24, 20, 16), 5.0)
+    image[..., 0, 0, 0] = 1.0
+    points = torch.rand(2, 1, 5, 5, 5, generator=torch.Generator().manual_seed(0)) - 0.5
+    gain = (bias_field(image, points) - 1) / 4
+    assert 0.6 < gain[..., 1:, :, :].min() < 0.95 and 1.05 < gain.max() < 1.7
+    assert gain[..., 1:, :, :].diff(dim=2).abs().max() < 0.15
+    assert torch.equal(gain[:, 0], gain[:, 1])
+    torch.testing.assert_close(bias_field(image, torch.zeros(2, 1, 5, 5, 5)), image)
+
+
+def test_boxes_hide_what_is_in_them() -> None:
+    image = torch.randn(2, 2, 9, 8)
+    corner, size = torch.tensor([[[2, 3], [0, 0]], [[5, 5], [0, 0]]]), torch.tensor([[[4, 5], [1, 1]], [[0, 3], [0, 0]]])
+    changed = drop_boxes(image, corner, size)
+    hidden = torch.zeros(9, 8, dtype=torch.bool)
+    hidden[2:6, 3:8], hidden[0, 0] = True, True
+    assert torch.equal(changed[1], image[1])
+    assert torch.equal(changed[0][:, ~hidden], image[0][:, ~hidden])
+    torch.testing.assert_close(changed[0][:, hidden], image[0].mean((1, 2)).unsqueeze(1).expand(-1, 21))
+
+
+def test_voxels_are_shuffled_within_their_boxes() -> None:
+    image = torch.arange(2 * 2 * 9 * 8.0).view(2, 2, 9, 8)
+    corner, order = torch.tensor([[[2, 3]], [[0, 0]]]), torch.tensor([[8, 7, 6, 5, 4, 3, 2, 1, 0], [*range(9)]])
+    changed = shuffle_boxes(image, corner, 3, order)
+    assert torch.equal(changed[1], image[1])
+    assert torch.equal(changed[0, :, 2:5, 3:6], image[0, :, 2:5, 3:6].flip(1, 2))
+    outside = torch.ones(9, 8, dtype=torch.bool)
+    outside[2:5, 3:6] = False
+    assert torch.equal(changed[0][:, outside], image[0][:, outside])

@@ -22,7 +22,7 @@ from pydicom.dataset import Dataset
 
 from medssl.archive import Index, Nifti, Reason, TarSource, build_index, narrow, read_nifti, write_nifti, write_volumes
 from medssl.archive.index.export import UnreadableVolume
-from medssl.archive.index.scanning import DamageWarning
+from medssl.archive.index.registry import DamageWarning
 from medssl.errors import ArchiveError, DataError
 from medssl.testing.dicom import made_affine, made_volume, write_series
 from medssl.volumes import make_store

@@ -6,6 +6,7 @@ import gzip
 import io
 import resource
 import time
+import tracemalloc
 import zipfile
 import zlib
 from pathlib import Path
@@ -127,6 +128,14 @@ def test_a_watched_file_is_the_file(tmp_path: Path) -> None:
     file = watched(io.BytesIO(content))
     assert file.seek(-10, io.SEEK_END) == 99_990 and file.read() == content[-10:]
     assert file.seek(5) == 5 and file.read(70_000) == content[5:70_005] and file.tell() == 70_005
+
+
+def test_no_more_memory_is_set_aside_than_there_are_bytes() -> None:
+    file = watched(io.BytesIO(bytes(10)))
+    tracemalloc.start()
+    assert file.read(2) == bytes(2) and file.read(2**31) == bytes(8) and file.read(2**31) == b""
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
 
 
 def test_files_that_kill_or_fill_their_worker_are_counted(tmp_path: Path, summed: Summed, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,16 +89,18 @@ def test_a_name_in_a_store_is_no_path(name: str, store: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("column", ["volume", "patient", "series"])
 def test_a_name_in_an_index_is_a_pseudonym(name: Any, column: str, index: Path, tmp_path: Path) -> None:
     (folder,) = index.glob("tables-*")
-    rewritten(folder / "volumes.parquet", lambda rows: rows[0].update({column: name}))
+    rewritten(folder / "volumes-0000.parquet", lambda rows: rows[0].update({column: name}))
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(ArchiveError, match=r"damaged: volumes.parquet .* Index the archive again"):
+    with pytest.raises(ArchiveError, match=r"damaged: .* Index the archive again"):
         write_volumes(Index(index), tmp_path / "out" / "deep")
     with pytest.raises(ArchiveError):
         make_store([index], tmp_path / "store")
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("tables", ["../other", "/tmp", "tables-", "tables-1/..", 3, ["tables-1"], "tables-1\n"])
+@pytest.mark.parametrize(
+    "tables", ["../other", "/tmp", "tables-", "tables-1/..", 3, "tables-1", [], ["tables-1", "../x"], ["tables-1\n"], [["tables-1"]]]
+)
 def test_an_index_names_its_own_tables(tables: Any, index: Path) -> None:
     mark = json.loads((index / "index.json").read_text())
     (index / "index.json").write_text(json.dumps(mark | {"tables": tables}))
@@ -243,13 +245,10 @@ def test_json_that_is_none_of_ours_is_one_clear_error(content: bytes, store: Pat
     (store / "store.json").write_bytes(content)
     with pytest.raises(StoreError):
         used(store)
-    (places,) = index.glob("private/tables-*/sources.json")
-    before = places.read_bytes()
-    places.write_bytes(content)
-    if content != b"[]":
+    for name in ("sources.parquet", "tables-1/volumes-0000.parquet", "tables-1/instances-0000.parquet"):
+        (index / "private" / name).write_bytes(content)
         with pytest.raises(ArchiveError, match="damaged"):
             Index(index).read(Index(index).volumes()[0].volume)
-    places.write_bytes(before)
     (index / "index.json").write_bytes(content)
     with pytest.raises(MedsslError):
         Index(index)
@@ -280,7 +279,16 @@ def test_a_pipe_in_a_store_is_an_error_at_once(place: str, store: Path, alarm: N
         used(store)
 
 
-@pytest.mark.parametrize("place", ["index.json", "*/volumes.parquet", "private/*/instances.parquet", "private/*/sources.json"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "index.json",
+        "tables-*/volumes-0000.parquet",
+        "private/tables-*/instances-0000.parquet",
+        "private/tables-*/volumes-0000.parquet",
+        "private/sources.parquet",
+    ],
+)
 def test_a_pipe_in_an_index_is_an_error_at_once(place: str, index: Path, alarm: None) -> None:
     (file,) = index.glob(place)
     file.unlink()
@@ -318,8 +326,8 @@ def test_a_pipe_in_an_index_is_an_error_at_once(place: str, index: Path, alarm: 
     ids=str,
 )
 def test_a_row_that_is_none_of_an_index_is_one_clear_error(file: str, values: Row, index: Path) -> None:
-    where = {"volumes": "tables-*/volumes.parquet", "private": "private/tables-*/instances.parquet"}
-    (path,) = index.glob(where.get(file, "tables-*/instances.parquet"))
+    where = {"volumes": "tables-*/volumes-0000.parquet", "private": "private/tables-*/instances-0000.parquet"}
+    (path,) = index.glob(where.get(file, "tables-*/instances-0000.parquet"))
     rewritten(path, lambda rows: rows[0].update(values))
     with pytest.raises(ArchiveError):
         opened = Index(index)

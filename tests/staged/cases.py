@@ -27,7 +27,7 @@ from pydicom.uid import (
 
 from medssl.testing import dicom
 from medssl.testing.dicom import made_affine, made_volume, uid, write_localizer, write_secondary_capture
-from staged.multiframe import frame, item, write_enhanced, write_grid, write_mosaic
+from staged.multiframe import frame, item, write_enhanced, write_grid, write_mosaic, write_nuclear
 
 Volume = tuple[np.ndarray, np.ndarray]
 """Voxels (x, y, z) and affine to RAS+ mm."""
@@ -518,6 +518,23 @@ case("mosaic of 9 slices")(mosaic(9))
 case("mosaic of 7 slices, downwards")(mosaic(7, True))
 
 
+@case("mosaic, its own header in another private block")
+def _(folder: Path) -> list[Volume]:
+    write_mosaic(folder / "a.dcm", made_volume((20, 16, 9)), made_affine(), block=0x11)
+    return [(made_volume((20, 16, 9)), made_affine())]
+
+
+@case("mosaic, slices counted by their times")
+def _(folder: Path) -> list[Volume]:
+    write_mosaic(folder / "a.dcm", made_volume((20, 16, 7)), made_affine(), counted="times")
+    return [(made_volume((20, 16, 7)), made_affine())]
+
+
+@case("mosaic without its own header: nothing says which way slices run")
+def _(folder: Path) -> None:
+    write_mosaic(folder / "a.dcm", made_volume((20, 16, 9)), made_affine(), block=0, counted="element")
+
+
 @case("mosaics of three time points")
 def _(folder: Path) -> list[Volume]:
     parts = [made_volume((20, 16, 9), seed) for seed in range(3)]
@@ -531,3 +548,58 @@ def _(folder: Path) -> list[Volume]:
     voxels, affine = made_volume((20, 16, 20)), made_affine()
     write_grid(folder / "a", voxels, affine, 5, 4)
     return [(voxels, affine)]
+
+
+@case("grid of tiles, implicit representation")
+def _(folder: Path) -> list[Volume]:
+    voxels, affine = made_volume((20, 16, 20)), made_affine()
+    write_grid(folder / "a", voxels, affine, 5, 4, ImplicitVRLittleEndian)
+    return [(voxels, affine)]
+
+
+def nuclear(downwards: bool = False, shuffled: bool = False) -> Case:
+    def write(folder: Path) -> list[Volume]:
+        voxels, affine = made_volume((20, 16, 9)), made_affine()
+        affine[:3, 2] *= -1 if downwards else 1
+        order = [0, *(np.random.default_rng(0).permutation(8) + 1).tolist()] if shuffled else range(9)
+        write_nuclear(folder / "a", [(voxels[:, :, z], z) for z in order], affine)
+        return [(voxels, affine)]
+
+    return write
+
+
+case("SPECT, slices behind each other")(nuclear())
+case("SPECT, slices in front of each other")(nuclear(downwards=True))
+case("SPECT, slices in any order")(nuclear(shuffled=True))
+
+
+@case("SPECT, three gates")
+def _(folder: Path) -> list[Volume]:
+    parts, affine = [made_volume((20, 16, 9), seed) for seed in range(3)], made_affine()
+    write_nuclear(
+        *(folder / "a", [(voxels[:, :, z], z) for voxels in parts for z in range(9)], affine),
+        ImageType=["ORIGINAL", "PRIMARY", "RECON GATED TOMO", "EMISSION"],
+        FrameIncrementPointer=[0x00540060, 0x00540070, 0x00540080],
+        RRIntervalVector=[1] * 27,
+        TimeSlotVector=[1 + index // 9 for index in range(27)],
+    )
+    return [(voxels, affine) for voxels in parts]
+
+
+@case("SPECT, projections")
+def _(folder: Path) -> None:
+    voxels = made_volume((20, 16, 9))
+    write_nuclear(
+        *(folder / "a", [(voxels[:, :, z], z) for z in range(9)], made_affine()), ImageType=["ORIGINAL", "PRIMARY", "TOMO", "EMISSION"]
+    )
+
+
+@case("multi-frame CT of the old kind, positions of no frame but the first")
+def _(folder: Path) -> None:
+    voxels, (file, *others) = made_volume(SHAPE), write_series(folder, *whole())
+    made = pydicom.dcmread(file)
+    made.NumberOfFrames, made.SpacingBetweenSlices = SHAPE[2], 2.0
+    made.PixelData = voxels.T.astype("<i2").tobytes()
+    made.save_as(file)
+    for other in others:
+        other.unlink()

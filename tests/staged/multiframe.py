@@ -6,13 +6,14 @@ import math
 import struct
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.pixels import get_encoder
 from pydicom.sequence import Sequence as Items
-from pydicom.uid import EnhancedMRImageStorage, ExplicitVRLittleEndian, MRImageStorage
+from pydicom.uid import EnhancedMRImageStorage, ExplicitVRLittleEndian, MRImageStorage, NuclearMedicineImageStorage
 
 from medssl.testing.dicom import uid
 
@@ -141,7 +142,11 @@ def tiled(voxels: np.ndarray, across: int, down: int) -> np.ndarray:
     return whole
 
 
-def write_mosaic(file: Path, voxels: np.ndarray, affine: np.ndarray, normal: float = 1.0, **tags: object) -> None:
+Counted = Literal["csa", "element", "times"]
+
+
+def write_mosaic(file: Path, voxels: np.ndarray, affine: np.ndarray, block: int = 0x10, counted: Counted = "csa", **tags: object) -> None:
+    """`block`: the private block of Siemens' own header, 0 for none of it; `counted`: what says how many slices there are."""
     side = math.isqrt(voxels.shape[2] - 1) + 1
     whole = tiled(voxels, side, side)
     made = base(MRImageStorage, *whole.shape, file.name)
@@ -152,9 +157,15 @@ def write_mosaic(file: Path, voxels: np.ndarray, affine: np.ndarray, normal: flo
     # Siemens gives the corner of a plane of the mosaic's size around the centre of the first slice.
     columns, rows = voxels.shape[:2]
     made.ImagePositionPatient = (LPS @ affine @ [-(side - 1) * columns / 2, -(side - 1) * rows / 2, 0, 1])[:3].round(6).tolist()
-    direction = (LPS @ affine)[:3, 2] / made.SpacingBetweenSlices * normal
-    made.add_new(0x00290010, "LO", "SIEMENS CSA HEADER")
-    made.add_new(0x00291010, "OB", csa(NumberOfImagesInMosaic=[voxels.shape[2]], SliceNormalVector=direction.tolist()))
+    direction = (LPS @ affine)[:3, 2] / made.SpacingBetweenSlices
+    count: dict[str, list[object]] = {"NumberOfImagesInMosaic": [voxels.shape[2]]} if counted == "csa" else {}
+    if block:
+        made.add_new(0x00290000 | block, "LO", "SIEMENS CSA HEADER")
+        made.add_new(0x00290010 | block << 8, "OB", csa(**count, SliceNormalVector=direction.tolist()))
+    if counted != "csa":
+        made.add_new(0x00190010, "LO", "SIEMENS MR HEADER")
+        times = [80.0 * z for z in range(voxels.shape[2])]
+        made.add_new(*((0x0019100A, "US", voxels.shape[2]) if counted == "element" else (0x00191029, "FD", times)))
     for keyword, value in tags.items():
         setattr(made, keyword, value)
     made.PixelData = whole.tobytes()
@@ -163,10 +174,11 @@ def write_mosaic(file: Path, voxels: np.ndarray, affine: np.ndarray, normal: flo
     made.save_as(file, enforce_file_format=True)
 
 
-def write_grid(file: Path, voxels: np.ndarray, affine: np.ndarray, across: int, down: int) -> None:
+def write_grid(file: Path, voxels: np.ndarray, affine: np.ndarray, across: int, down: int, syntax: str = ExplicitVRLittleEndian) -> None:
     """United Imaging's: a private sequence holds the position of each tile."""
     depth, whole = voxels.shape[2], tiled(voxels, across, down)
     made = base(MRImageStorage, *whole.shape)
+    made.file_meta.TransferSyntaxUID = syntax
     made.ImageType, made.Manufacturer = ["ORIGINAL", "PRIMARY", "M", "VFRAME"], "UIH"
     made.ImageOrientationPatient, made.PixelSpacing = plane(affine)
     made.add_new(0x00650010, "LO", "Image Private Header")
@@ -177,3 +189,23 @@ def write_grid(file: Path, voxels: np.ndarray, affine: np.ndarray, across: int, 
     made["PixelData"].VR = "OW"
     file.parent.mkdir(parents=True, exist_ok=True)
     made.save_as(file, enforce_file_format=True)
+
+
+def write_nuclear(file: Path, frames: Sequence[tuple[np.ndarray, int]], affine: np.ndarray, **more: object) -> Dataset:
+    """A reconstruction: (x, y) planes and their places from 0; slices run against the normal where the affine is left-handed."""
+    made = base(NuclearMedicineImageStorage, frames[0][0].shape[1], frames[0][0].shape[0], file.name)
+    made.Modality, made.ImageType = "NM", ["ORIGINAL", "PRIMARY", "RECON TOMO", "EMISSION"]
+    orientation, made.PixelSpacing = plane(affine)
+    step = (LPS @ affine)[:3, 2]
+    made.SpacingBetweenSlices = float(step @ np.cross(orientation[:3], orientation[3:]))
+    made.SliceThickness = abs(made.SpacingBetweenSlices)
+    made.NumberOfFrames, made.FrameIncrementPointer = len(frames), 0x00540080
+    made.SliceVector = [z + 1 for _, z in frames]
+    made.DetectorInformationSequence = Items([item(ImagePositionPatient=place(affine, 0), ImageOrientationPatient=orientation)])
+    for keyword, value in more.items():
+        setattr(made, keyword, value)
+    made.PixelData = b"".join(np.ascontiguousarray(voxels.T.astype("<i2")).tobytes() for voxels, _ in frames)
+    made["PixelData"].VR = "OW"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    made.save_as(file, enforce_file_format=True)
+    return made

@@ -10,13 +10,15 @@ import torch
 from monai.losses import DiceCELoss
 from torch import Tensor, nn
 
-from medssl.augment import ViewOptions
+from medssl.augment import ViewOptions, blur
+from medssl.config import check
 from medssl.contracts import Crops, Draw, PretextBatch
-from medssl.errors import DataError
+from medssl.errors import ConfigError, DataError
 from medssl.learn import Objective, freeze_unreached
 from medssl.learn.terms import BuiltTerm
 from medssl.networks import as_spec
 from medssl.testing import PretextTaskContract, make_crops, make_info, select
+from medssl.transfer.options import FinetuneConfig
 from medssl.transfer.segmentation import AugmentOptions, Segmentation, change_intensities, draw_flips, flip
 
 
@@ -137,3 +139,40 @@ def test_it_trains_beside_a_network_whose_encoder_nobody_knows() -> None:
     loss = objective.run(labelled(), 0)["loss"]
     loss.backward()
     assert all(parameter.grad is not None for parameter in objective.network.parameters())
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("elastic", [0, 2])
+def test_labels_go_where_the_look_moves_voxels(dims: int, elastic: float) -> None:
+    crops = labelled(dims, size=20)
+    numbers = torch.arange(20.0).view(-1, *[1] * (dims - 1)).expand_as(crops.images).contiguous()
+    crops = replace(crops, images=numbers, labels=numbers.long())
+    look = {"rotate": 25, "scale": 1.2, "shift": 0.1, "elastic": elastic, "elastic_step": 8}
+    batch = build(dims, scale=0, shift=0, noise=0, look=look).make(crops, Draw(0, 0, range(len(crops)), "t"))
+    known = batch.target >= 0
+    assert batch.inputs is not None and not torch.equal(batch.inputs, crops.images)
+    assert known.any() and not known.all()
+    assert (batch.inputs - batch.target)[known].abs().max() < 1
+    still = build(dims, scale=0, shift=0, noise=0, look={"gamma": 1.5}).make(crops, Draw(0, 0, range(len(crops)), "t"))
+    assert torch.equal(still.target, crops.labels)
+
+
+def test_a_look_that_moves_voxels_is_taken_back() -> None:
+    crops = labelled(3, size=24)
+    smooth = blur(crops.images, torch.full((len(crops),), 2.0))
+    batch = build(scale=0, shift=0, noise=0, look={"rotate": 10}).make(replace(crops, images=smooth), Draw(0, 0, range(len(crops)), "t"))
+    assert batch.inputs is not None and batch.restore is not None
+    inner = (..., *[slice(5, -5)] * 3)
+    back, moved = (((one - smooth)[inner] ** 2).mean() for one in (batch.restore(batch.inputs), batch.inputs))
+    assert back < 0.1 * moved
+
+
+def test_what_moves_voxels_is_refused_beside_other_terms() -> None:
+    given = {"network": "SegResNet", "data": {"dataset": "d", "size": [32, 32, 32]}, "tasks": [{"name": "inpainting"}]}
+    check(FinetuneConfig, given | {"augment": {"look": {"gamma": 1.5, "elastic": 0}}})
+    for look in ({"elastic": 2}, {"rotate": 5}):
+        with pytest.raises(ConfigError, match="under `views:`"):
+            check(FinetuneConfig, given | {"augment": {"look": look}})
+    elastic = {"_target_": "monai.transforms.Rand2DElastic", "spacing": [8, 8], "magnitude_range": [1, 2]}
+    with pytest.raises(ConfigError, match=r"take look\.elastic"):
+        check(FinetuneConfig, given | {"augment": {"look": {"transforms": [elastic]}}})

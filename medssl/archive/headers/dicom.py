@@ -15,7 +15,7 @@ from pydicom.tag import BaseTag, Tag
 
 from medssl.archive.decoders import can_decode
 from medssl.archive.geometry import usable_orientation, usable_position, usable_spacing
-from medssl.archive.headers import acquisition, diffusion, frames, siemens
+from medssl.archive.headers import acquisition, diffusion, frames, nuclear, projections, siemens
 from medssl.archive.headers.elements import (
     Header,
     count,
@@ -31,9 +31,10 @@ from medssl.archive.headers.elements import (
     whole,
 )
 from medssl.archive.headers.frames import Frame, frames_of
-from medssl.archive.headers.kinds import is_projection, kind_of
+from medssl.archive.headers.kinds import is_coloured, is_unplaced, kind_of
 from medssl.archive.headers.pixel_element import DEFLATED, UNCOMPRESSED, Bytes, frame_places
 from medssl.archive.headers.plain import META, PlainHeader
+from medssl.archive.headers.projections import as_image, is_projection
 from medssl.archive.instance import UNNUMBERED, WHOLE, Instance
 from medssl.archive.limits import inflated, most_unpacked
 from medssl.archive.narrowing import fits_float32
@@ -112,12 +113,13 @@ _BITS: dict[str, Field] = {
 OF_A_SLICE = {**_PLACE, **_ORDER, **_BITS}
 """What the header of one slice says."""
 _PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
-_TAGS: list[Any] = [
-    Tag(tag) for tag in (*_WANTED.split(), *acquisition.ELEMENTS.split(), *diffusion.TAGS, *frames.ELEMENTS, *siemens.ELEMENTS)
+_PLAIN: list[Any] = [
+    Tag(tag) for tag in (*_WANTED.split(), *acquisition.ELEMENTS.split(), *projections.ELEMENTS.split(), *diffusion.TAGS, *frames.ELEMENTS)
 ]
+_TAGS: list[Any] = [*_PLAIN, *(Tag(tag) for tag in (*nuclear.ELEMENTS, *siemens.ELEMENTS))]
 
-PLAIN_TAGS = frozenset({*(int(tag) for tag in _TAGS), *META, 0x00080005} - set(siemens.ELEMENTS))
-"""What is kept of a header that is not parsed by pydicom, which has the character sets and Siemens' own header to itself."""
+PLAIN_TAGS = frozenset({*map(int, _PLAIN), *META, 0x00080005})
+"""What is kept of a header that is not parsed by pydicom, which has character sets, vectors of frames and Siemens' own header to itself."""
 _ALL = frozenset(map(int, _TAGS))
 
 PARSE_ERRORS = (
@@ -169,7 +171,7 @@ def read_dataset(file: BinaryIO, tags: Iterable[Any], pixels: bool) -> pydicom.D
 
 def wanted_elements(header: pydicom.Dataset) -> frozenset[int]:
     """The tags that an index reads of this header: a source that fetches long values one by one need not fetch others."""
-    return _ALL if frames.is_mosaic(header) else _ALL - {siemens.CSA}
+    return _ALL if frames.is_mosaic(header) else _ALL - siemens.CSA
 
 
 def _not_of_meta(tag: BaseTag, vr: str | None, length: int) -> bool:
@@ -203,7 +205,8 @@ def with_places(found: list[Instance], file: BinaryIO, at: int, head: bytes = b"
     """
     if all(one.reason for one in found) or found[0].syntax == DEFLATED:
         return found
-    places = frame_places(Bytes(file, head), at, found[0], found[0].size, 1 if found[0].tile else len(found))
+    count = found[0].frames or (1 if found[0].tile else len(found))
+    places = frame_places(Bytes(file, head), at, found[0], found[0].size, count)
     if places is None:
         # The file ends as one.
         return [replace(found[0], frame=WHOLE, tile=(), reason=Reason.TRUNCATED.value)]
@@ -225,18 +228,21 @@ def from_header(header: Header, instance: Instance) -> list[Instance]:
         return [replace(found, reason=slices.value)]
     if slices is not None:
         return list(_slices(found, slices))
-    return [judged(replace(found, **_read(header, OF_A_SLICE)), header)]
+    one = replace(found, **_read(header, OF_A_SLICE))
+    return [as_image(one, header) if is_projection(found, header) else judged(one, header)]
 
 
 def slices_of(found: Instance, header: Header) -> list[Frame] | Reason | None:
-    """The slices of an object that holds many, None where it is one, or why it is none."""
+    """The slices of an object that holds many, None where it is one or an image by itself, or why it is none."""
     reason = kind_of(found, header)
     if reason is not None:
         return reason
+    if is_projection(found, header):
+        return None
+    if is_coloured(header):
+        return Reason.COLOUR
     slices = frames_of(header, int(number(header, "NumberOfFrames", 1)))
-    if slices is None and is_projection(found, header):
-        return Reason.PROJECTION
-    return slices
+    return Reason.PROJECTION if slices is None and is_unplaced(found, header) else slices
 
 
 def _read(header: Header, fields: Mapping[str, Field]) -> dict[str, Any]:
@@ -254,10 +260,12 @@ def _slices(found: Instance, frames: Sequence[Frame]) -> Iterator[Instance]:
 
 def _framed(filled: Instance, frame: Frame) -> Instance:
     one = replace(filled, frame=frame.number, dimensions=frame.dimensions)
+    if frame.position:
+        one = replace(one, position=frame.position, decimals=-1)
     if frame.tile is None:
         return one
     rows, columns, *tile = frame.tile
-    return replace(one, rows=rows, columns=columns, tile=tuple(tile), position=frame.position, decimals=-1)
+    return replace(one, rows=rows, columns=columns, tile=tuple(tile))
 
 
 def judged(filled: Instance, header: Header) -> Instance:

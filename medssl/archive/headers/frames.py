@@ -1,7 +1,8 @@
 """Objects of many frames, and planes of many tiles: the header of each slice in them, as if it were a file of its own.
 
-Enhanced objects say in functional groups what is the same for all frames and what is each one's; United Imaging's grids keep a
-sequence with a position for each tile; Siemens' mosaics give the position of the first tile and the direction of the others.
+Enhanced objects say in functional groups what is the same for all frames and what is each one's; nuclear medicine gives the position
+of the first slice and a vector of the others; United Imaging's grids keep a sequence with a position for each tile; Siemens' mosaics
+give the position of the first tile and the direction of the others.
 """
 
 from __future__ import annotations
@@ -9,13 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from typing import NamedTuple
 
 import numpy as np
 from pydicom import Dataset
+from pydicom.filereader import read_sequence
 
 from medssl.archive.geometry import slice_normal, usable_orientation, usable_spacing
 from medssl.archive.headers.elements import Header, has, number, numbers, parsed, tag_of, text, texts, values, whole
+from medssl.archive.headers.nuclear import is_reconstruction, placed_frames
 from medssl.archive.headers.siemens import mosaic_of
 from medssl.archive.outcomes import Reason
 
@@ -90,6 +94,8 @@ def frames_of(dataset: Header, frames: int) -> list[Frame] | Reason | None:
     """
     if has(dataset, _EACH):
         return list(_enhanced(parsed(dataset), frames))
+    if is_reconstruction(dataset) and (frames > 1 or not has(dataset, "ImagePositionPatient")):
+        return _nuclear(parsed(dataset), frames)
     if frames > 1:
         return Reason.MULTIFRAME
     if has(dataset, _GRID) and "Image Private Header" in text(dataset, 0x00650010):
@@ -167,8 +173,18 @@ def _pointer(item: Dataset) -> int:
     return int(found[0]) if found else 0
 
 
+def _nuclear(dataset: Dataset, frames: int) -> list[Frame] | Reason:
+    placed = placed_frames(dataset, frames)
+    if placed is None:
+        return Reason.MULTIFRAME
+    header = _copied(dataset)
+    header.ImageOrientationPatient = list(placed.orientation)
+    both = zip(placed.positions, placed.dimensions, strict=True)
+    return [Frame(index, header, position=position, dimensions=dimensions) for index, (position, dimensions) in enumerate(both)]
+
+
 def _grid(dataset: Header) -> list[Frame]:
-    items = values(dataset, _GRID)
+    items = _items(dataset, _GRID)
     count = whole(dataset, _GRID_COUNT, len(items))
     if count != len(items):
         raise ValueError(f"{len(items)} positions for {count} tiles")
@@ -193,6 +209,15 @@ def _mosaic(dataset: Header) -> list[Frame] | Reason:
     normal = slice_normal(orientation)
     step = normal * between * (1 if normal @ found.normal > 0 else -1)
     return [Frame(index, dataset, tile, tuple((corner + index * step).tolist())) for index, tile in enumerate(tiles)]
+
+
+def _items(dataset: Header, tag: int) -> list[Dataset]:
+    """The items of a private sequence, also of one that is bytes because the file does not say what it is."""
+    found = values(dataset, tag)
+    if len(found) != 1 or not isinstance(found[0], bytes):
+        return found
+    content = BytesIO(found[0])
+    return list(read_sequence(content, is_implicit_VR=True, is_little_endian=True, bytelength=len(found[0]), encoding="iso8859"))
 
 
 def _tiles(dataset: Header, count: int, square: bool) -> list[Tile]:

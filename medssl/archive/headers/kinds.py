@@ -22,6 +22,7 @@ _KINDS: tuple[tuple[str, Reason], ...] = (
     (_STORAGE + "11.", Reason.PRESENTATION_STATE),
     (_STORAGE + "9.", Reason.WAVEFORM),
     (_STORAGE + "67", Reason.VALUE_MAP),
+    (_STORAGE + "77.1.6", Reason.WHOLE_SLIDE),
     (_STORAGE + "7", Reason.SECONDARY_CAPTURE),
 )
 """What is no image of a patient, by the start of the SOP class; the first that fits counts."""
@@ -42,11 +43,14 @@ def kind_of(found: Instance, dataset: Header) -> Reason | None:
     types = [value.upper() for value in texts(dataset, "ImageType")]
     if "LOCALIZER" in types or "SCOUT" in types:
         return Reason.LOCALIZER
-    if int(number(dataset, "SamplesPerPixel", 1)) != 1:
-        return Reason.COLOUR
     return None
 
 
-def is_projection(found: Instance, dataset: Header) -> bool:
+def is_coloured(dataset: Header) -> bool:
+    """More than one value a pixel."""
+    return int(number(dataset, "SamplesPerPixel", 1)) != 1
+
+
+def is_unplaced(found: Instance, dataset: Header) -> bool:
     """A plane of its own that says not where it lies, and need not."""
     return not has(dataset, "ImagePositionPatient") and found.sop_class not in _PLANAR

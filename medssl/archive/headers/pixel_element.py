@@ -48,7 +48,9 @@ class PixelElement(NamedTuple):
 def plane_length(one: Instance) -> int:
     """Bytes of the plane that an instance is or lies in, where it is not compressed."""
     rows, columns = one.tile[:2] or (one.rows, one.columns)
-    return rows * columns * one.bits_allocated // 8
+    # A palette's colours lie elsewhere; of 4:2:2 two pixels share their two colour differences.
+    samples = 1 if one.photometric == "PALETTE COLOR" else 2 if one.photometric == "YBR_FULL_422" else one.samples
+    return rows * columns * samples * one.bits_allocated // 8
 
 
 def pixel_element(start: bytes, syntax: str) -> PixelElement | None:

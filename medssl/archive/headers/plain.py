@@ -35,6 +35,8 @@ _FLOAT_PIXELS = 0x7FE00008
 _SYNTAX, _CHARACTERS = 0x00020010, 0x00080005
 META = (0x00020002, _SYNTAX)
 """What is wanted of the file's own elements."""
+_META_LENGTH = b"\2\0\0\0UL\4\0"
+"""How the first element of a file begins."""
 _PLAIN_UID = re.compile(rb"[0-9.]+\0?")
 _PLAIN_CHARACTERS = re.compile(rb"(ISO_IR \d+|ISO 2022 IR 6|ISO 2022 IR 100)? ?")
 _ENCAPSULATED = re.compile(rb"1\.2\.840\.10008\.1\.2\.(4\.\d+|5)\0?")
@@ -139,7 +141,8 @@ def walk(file: BinaryIO, head: bytes, size: int, wanted: frozenset[int]) -> Plai
     at = _walk_meta(window, found)
     found.implicit = _is_implicit(window, found, at)
     _walk(window, found, at, size)
-    if not _PLAIN_CHARACTERS.fullmatch(found.items.get(_CHARACTERS, ("", b""))[1]):
+    vr, characters = found.items.get(_CHARACTERS, ("CS", b""))
+    if vr not in ("CS", None) or not _PLAIN_CHARACTERS.fullmatch(characters):
         raise NotPlain("a character set of its own")
     return found
 
@@ -147,6 +150,8 @@ def walk(file: BinaryIO, head: bytes, size: int, wanted: frozenset[int]) -> Plai
 def _walk_meta(window: _Window, found: PlainHeader) -> int:
     """The file's own elements, which lie at its start in explicit VR; returns where the others begin."""
     buffer, at, last = window.buffer, 132, 0
+    if buffer[132:140] != _META_LENGTH:
+        raise NotPlain("no length of the elements before the header")
     while len(buffer) >= at + 12:
         group, number, code, length = _ELEMENT(buffer, at)
         if group != 2:

@@ -28,7 +28,7 @@ _PLACES = {field.name: number for number, field in enumerate(fields(Instance))}
 _SOURCE, _KEY, _SIZE, _VERSION = (_PLACES[name] for name in ("source", "key", "size", "version"))
 _AT, _FRAME_AT, _FRAME_LENGTH = (_PLACES[name] for name in ("pixels_at", "frame_at", "frame_length"))
 _UID = _PLACES["uid"]
-_DECIDING = [_PLACES[name] for name in ("sop_class", "series", "syntax", "rows", "columns", "bits_allocated")]
+_DECIDING = [_PLACES[name] for name in ("sop_class", "modality", "series", "syntax", "rows", "columns", "bits_allocated")]
 """What decides whether an object is a slice, and where its pixels lie: files that differ in these are not alike."""
 _JUDGING = [_PLACES[name] for name in ("photometric", "bits_stored", "high_bit", "signed", "slope", "intercept")]
 _JUDGING += [_PLACES[name] for name in ("pixel_spacing", "orientation")]
@@ -70,7 +70,7 @@ class HeaderReader:
         except NotPlain:
             return read_instances(watched(file), instance)
         slices = with_places(slices, file, header.pixels_at, head)
-        if len(slices) == 1 and not slices[0].reason and slices[0].frame == WHOLE:
+        if len(slices) == 1 and not slices[0].reason and slices[0].frame == WHOLE and not slices[0].is_image:
             self._last = _likeness(head, header, slices[0], self._last)
         return slices
 

@@ -1,160 +1,48 @@
-"""Reading headers in worker processes: a shard of names in, a Parquet file of instances out."""
+"""What the files of a source are, each read under limits; nothing that a file holds raises."""
 
 from __future__ import annotations
 
 import gzip
 import logging
-import multiprocessing
 import os
-import pickle
 import struct
-import sys
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from hashlib import blake2b
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from medssl.archive.headers.dicom import PARSE_ERRORS, from_header, looks_like_dicom
 from medssl.archive.headers.plain import HEAD
 from medssl.archive.headers.reader import HeaderReader, Unread
-from medssl.archive.instance import SCHEMA, Instance, from_table, to_table
-from medssl.archive.limits import Refused, limit_memory, watched
+from medssl.archive.instance import Instance
+from medssl.archive.limits import Refused, watched
 from medssl.archive.nifti import names
 from medssl.archive.nifti.files import NiftiProblem, is_nifti, read_nifti_header
 from medssl.archive.nifti.modality import UNKNOWN, modality_of
 from medssl.archive.outcomes import Reason
-from medssl.archive.tables import read_table, write_table
+from medssl.archive.pictures.files import PictureProblem, is_picture, read_picture_stream
 from medssl.plugins import blame
 from medssl.source import ArchiveSource, HeaderSource, StatSource
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-SHARD = 256
-"""Files a task reads: enough to make the task's own cost small, few enough to spread over the workers."""
-
 _PACKED = (b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00")
 """How zip files and compressed files begin."""
 
-Progress = Callable[[int, int | None], None]
 
-
-@dataclass(frozen=True)
-class Shard:
-    """Work for one task."""
-
-    number: int
-    source: int
-    """Which of the sources."""
-    keys: tuple[str, ...]
-
-
-def scan(
-    shards: Sequence[Shard], sources: Sequence[ArchiveSource], folder: Path, workers: int, progress: Progress | None
-) -> list[Instance]:
-    """Every instance of the shards, in their order; each shard is written to `folder` as it is done."""
-    total = sum(len(shard.keys) for shard in shards)
-    done = 0
-    _report(progress, done, total)
-    # A single shard too is read by a worker where there may be one: what a file does to its reader is not done to the caller.
-    with _executor(min(workers, len(shards)), always=workers > 1) as executor:
-        for count in _results(executor, shards, sources, folder):
-            done += count
-            _report(progress, done, total)
-    return [one for shard in shards for one in from_table(read_table(folder / _name(shard), SCHEMA))]
-
-
-def shards_of(sources: Iterable[Iterable[str]]) -> list[Shard]:
-    """The keys of each source in shards of `SHARD`, in their order."""
-    shards: list[Shard] = []
-    for source, keys in enumerate(sources):
-        names = iter(keys)
-        while part := tuple(islice(names, SHARD)):
-            shards.append(Shard(len(shards), source, part))
-    return shards
-
-
-def _report(progress: Progress | None, done: int, total: int) -> None:
-    if progress is not None:
-        progress(done, total)
-
-
-@contextmanager
-def _executor(workers: int, always: bool = False) -> Iterator[Executor | None]:
-    """A pool of processes, or None where this process is to do the work itself."""
-    if workers <= 1 and not always:
-        yield None
-        return
-    # Forking spares scripts the `if __name__ == "__main__"` that a fresh interpreter would need.
-    method = "fork" if sys.platform == "linux" else "spawn"
-    executor = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context(method), initializer=limit_memory)
-    try:
-        yield executor
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)
-
-
-def _results(executor: Executor | None, shards: Sequence[Shard], sources: Sequence[ArchiveSource], folder: Path) -> Iterator[int]:
-    if executor is None:
-        yield from (scan_shard(shard, sources[shard.source], folder) for shard in shards)
-        return
-    pickled = [pickle.dumps(source) for source in sources]
-    waiting: list[Future[int]] = [executor.submit(_in_worker, shard, pickled[shard.source], folder) for shard in shards]
-    try:
-        for future in as_completed(waiting):
-            yield future.result()
-    except BrokenProcessPool:
-        for shard in shards:
-            if not (folder / _name(shard)).exists():
-                write_table(to_table(_alone(shard, pickled[shard.source], folder)), folder / _name(shard))
-                yield len(shard.keys)
-
-
-def _alone(shard: Shard, pickled: bytes, folder: Path) -> list[Instance]:
-    """A shard in a process of its own, halved as long as that process gets killed, until the file that does it is found."""
-    with _executor(1, always=True) as executor, suppress(BrokenProcessPool):
-        assert executor is not None
-        executor.submit(_in_worker, shard, pickled, folder).result()
-        return from_table(read_table(folder / _name(shard), SCHEMA))
-    if len(shard.keys) == 1:
-        return [Instance(source=shard.source, key=os.fsencode(shard.keys[0]), reason=Reason.KILLED.value)]
-    middle = len(shard.keys) // 2
-    halves = (replace(shard, keys=keys) for keys in (shard.keys[:middle], shard.keys[middle:]))
-    return [one for half in halves for one in _alone(half, pickled, folder)]
-
-
-def _name(shard: Shard) -> str:
-    return f"shard-{shard.number:08d}.parquet"
-
-
-def _in_worker(shard: Shard, pickled: bytes, folder: Path) -> int:
-    return scan_shard(shard, _received(pickled), folder)
-
-
-@lru_cache(maxsize=1)
-def _received(pickled: bytes) -> ArchiveSource:
-    """A worker process opens a source once, not for each shard: a zip or tar file lists all its members when it is opened."""
-    source: ArchiveSource = pickle.loads(pickled)
-    return source
-
-
-def scan_shard(shard: Shard, source: ArchiveSource, folder: Path) -> int:
-    """Scan one shard and write it; returns the number of files."""
+def scan_files(source: ArchiveSource, number: int, keys: Sequence[str]) -> list[Instance]:
+    """What each file of a source is, or each of its slices, in the order of `keys`."""
     with quiet_pydicom():
-        found = scan_headers(source, shard.source, shard.keys) if isinstance(source, HeaderSource) else {}
+        found = scan_headers(source, number, keys) if isinstance(source, HeaderSource) else {}
         side_files: dict[str, Any] = {}
         reader = HeaderReader()
-        instances = [one for key in shard.keys for one in found.get(key) or _opened(source, shard.source, key, side_files, reader)]
-    write_table(to_table(instances), folder / _name(shard))
-    return len(shard.keys)
+        return [one for key in keys for one in found.get(key) or _opened(source, number, key, side_files, reader)]
 
 
 @contextmanager
@@ -173,7 +61,7 @@ def quiet_pydicom() -> Iterator[None]:
 
 def _opened(source: ArchiveSource, number: int, key: str, side_files: dict[str, Any], reader: HeaderReader) -> list[Instance]:
     found = scan_file(source, number, key, reader)
-    if found[0].kind != "nifti" or found[0].reason:
+    if found[0].kind not in ("nifti", "picture") or found[0].reason:
         return found
     return [replace(found[0], modality=modality_of(source, key, side_files))]
 
@@ -244,8 +132,11 @@ def _left_out(unread: Unread, reason: Reason) -> list[Instance]:
 def _scan_open(file: BinaryIO, start: bytes, unread: Unread, key: str, location: str, reader: HeaderReader) -> list[Instance]:
     if not start:
         return _left_out(unread, Reason.EMPTY_FILE)
+    name = os.path.join(Path(location).name, key)  # noqa: PTH118 - any encoding
     if names.is_nifti_name(key) or is_nifti(start) or (start[:2] == b"\x1f\x8b" and is_nifti(_unpacked_start(watched(file)))):
-        return [_scan_nifti(watched(file), unread.instance(), os.path.join(Path(location).name, key))]  # noqa: PTH118 - any encoding
+        return [_scan_nifti(watched(file), unread.instance(), name)]
+    if is_picture(start):
+        return [_scan_picture(watched(file), unread.instance(), name)]
     if start.startswith(_PACKED) or start[257:262] == b"ustar":
         return _left_out(unread, Reason.COMPRESSED_ARCHIVE)
     return _scan_dicom(file, start, unread, reader)
@@ -271,19 +162,29 @@ def _scan_nifti(file: BinaryIO, instance: Instance, name: str) -> Instance:
         header = read_nifti_header(file)
     except NiftiProblem as problem:
         return replace(found, reason=problem.reason.value)
+    return replace(_named(found, file, name), shape=header.shape, affine=tuple(header.affine.ravel().tolist()), warnings=header.warnings)
+
+
+def _named(found: Instance, file: BinaryIO, name: str) -> Instance:
+    """An image file is called by what it holds, and its visit by its name."""
     file.seek(0)
     digest = blake2b(digest_size=20)
     while block := file.read(1 << 20):
         digest.update(block)
-    return replace(
-        found,
-        uid=digest.hexdigest(),
-        series=digest.hexdigest(),
-        study=names.session_of(name),
-        shape=header.shape,
-        affine=tuple(header.affine.ravel().tolist()),
-        warnings=header.warnings,
-    )
+    return replace(found, uid=digest.hexdigest(), series=digest.hexdigest(), study=names.session_of(name))
+
+
+def _scan_picture(file: BinaryIO, instance: Instance, name: str) -> Instance:
+    """A picture is decoded once: nothing less tells that it is whole."""
+    found = replace(instance, kind="picture", modality=UNKNOWN, patient=names.patient_of(name))
+    if names.is_label(name):
+        return replace(found, reason=Reason.LABEL_MAP.value)
+    try:
+        picture = read_picture_stream(file)
+    except PictureProblem as problem:
+        return replace(found, reason=problem.reason.value)
+    samples, columns, rows, _ = picture.array.shape
+    return replace(_named(found, file, name), rows=rows, columns=columns, samples=samples, frames=1, warnings=picture.notes)
 
 
 def _scan_dicom(file: BinaryIO, start: bytes, unread: Unread, reader: HeaderReader) -> list[Instance]:

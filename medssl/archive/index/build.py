@@ -1,36 +1,44 @@
-"""Building an index: scan the sources, settle duplicates, make volumes of series, write the tables."""
+"""Building an index: read what is new, settle duplicates, make volumes of the series that are concerned, add the tables.
+
+What is there already is neither read nor made again. A build that is killed at any moment and started again ends as one that was not.
+"""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Executor
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from medssl.archive.headers.scan import Progress
-from medssl.archive.index.folder import IndexFolder
-from medssl.archive.index.making import Made, make_volumes
+from medssl.archive import executors
+from medssl.archive.executors import HERE, Workers
+from medssl.archive.index.contents import Contents, studies
+from medssl.archive.index.facts import MARKS, Changed, Facts, dropped, find_changes, read_repeated, write_buckets, write_repeated
+from medssl.archive.index.folder import Asked, IndexFolder, New
 from medssl.archive.index.pseudonyms import Pseudonyms
 from medssl.archive.index.records import IndexSummary
-from medssl.archive.index.scanning import Chosen, opened, scanned_all
-from medssl.archive.index.summary import records_table, summarize
-from medssl.archive.instance import Instance, to_table
-from medssl.archive.outcomes import ending
+from medssl.archive.index.registry import Chosen, Packed, Sources, write_archives
+from medssl.archive.index.scanning import Progress, Scan, read_new
+from medssl.archive.index.settling import Bucket, settle
+from medssl.archive.instance import SCHEMA, Instance, from_table
+from medssl.archive.outcomes import Reason
 from medssl.archive.series.duplicates import mark_duplicates
 from medssl.archive.series.locations import placed_by_location
-from medssl.archive.series.splitting import Left
 from medssl.archive.sources.locations import source_class
 from medssl.archive.tables import write_table
 from medssl.errors import ArchiveError, MedsslError, UsageError
 from medssl.faults import fault
-from medssl.files import write_atomically
 
 if TYPE_CHECKING:
     from medssl.plugins import Plugins
+
+READS = 1
+"""Raised whenever a file would be read otherwise than before though no column is new: then all files are read again."""
 
 
 def build_index(
@@ -41,75 +49,120 @@ def build_index(
     progress: Progress | None = None,
     plugins: Plugins | None = None,
     slice_location: bool = False,
+    executor: Executor | None = None,
 ) -> IndexSummary:
     """Read `sources` (folders, zip or tar files, what plugins open) into the index folder and say what they hold.
 
-    Everything is grouped by UID over all sources. Every file ends in one volume or with one `Reason`. An index that is already in
-    `folder` is replaced, and keeps its pseudonyms. `progress` is called with files done and files in all.
+    Everything is grouped by UID over all sources. Every file ends in one volume or with one `Reason`. Of an index that is already in
+    `folder` only what changed is read: afterwards it is that of these sources, with the same pseudonyms. `progress` is called with
+    files read and files to read.
     `plugins` open what no source of medssl's own does; without them the installed ones.
     `slice_location`: SliceLocation along the slice normal stands in for a position that was removed, and the volume says so.
+    `executor` reads the files instead of `workers` processes of this machine; it stays open.
     Raises `UsageError`, `MissingInput` or `ArchiveError`.
     """
     if not sources:
         raise UsageError("no archive given. Name at least one folder, zip or tar file.")
-    chosen = [source_class(source, plugins) for source in sources]
+    chosen = list(dict.fromkeys(source_class(source, plugins) for source in sources))
     try:
         with IndexFolder.held(Path(folder)) as root:
-            return _built(chosen, root, workers, progress, slice_location)
+            asked = Asked(slice_location, _read(), Pseudonyms.of(root.key).name("instance", ""))
+            _build(chosen, root, executors.given(executor) if executor else executors.local(workers), workers, progress, plugins, asked)
+            return Contents.of(root).summary()
     except MedsslError:  # MissingInput is an OSError too, and says more
         raise
     except OSError as error:
         raise ArchiveError(fault(error, f"the index cannot be written to {folder}")) from error
 
 
-def _built(chosen: Sequence[Chosen], root: IndexFolder, workers: int, progress: Progress | None, slice_location: bool) -> IndexSummary:
-    names = Pseudonyms.of(root.key)
-    with root.building() as (public, private):
-        sources = opened(chosen)
-        scanned = scanned_all(sources, root, private, workers, progress)
-        instances = mark_duplicates([placed_by_location(one) for one in scanned] if slice_location else scanned, sources)
-        made, left = make_volumes(instances, names)
-        final = _final(instances, left)
-        rows = _instances_table(final, made, names)
-        records = [one.record for one in made]
-        write_table(rows, public / "instances.parquet")
-        write_table(records_table(records), public / "volumes.parquet")
-        write_table(_private_table(final, rows), private / "instances.parquet")
-        places = [*(place for _, place in chosen), *(source.location for source in sources[len(chosen) :])]
-        write_atomically(private / "sources.json", json.dumps(places).encode())
-    return summarize(rows, records)
+def _read() -> str:
+    """What tells rows apart that are read otherwise."""
+    return blake2b(f"{READS} {SCHEMA.to_string()}".encode(), digest_size=4).hexdigest()
 
 
-def _final(instances: Sequence[Instance], left: Sequence[Left]) -> list[Instance]:
-    reasons = {item.instance.identity: item.reason for item in left}
-    return [replace(one, reason=reasons[one.identity].value) if one.identity in reasons else one for one in instances]
+def _build(
+    chosen: list[Chosen],
+    root: IndexFolder,
+    reading: Workers,
+    workers: int,
+    progress: Progress | None,
+    plugins: Plugins | None,
+    asked: Asked,
+) -> None:
+    usable = _usable_tables(root, asked)
+    with root.building() as new:
+        facts = Facts(root, usable, new.work)
+        scan = Scan(root, facts, Sources.of(root.sources, plugins), reading, progress, lambda content: content, f"read-{asked.read}")
+        read_new(scan, chosen)
+        add_tables(scan, new, asked, workers)
+        write_archives(scan.archives, root.archives)
+    for file in root.scan.iterdir():
+        file.unlink()
 
 
-def _instances_table(instances: Sequence[Instance], made: Sequence[Made], names: Pseudonyms) -> pa.Table:
-    """The public row of each instance: how it ended, and its place in its volume."""
-    place = {one.identity: (volume.record.volume, number) for volume in made for number, one in enumerate(volume.slices)}
-    where = [place.get(one.identity, (None, None)) for one in instances]
-    return pa.table(
-        {
-            "instance": [names.name("instance", one.named(f"{one.source}\n{os.fsdecode(one.key)}")) for one in instances],
-            "file": [names.name("instance", f"{one.source}\n{os.fsdecode(one.key)}") for one in instances],
-            "frame": pa.array([one.frame for one in instances], pa.int64()),
-            "kind": [one.kind for one in instances],
-            "modality": [one.modality for one in instances],
-            "series": [names.name("series", one.series) if one.series else "" for one in instances],
-            "rows": pa.array([one.rows for one in instances], pa.int64()),
-            "columns": pa.array([one.columns for one in instances], pa.int64()),
-            "manufacturer": [one.taken.manufacturer for one in instances],
-            "ending": [ending(one.why) for one in instances],
-            "reason": [one.reason for one in instances],
-            "volume": pa.array([volume for volume, _ in where], pa.string()),
-            "slice": pa.array([number for _, number in where], pa.int64()),
-        }
-    )
+def _usable_tables(root: IndexFolder, asked: Asked) -> tuple[str, ...]:
+    """Those of which the rows still hold: they say what would be read now."""
+    mark = root.mark()
+    return mark.tables if mark.tables and (mark.asked.read, mark.asked.key) == (asked.read, asked.key) else ()
 
 
-def _private_table(instances: Sequence[Instance], rows: pa.Table) -> pa.Table:
-    table = to_table(list(instances))
-    for name in ("instance", "volume", "slice"):
-        table = table.append_column(name, rows[name])
-    return table
+def add_tables(scan: Scan, new: New, asked: Asked, workers: int) -> None:
+    """Settle what `scan` found to be new or changed, and add the tables of it to those of the index."""
+    root, usable = scan.root, scan.facts.tables
+    with scan.facts.asked() as connection:
+        changed = find_changes(connection, scan.first, asked != root.mark().asked)
+        if not changed.anything and usable:
+            return
+        buckets = _distributed(connection, changed, scan, new, asked)
+    _settle(buckets, new, Pseudonyms.of(root.key), asked, workers)
+    earlier = () if changed.everything else usable
+    write_table(studies(root, earlier, new), new.public / "studies.parquet")
+    root.take_over(new, earlier, asked)
+
+
+def _distributed(connection: duckdb.DuckDBPyConnection, changed: Changed, scan: Scan, new: New, asked: Asked) -> list[tuple[Path, ...]]:
+    """Buckets of the rows to be settled, after the duplicates among them were found, in public what no longer counts."""
+    write_table(dropped(connection), new.public / "changes.parquet")
+    several, marks = new.work / "several.parquet", new.work / "marks.parquet"
+    write_repeated(connection, _usable(asked), several)
+    _write_marks(_repeated(read_repeated(several), scan.sources, asked), scan.archives, marks)
+    return write_buckets(connection, changed.rows, marks, new.work)
+
+
+def _usable(asked: Asked) -> list[str]:
+    return ["", Reason.NO_POSITION.value] if asked.slice_location else [""]
+
+
+def _repeated(groups: Iterable[pa.Table], sources: Sources, asked: Asked) -> Iterable[tuple[Instance, str]]:
+    """Instances that are duplicates or in conflict, with the reason."""
+    for group in groups:
+        instances = from_table(group)
+        if asked.slice_location:
+            instances = [placed_by_location(one) for one in instances]
+        for one, marked in zip(instances, mark_duplicates(instances, sources), strict=True):
+            if marked.reason != one.reason:
+                yield one, marked.reason
+
+
+def _write_marks(repeated: Iterable[tuple[Instance, str]], archives: dict[int, Packed], file: Path) -> None:
+    with pq.ParquetWriter(file, MARKS) as writer:
+        rows = [{"source": one.inside, "key": one.key, "frame": -1, "mark": one.outcome} for one in archives.values() if one.inside >= 0]
+        for one, reason in repeated:
+            rows.append({"source": one.source, "key": one.key, "frame": one.frame, "mark": reason})
+            if len(rows) >= 2**16:
+                writer.write_table(pa.Table.from_pylist(rows, schema=MARKS))
+                rows = []
+        writer.write_table(pa.Table.from_pylist(rows, schema=MARKS))
+
+
+def _settle(buckets: Sequence[tuple[Path, ...]], new: New, names: Pseudonyms, asked: Asked, workers: int) -> None:
+    """One bucket after the other, or several at once where there are several and more than one process may work."""
+    tasks = [Bucket(files, part, new.public, new.private, names, asked.slice_location) for part, files in enumerate(buckets)]
+    among = executors.local(min(workers, len(tasks))) if tasks else HERE
+    if among.start is None:
+        for task in tasks:
+            settle(task)
+        return
+    with among.start() as executor:
+        for _ in executor.map(settle, tasks):
+            pass

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from medssl.archive.outcomes import Reason, ending, remedy
 
@@ -32,28 +33,30 @@ class LeftOut:
         return asdict(self)
 
 
-def left_out_of(instances: pa.Table) -> list[LeftOut]:
-    """Of the public instance table; the largest first. What is no image, and duplicates, are not missed by anybody."""
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
-    for row in instances.to_pylist():
-        if row["reason"] and ending(Reason(row["reason"])) == "rejected":
-            groups[row["series"], row["reason"]].append(row)
-    found = [_left_out(series, reason, rows) for (series, reason), rows in groups.items()]
+def left_out_of(parts: Iterable[pa.Table]) -> list[LeftOut]:
+    """Of the public instance table, part by part; the largest first. What is no image, and duplicates, are not missed by anybody."""
+    groups: dict[tuple[str, str], list[Any]] = {}
+    reasons = [reason for reason in Reason if ending(reason) == "rejected"]
+    for table in parts:
+        rows = table.filter(pc.is_in(table["reason"], pa.array([reason.value for reason in reasons])))
+        per_file = rows.group_by(["series", "reason", "modality", "rows", "columns", "manufacturer"])
+        for row in per_file.aggregate([("file", "count_distinct")]).to_pylist():
+            # What no series is known of may be in several parts.
+            known = groups.setdefault((row["series"], row["reason"]), [set() for _ in _SAID] + [0])
+            for values, name in zip(known, _SAID, strict=False):
+                values.add(row[name])
+            known[-1] += row["file_count_distinct"]
+    found = [_left_out(series, reason, said, files) for (series, reason), (*said, files) in groups.items()]
     return sorted(found, key=lambda one: (-one.files, one.reason, one.series))
 
 
-def _left_out(series: str, reason: str, rows: list[dict[str, Any]]) -> LeftOut:
-    def common(name: str, otherwise: Any) -> Any:
-        values = {row[name] for row in rows}
-        return values.pop() if len(values) == 1 else otherwise
+_SAID = ("modality", "rows", "columns", "manufacturer")
 
-    return LeftOut(
-        series,
-        common("modality", ""),
-        common("rows", 0),
-        common("columns", 0),
-        common("manufacturer", ""),
-        len({row["file"] for row in rows}),
-        reason,
-        remedy(Reason(reason)),
-    )
+
+def _left_out(series: str, reason: str, said: Sequence[set[Any]], files: int) -> LeftOut:
+    def common(name: str, otherwise: Any) -> Any:
+        values = said[_SAID.index(name)]
+        return next(iter(values)) if len(values) == 1 else otherwise
+
+    matrix = common("rows", 0), common("columns", 0)
+    return LeftOut(series, common("modality", ""), *matrix, common("manufacturer", ""), files, reason, remedy(Reason(reason)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -37,14 +37,14 @@ def make_volumes(instances: Sequence[Instance], names: Pseudonyms) -> tuple[list
             continue
         if one.kind == "nifti":
             made.append(_from_nifti(one, names))
+        elif one.is_image:
+            made.append(_from_image(one, names))
         else:
             series[one.patient, one.study, one.series].append(one)
     for members in series.values():
         stacks, rest = split_volumes(members)
         made += [_from_stack(stack, names) for stack in stacks]
         left += rest
-    numbers = _study_numbers(made)
-    made = [replace(one, record=replace(one.record, study_number=numbers.get(one.record.study))) for one in made]
     # Pseudonyms give an order that does not depend on where files lie.
     return sorted(made, key=lambda one: (one.record.patient, one.record.study, one.record.series, one.record.volume)), left
 
@@ -69,11 +69,40 @@ def _from_stack(stack: Stack, names: Pseudonyms) -> Made:
 
 def _from_nifti(one: Instance, names: Pseudonyms) -> Made:
     affine = np.array(one.affine, float).reshape(4, 4)
-    return Made(replace(_record(one, "nifti", names, one.uid, one.shape, affine), warnings=one.warnings), (one,))
+    record = replace(_record(one, "nifti", names, one.uid, one.shape, affine), warnings=one.warnings)
+    if one.shape[2] == 1:
+        record = replace(record, dimensions=2, spacing=record.spacing[:2])
+    return Made(record, (one,))
+
+
+def _from_image(one: Instance, names: Pseudonyms) -> Made:
+    values = one.frames * one.samples
+    shape = (one.columns, one.rows, 1, *((values,) if values > 1 else ()))
+    kind: Literal["dicom", "picture"] = "picture" if one.kind == "picture" else "dicom"
+    identity = f"{one.series}\n{one.uid}" if kind == "dicom" else one.uid
+    record = _record(one, kind, names, identity, shape, geometry.image_affine(one.pixel_spacing))
+    return Made(
+        replace(
+            record,
+            spacing=tuple(one.pixel_spacing[::-1]),
+            dimensions=2,
+            frames=one.frames,
+            colours=one.samples,
+            inverted=one.photometric == "MONOCHROME1",
+            warnings=one.warnings,
+            **_taken((one,)),
+        ),
+        (one,),
+    )
 
 
 def _record(
-    first: Instance, kind: Literal["dicom", "nifti"], names: Pseudonyms, identity: str, shape: tuple[int, ...], affine: geometry.Float
+    first: Instance,
+    kind: Literal["dicom", "nifti", "picture"],
+    names: Pseudonyms,
+    identity: str,
+    shape: tuple[int, ...],
+    affine: geometry.Float,
 ) -> VolumeRecord:
     return VolumeRecord(
         volume=names.name("volume", f"{kind}\n{identity}"),
@@ -115,16 +144,3 @@ def _first(values: tuple[float, ...] | None) -> float | None:
 
 def _common(values: Sequence[Any]) -> Any:
     return values[0] if all(value == values[0] for value in values) else None
-
-
-def _study_numbers(made: Sequence[Made]) -> Mapping[str, int]:
-    """Study -> its number among those of its patient that are dated, by date: an order without dates."""
-    dated: dict[str, set[tuple[str, str]]] = defaultdict(set)
-    for one in made:
-        if one.slices[0].taken.study_date:
-            dated[one.record.patient].add((min(part.taken.study_date for part in one.slices), one.record.study))
-    numbers: dict[str, int] = {}
-    for studies in dated.values():
-        for _, study in sorted(studies):
-            numbers.setdefault(study, 1 + sum(1 for _, other in studies if other in numbers))
-    return numbers

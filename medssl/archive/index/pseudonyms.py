@@ -40,5 +40,5 @@ class Pseudonyms:
 
     def name(self, kind: Kind, identity: str) -> str:
         """A letter for the kind and 20 hexadecimal digits."""
-        digest = hmac.new(self._key, f"{kind}\0{identity}".encode("utf-8", "surrogateescape"), "sha256").hexdigest()
-        return _LETTER[kind] + digest[:20]
+        digest = hmac.digest(self._key, f"{kind}\0{identity}".encode("utf-8", "surrogateescape"), "sha256")
+        return _LETTER[kind] + digest[:10].hex()

@@ -9,7 +9,7 @@ from medssl.archive.index.summary import COLUMNS
 from medssl.errors import UsageError
 
 
-def select_volumes(table: pa.Table, where: str) -> set[str]:
+def select_volumes(table: pa.Table, where: str) -> pa.Array:
     """Names of the volumes for which the condition holds; raises `UsageError` for what is no such condition."""
     with duckdb.connect(":memory:", config={"threads": 1}) as connection:
         connection.register("given", table)
@@ -22,6 +22,6 @@ def select_volumes(table: pa.Table, where: str) -> set[str]:
             statements = connection.extract_statements(query)
             if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
                 raise UsageError(f"--where takes one condition, such as \"modality = 'CT' AND shape[3] >= 30\", not: {where}")
-            return {str(row[0]) for row in connection.execute(statements[0]).fetchall()}
+            return connection.sql(statements[0].query).to_arrow_table()["volume"].combine_chunks()
         except duckdb.Error as error:
             raise UsageError(f'--where "{where}" is no condition over the volume table: {error}. Columns: {", ".join(COLUMNS)}.') from error

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -13,29 +13,35 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from medssl.archive.index.contents import Contents
 from medssl.archive.index.folder import IndexFolder
 from medssl.archive.index.left_out import LeftOut, left_out_of
+from medssl.archive.index.parts import instances_file
 from medssl.archive.index.query import select_volumes
 from medssl.archive.index.records import IndexSummary, Volume, VolumeRecord
-from medssl.archive.index.summary import INSTANCES, PLACE, PRIVATE, UNKNOWN, VOLUMES, count_reasons, records_from, summarize
+from medssl.archive.index.registry import Sources
+from medssl.archive.index.summary import PLACE, PRIVATE, Counts, records_from
 from medssl.archive.instance import SCHEMA, Instance, from_table
 from medssl.archive.narrowing import narrow
 from medssl.archive.nifti.files import NiftiProblem, read_stream, read_stream_channels
 from medssl.archive.outcomes import Reason
+from medssl.archive.pictures.files import PictureProblem, read_picture_stream
 from medssl.archive.pixels.filling import SliceProblem, fill
-from medssl.archive.pixels.values import whole_range
-from medssl.archive.sources.locations import find_source
-from medssl.archive.tables import damaged, read_table
+from medssl.archive.pixels.images import image_values
+from medssl.archive.pixels.values import PixelProblem, whole_range
+from medssl.archive.tables import damaged, read_groups
 from medssl.errors import ArchiveError, UsageError
-from medssl.faults import fault, is_fault
-from medssl.files import read_json
 from medssl.notebook import html_table
 from medssl.source import ArchiveSource
 
 if TYPE_CHECKING:
     from medssl.plugins import Plugins
+
+_GROUPS = 4
+"""Row groups of private instances that are kept: volumes that lie side by side are often read one after the other."""
 
 
 class Index:
@@ -47,12 +53,11 @@ class Index:
 
     def __init__(self, folder: str | Path, plugins: Plugins | None = None) -> None:
         self._folder = IndexFolder.opened(Path(folder))
-        self._tables = str(self._folder.tables())
+        self._contents = Contents.of(self._folder)
         with self._same():
-            self._table = read_table(self._folder.root / self._tables / "volumes.parquet", VOLUMES, UNKNOWN)
-        self._records = {record.volume: record for record in records_from(self._table)}
+            self._table = self._contents.volumes
         self._plugins = plugins
-        self._opened: dict[int, ArchiveSource] = {}
+        self._groups: OrderedDict[tuple[int, int, int], pa.Table] = OrderedDict()
         self._lock = Lock()
 
     def __reduce__(self) -> tuple[type[Index], tuple[Path]]:
@@ -60,7 +65,7 @@ class Index:
         return Index, (self._folder.root,)
 
     def __repr__(self) -> str:
-        return f"Index({str(self._folder.root)!r}, {len(self._records)} volumes)"
+        return f"Index({str(self._folder.root)!r}, {len(self._table)} volumes)"
 
     def _repr_html_(self) -> str:
         rows = [(one.volume, one.modality, " x ".join(map(str, one.shape)), one.instances) for one in self.volumes()]
@@ -68,52 +73,62 @@ class Index:
 
     def volumes(self, where: str | None = None) -> list[VolumeRecord]:
         """All volumes, or those for which the SQL condition over the volume table holds; a wrong condition raises `UsageError`."""
-        if where is None:
-            return list(self._records.values())
-        chosen = select_volumes(self._table, where)
-        return [record for name, record in self._records.items() if name in chosen]
+        chosen = self._table if where is None else self._table.filter(pc.is_in(self._table["volume"], select_volumes(self._table, where)))
+        return records_from(chosen)
 
     def summary(self) -> IndexSummary:
         """What `build_index` returned."""
-        return summarize(self._instances, self.volumes())
+        with self._same():
+            return self._contents.summary()
 
     def rejected(self) -> dict[str, int]:
         """Reason -> files, for all files that are in no volume."""
-        return count_reasons(self._instances)
+        counts = Counts()
+        with self._same():
+            for table in self._contents.instances():
+                counts.add(table)
+        return counts.reasons()
 
     def left_out(self) -> list[LeftOut]:
         """The series, or parts of series, that were rejected, with the reason and what would mend it; the largest first."""
-        return left_out_of(self._instances)
+        with self._same():
+            return left_out_of(self._contents.instances())
 
-    def read(self, volume: str) -> Volume:
+    def read(self, volume: str, frames: Sequence[int] | None = None) -> Volume:
         """The voxels of a volume, (X, Y, Z) along the record's affine, rescaled; (C, X, Y, Z) where the record has a fourth side C.
 
-        Raises `UsageError` for an unknown volume and `ArchiveError` where its files are gone, changed or cannot be decoded.
+        Of a 2D image `frames`, counted from 0, are read alone: their values follow each other, frame by frame. Raises `UsageError` for an
+        unknown volume and `ArchiveError` where its files are gone, changed or cannot be decoded.
         """
-        record = self._records.get(volume)
-        if record is None:
+        row = pc.index(self._table["volume"], volume).as_py()
+        if row < 0:
             raise UsageError(f"the index has no volume '{volume}'. List them with: medssl volumes INDEX_DIR")
-        slices = self._slices.get(volume, [])
+        (record,) = records_from(self._table.slice(row, 1))
+        slices = self._slices(volume)
         if not self._agree(record, slices):
-            raise damaged("instances.parquet", f"does not hold the slices of volume {volume}")
+            raise damaged("the private part", f"does not hold the slices of volume {volume}")
         if record.kind == "nifti":
             return Volume(record, self._nifti(record, slices[0]))
+        if record.dimensions == 2:
+            return Volume(record, self._image(record, slices[0], frames))
         return Volume(record, self._stack(record, slices))
 
     def file(self, volume: str) -> tuple[int, str]:
         """Number of the source and name in it of a volume's first file. Private: for grouping by names, never to be shown or stored."""
-        first = self._slices[volume][0]
-        return first.source, os.fsdecode(first.key)
+        first = self._first(volume)
+        return first["source"], os.fsdecode(first["key"])
 
     def slices(self, volume: str) -> tuple[Instance, ...]:
         """The instances that a volume is made of, in order. Private: they hold names of files and real UIDs."""
-        return tuple(self._slices.get(volume, ()))
+        return tuple(self._slices(volume)) if volume in self._rows else ()
 
-    def left_out_for(self, *reasons: Reason) -> list[Instance]:
-        """The instances in no volume for one of these reasons. Private, as `slices`."""
-        table = self._private()
-        wanted = pa.array([reason.value for reason in reasons])
-        return from_table(table.filter(pa.compute.is_in(table["reason"], wanted)).select(SCHEMA.names))
+    def left_out_for(self, reason: Reason) -> list[Instance]:
+        """The instances in no volume for that reason. Private, as `slices`."""
+        found: list[Instance] = []
+        with self._same():
+            for table in self._contents.private():
+                found += from_table(table.filter(pc.equal(table["outcome"], reason.value)).select(SCHEMA.names))
+        return found
 
     def open(self, one: Instance) -> BinaryIO:
         """The file of an instance, to be closed; raises `OSError` where it is gone."""
@@ -121,71 +136,82 @@ class Index:
 
     def moment(self, volume: str) -> tuple[tuple[float, str], ...]:
         """What orders the volumes of a dynamic series in time: to be compared within a series only."""
-        first = self._slices[volume][0]
-        return tuple(_ordered(text) for text in (first.temporal, first.trigger, first.acquired, first.acquisition))
+        first = self._first(volume)
+        return tuple(_ordered(first[name]) for name in ("temporal", "trigger", "acquired", "acquisition"))
 
     def check_readable(self) -> None:
         """`ArchiveError` where the part of the index that leads to the files may not be read or is damaged, and so no volume of it."""
-        _ = self._slices, self._places
+        _ = self._rows, self._sources
+        for tables, part in {(row["tables"], row["part"]) for row in self._placed.select(["tables", "part"]).to_pylist()}:
+            with self._same():
+                read_groups(self._private(tables, part), PRIVATE, [])
 
     @contextmanager
     def _same(self) -> Iterator[None]:
-        """What cannot be read any more because the index was built again is not damaged."""
+        """What cannot be read any more because its tables were replaced is not damaged."""
         try:
             yield
         except ArchiveError as error:
-            if IndexFolder.opened(self._folder.root).tables() == self._tables:
+            now = IndexFolder.opened(self._folder.root).mark().tables or ()
+            if set(self._contents.names) <= set(now):
                 raise
             raise ArchiveError(
                 f"the index in {self._folder.root} was built again while it was read. Run the same command again."
             ) from error
 
     @cached_property
-    def _instances(self) -> pa.Table:
+    def _placed(self) -> pa.Table:
         with self._same():
-            return read_table(self._folder.root / self._tables / "instances.parquet", INSTANCES, PLACE)
-
-    def _private(self) -> pa.Table:
-        """Not kept: it has a row a file, and the slices of volumes are kept by themselves."""
-        with self._same():
-            return read_table(self._folder.private / self._tables / "instances.parquet", PRIVATE, PLACE)
+            return self._contents.slices
 
     @cached_property
-    def _slices(self) -> dict[str, list[Instance]]:
-        """Volume -> its instances in order, from the private part."""
-        table = self._private()
-        table = table.filter(pa.compute.is_valid(table["volume"])).sort_by([("volume", "ascending"), ("slice", "ascending")])
-        found: dict[str, list[Instance]] = defaultdict(list)
-        for name, one in zip(table["volume"].to_pylist(), from_table(table.select(SCHEMA.names)), strict=True):
-            found[name].append(one)
+    def _rows(self) -> dict[str, int]:
+        """Volume -> its row in the private volume table."""
+        return {volume: row for row, volume in enumerate(self._placed["volume"].to_pylist())}
+
+    def _first(self, volume: str) -> dict[str, Any]:
+        if volume not in self._rows:
+            raise damaged("the private part", f"does not hold volume {volume}")
+        found: dict[str, Any] = self._placed.slice(self._rows[volume], 1).to_pylist()[0]
         return found
 
+    def _private(self, tables: int, part: int) -> Path:
+        return instances_file(self._folder.private / self._contents.names[tables], part)
+
+    def _slices(self, volume: str) -> list[Instance]:
+        """The instances of a volume in order, from the private part."""
+        found = self._first(volume)
+        place = found["tables"], found["part"], found["group"]
+        with self._lock:
+            if place not in self._groups:
+                with self._same():
+                    self._groups[place] = read_groups(self._private(*place[:2]), PRIVATE, [found["group"]], PLACE)
+            self._groups.move_to_end(place)
+            while len(self._groups) > _GROUPS:
+                self._groups.popitem(last=False)
+            rows = self._groups[place].slice(found["first"], found["count"])
+        if rows["volume"].to_pylist() != [volume] * found["count"] or rows["slice"].to_pylist() != list(range(found["count"])):
+            raise damaged("the private part", f"does not hold the slices of volume {volume}")
+        return from_table(rows.select(SCHEMA.names))
+
     @cached_property
-    def _places(self) -> list[str]:
+    def _sources(self) -> Sources:
         with self._same():
-            try:
-                places = read_json(self._folder.private / self._tables / "sources.json")
-            except (OSError, ValueError) as error:
-                if is_fault(error) and not isinstance(error, FileNotFoundError):
-                    raise ArchiveError(fault(error, "sources.json of the index cannot be read")) from error
-                raise damaged("sources.json", "cannot be read") from error
-        if not (isinstance(places, list) and all(isinstance(place, str) for place in places)):
-            raise damaged("sources.json", "is no list of places")
-        return places
+            return Sources.of(self._folder.sources, self._plugins)
 
     def _agree(self, record: VolumeRecord, slices: list[Instance]) -> bool:
         """Are these the slices that the volume's own row speaks of?"""
-        known = all(0 <= one.source < len(self._places) and one.kind == record.kind for one in slices)
+        known = all(0 <= one.source < len(self._sources.places) and one.kind == record.kind for one in slices)
         if record.kind == "nifti":
             return known and len(slices) == 1
+        if record.dimensions == 2:
+            return known and len(slices) == 1 and (slices[0].frames, slices[0].samples) == (record.frames, record.colours)
         sides = all((one.columns, one.rows) == record.shape[:2] and one.has_usable_bits for one in slices)
         return known and sides and len(slices) == record.shape[2]
 
     def _source(self, number: int) -> ArchiveSource:
         with self._lock:
-            if number not in self._opened:
-                self._opened[number] = find_source(self._places[number], self._plugins)
-            return self._opened[number]
+            return self._sources[number]
 
     def _nifti(self, record: VolumeRecord, one: Instance) -> NDArray[Any]:
         several = len(record.shape) == 4
@@ -199,6 +225,23 @@ class Index:
         if array.shape != (record.shape[3:] + record.shape[:3]) or not np.allclose(affine, record.affine, atol=1e-6):
             raise ArchiveError(f"the file of volume {record.volume} has changed since it was indexed. Index the archive again.")
         return array
+
+    def _image(self, record: VolumeRecord, one: Instance, frames: Sequence[int] | None) -> NDArray[Any]:
+        source = self._source(one.source)
+        try:
+            if record.kind == "picture":
+                with source.open(os.fsdecode(one.key)) as file:
+                    array = read_picture_stream(file).array
+            else:
+                array = np.moveaxis(image_values(source, one, frames), (0, 3), (0, 1))
+                array = narrow(array.reshape(-1, *array.shape[2:]).swapaxes(1, 2)[..., None])
+        except OSError as error:
+            raise _gone(record, 0, error) from None
+        except (PixelProblem, PictureProblem) as problem:
+            raise ArchiveError(f"image {record.volume} cannot be read: {problem}.") from None
+        if array.shape[1:] != record.shape[:3] or len(array) % record.colours:
+            raise ArchiveError(f"the file of image {record.volume} has changed since it was indexed. Index the archive again.")
+        return array if len(array) > 1 else array[0]
 
     def _stack(self, record: VolumeRecord, slices: list[Instance]) -> NDArray[Any]:
         """Slices are written as they come, so at most two decoded slices are held beside the volume."""

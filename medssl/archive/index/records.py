@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -24,11 +25,12 @@ class VolumeRecord:
     study: str
     series: str
     modality: str
-    kind: Literal["dicom", "nifti"]
+    kind: Literal["dicom", "nifti", "picture"]
     shape: tuple[int, ...]
-    """Voxels along the affine's axes; a fourth side counts the values a voxel of a NIfTI file has, where it has several."""
+    """Voxels along the affine's axes, one along the third of a 2D image; a fourth side counts the values that a voxel has, where it has
+    several: those of a NIfTI file, or frames times colours of an image."""
     spacing: tuple[float, ...]
-    """Millimetres along the affine's axes."""
+    """Millimetres along the affine's axes; two of a 2D image, and none where it is unknown: then the affine counts pixels."""
     affine: NDArray[np.float64]
     """(4, 4) voxel -> RAS+ mm."""
     instances: int
@@ -36,6 +38,14 @@ class VolumeRecord:
     split_by: str | None
     """What told this volume apart from the others of its series."""
     warnings: tuple[str, ...]
+    dimensions: int = 3
+    """2 of an image by itself, a radiograph, photograph or picture; 3 of a volume."""
+    frames: int = 1
+    """Of a 2D image, how many there are of it over time."""
+    colours: int = 1
+    """3 where a frame has red, green and blue."""
+    inverted: bool = False
+    """Are low values of a 2D image meant to be bright (MONOCHROME1)?"""
     deviation: float = 0.0
     """Millimetres by which the slice that fits worst lies off its place on the affine."""
 
@@ -71,6 +81,12 @@ class VolumeRecord:
 
     def __hash__(self) -> int:
         return hash(self.volume)
+
+
+def without_previews(records: Sequence[VolumeRecord]) -> list[VolumeRecord]:
+    """The same, but no pictures (PNG, JPEG) where DICOM or NIfTI is among them: there they are previews and reports."""
+    scans = [one for one in records if one.kind != "picture"]
+    return scans or list(records)
 
 
 @dataclass(frozen=True, eq=False)

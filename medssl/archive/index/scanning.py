@@ -1,133 +1,185 @@
-"""The sources of an index, opened and scanned, with the zip and tar files that lie inside folders."""
+"""Reading what is new: the sources are listed, what the index knows is left, and the rest is read shard by shard.
+
+Every shard is a file as soon as it is read. A build that is killed reads none of them again.
+"""
 
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Callable, Collection, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
-from typing import BinaryIO, ClassVar, TypeGuard
 
-from medssl.archive.headers.scan import Progress, Shard, scan, shards_of
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from medssl.archive.executors import Workers
+from medssl.archive.headers.shards import Shard, Task, read_shards
+from medssl.archive.index.facts import LISTING, Facts, list_kept, outer_archives, unreliable, write_todo
 from medssl.archive.index.folder import IndexFolder
-from medssl.archive.instance import Instance
-from medssl.archive.limits import Refused
+from medssl.archive.index.registry import Chosen, NothingOf, Packed, Sources, open_chosen, packed_at, read_archives, same_file, warn
+from medssl.archive.index.settling import ENTERED
 from medssl.archive.outcomes import Reason
 from medssl.archive.sources.folder import FolderSource
 from medssl.archive.sources.locations import NotAnArchive, source_class
 from medssl.archive.sources.packed import DamagedArchive, TarSource, ZipSource
 from medssl.errors import ArchiveError
-from medssl.source import ArchiveSource
+from medssl.files import make_folder, write_atomically
+from medssl.source import ArchiveSource, StatSource
 
-_DAMAGES_SHOWN = 3
-"""Damages of one archive that are told one by one; all are counted."""
+Progress = Callable[[int, int | None], None]
+Keep = Callable[[bytes], bytes]
+"""What is kept of a shard that was read."""
 
-Chosen = tuple[type[ArchiveSource], str]
-"""A source's class and the location to make it with."""
-
-
-class DamageWarning(UserWarning):
-    """A zip or tar file of which a part is lost."""
-
-
-class _NothingOf(ArchiveSource):
-    """Stands for a zip or tar file of which nothing can be read: one file, counted as damaged."""
-
-    name = "damaged"
-    schemes: ClassVar[tuple[str, ...]] = ()
-
-    def keys(self) -> Iterator[str]:
-        yield ""
-
-    def open(self, key: str) -> BinaryIO:
-        raise Refused(Reason.DAMAGED_ARCHIVE)
+SHARD = 256, 4096
+"""Files a task reads at least, so that its own cost is small, and at most, so that little is read again after a kill."""
+_SHARES = 8
+"""Tasks a worker has at least."""
+_LISTED = 2**16
+"""Names that are held before they are written down."""
 
 
-def opened(chosen: Sequence[Chosen]) -> list[ArchiveSource]:
-    """The sources; of several a damaged one costs itself and a warning. Archives are numbered: their names may tell who is in them."""
-    sources: list[ArchiveSource] = []
-    for number, (kind, place) in enumerate(chosen, 1):
-        which = f"archive {number} of {len(chosen)}" if len(chosen) > 1 else "the archive"
-        try:
-            source = kind(place)
-        except DamagedArchive as error:
-            if len(chosen) == 1:
-                raise
-            _warn(f"{which} is left out: {error}")
-            source = _NothingOf(place)
-        for damage in source.damages[:_DAMAGES_SHOWN] if isinstance(source, TarSource) else ():
-            _warn(f"{which} is damaged after its member {damage.after}, at byte {damage.at}: what lay there is lost. Copy it again.")
-        sources.append(source)
-    return sources
+@dataclass
+class Scan:
+    """One reading of an archive, and what it finds out about zip and tar files."""
+
+    root: IndexFolder
+    facts: Facts
+    sources: Sources
+    workers: Workers
+    progress: Progress | None
+    keep: Keep
+    prefix: str
+    """How the names of its shards begin: what is read otherwise has another."""
+    archives: dict[int, Packed] = field(default_factory=dict)
+    """The zip and tar files of this archive, as they are now."""
+    first: int = 0
+    """Number of the first shard that this reading wrote."""
 
 
-def _warn(message: str) -> None:
-    warnings.warn(message, DamageWarning, stacklevel=5)
+def read_new(scan: Scan, chosen: list[Chosen]) -> None:
+    """List the sources, and the zip and tar files that lie inside folders, and read what is new of each."""
+    make_folder(scan.root.scan)
+    for file in scan.root.scan.glob("*.parquet"):
+        if not file.name.startswith(scan.prefix):
+            file.unlink()
+    scan.first = 1 + max((_number(file) for file in scan.root.scan.glob("*.parquet")), default=-1)
+    before = read_archives(scan.root.archives) if scan.facts.tables else {}
+    with scan.facts.asked() as connection:
+        again = unreliable(connection)
+    now = {scan.sources.number(place): packed_at(kind, scan.sources.number(place), place) for kind, place in chosen}
+    unchanged = [number for number, one in now.items() if one is not None and number not in again and same_file(one, before.get(number))]
+    given = open_chosen(chosen, scan.sources, unchanged)
+    scan.sources.write(scan.root.sources)
+    # One of which nothing could be read is tried again.
+    scan.archives = {number: one for number, one in now.items() if one and not isinstance(scan.sources.kept.get(number), NothingOf)}
+    _read(scan, "named", [number for number in given if number not in unchanged], unchanged)
+    _check_any(scan, [place for _, place in chosen])
+    folders = [number for number in given if number in scan.sources.kept and isinstance(scan.sources.kept[number], FolderSource)]
+    with scan.facts.asked() as connection:
+        outer = outer_archives(connection, folders)
+    if outer:
+        known = {(one.inside, one.key): one for one in before.values()}
+        inside = [_entered(scan, Packed(-1, *row), known, again) for row in outer]
+        scan.sources.write(scan.root.sources)
+        same = [one.source for one in inside if same_file(one, before.get(one.source)) and one.source not in again]
+        _read(scan, "inside", [one.source for one in inside if one.outcome == ENTERED and one.source not in same], same)
 
 
-def scanned_all(sources: list[ArchiveSource], root: IndexFolder, private: Path, workers: int, progress: Progress | None) -> list[Instance]:
-    """Every instance, sorted: what follows does not depend on the order in which a source names its files.
-
-    The zip and tar files inside folders are sources too, and are added to `sources`.
-    """
-    shards = shards_of(_keys(source, root.root) for source in sources)
-    if not shards:
-        places = ", ".join(source.location for source in sources)
-        raise ArchiveError(f"there is no file in {places}. Name the folder that holds the scans; it is read with all its subfolders.")
-    instances = _scanned(shards, sources, private, workers, progress)
-    given = len(sources)
-    found = [one if one.reason != Reason.COMPRESSED_ARCHIVE else _entered(one, sources) for one in instances]
-    inside = [replace(shard, source=shard.source + given) for shard in shards_of(source.keys() for source in sources[given:])]
-    members = _scanned(inside, sources, private, workers, progress) if inside else []
-    # An archive with members is these; one without stays a file of its own.
-    filled = {shard.source for shard in inside}
-    kept = [one for one in found if not isinstance(one, _Entered)] + [one.file for one in found if _is_empty(one, filled)]
-    return sorted([*kept, *members], key=lambda one: one.identity)
+def _number(file: Path) -> int:
+    found = re.search(r"(\d+)\.parquet$", file.name)
+    return int(found.group(1)) if found else 0
 
 
-@dataclass(frozen=True)
-class _Entered:
-    """A zip or tar file inside a folder, and the number of the source that it has become."""
-
-    file: Instance
-    source: int
-
-
-def _is_empty(one: Instance | _Entered, filled: Collection[int]) -> TypeGuard[_Entered]:
-    return isinstance(one, _Entered) and one.source not in filled
+def _check_any(scan: Scan, places: list[str]) -> None:
+    if not any(pq.read_metadata(file).num_rows for file in scan.facts.work.glob("listing-*.parquet")):
+        raise ArchiveError(
+            f"there is no file in {', '.join(places)}. Name the folder that holds the scans; it is read with all its subfolders."
+        )
 
 
-def _entered(one: Instance, sources: list[ArchiveSource]) -> Instance | _Entered:
-    """A file that looks like an archive, opened as one where it lies in a folder and is one."""
-    folder = sources[one.source]
-    if not isinstance(folder, FolderSource):
-        return one
+def _entered(scan: Scan, found: Packed, known: dict[tuple[int, bytes], Packed], again: Collection[int]) -> Packed:
+    """A file that looks like an archive, as the source that it is or with the reason why it is none."""
+    before = known.get((found.inside, found.key))
+    if before is not None and same_file(replace(found, source=before.source), before) and before.source not in again:
+        one = before
+    else:
+        place = os.path.join(scan.sources.places[found.inside], os.fsdecode(found.key))  # noqa: PTH118 - names in any encoding
+        outcome = _outcome_of(place)
+        one = replace(found, source=scan.sources.number(place), outcome=outcome)
+    scan.archives[one.source] = one
+    return one
+
+
+def _outcome_of(place: str) -> str:
     try:
-        kind, place = source_class(os.path.join(folder.location, os.fsdecode(one.key)))  # noqa: PTH118 - names in any encoding
-        source = kind(place)
+        kind, location = source_class(place)
+        source = kind(location)
     except DamagedArchive:
-        return replace(one, reason=Reason.DAMAGED_ARCHIVE.value)
+        return Reason.DAMAGED_ARCHIVE.value
     except NotAnArchive:
-        return one
+        return Reason.COMPRESSED_ARCHIVE.value
     if isinstance(source, ZipSource) and source.is_document:
-        return replace(one, reason=Reason.NOT_MEDICAL.value)
+        return Reason.NOT_MEDICAL.value
     if isinstance(source, TarSource) and source.damages:
-        _warn(f"{len(source.damages)} places of a tar file inside a folder are damaged: what lay there is lost. Copy it again.")
-    sources.append(source)
-    return _Entered(replace(one, reason=Reason.EMPTY_FILE.value), len(sources) - 1)
+        warn(f"{len(source.damages)} places of a tar file inside a folder are damaged: what lay there is lost. Copy it again.")
+    # An archive with members is these; one without stays a file of its own.
+    return ENTERED if next(source.keys(), None) is not None else Reason.EMPTY_FILE.value
 
 
-def _scanned(
-    shards: Sequence[Shard], sources: Sequence[ArchiveSource], private: Path, workers: int, progress: Progress | None
-) -> list[Instance]:
-    waiting = private / "scan"
-    waiting.mkdir(mode=0o700)
-    instances = scan(shards, sources, waiting, workers, progress)
-    for file in waiting.iterdir():
-        file.unlink()
-    waiting.rmdir()
-    return instances
+def _read(scan: Scan, name: str, changed: list[int], unchanged: list[int]) -> None:
+    """List these sources and read what is not known of them."""
+    work = scan.facts.work
+    with pq.ParquetWriter(work / f"listing-{name}.parquet", LISTING) as writer:
+        for number in changed:
+            _list(scan, number, writer)
+    todo = work / f"todo-{name}.parquet"
+    with scan.facts.asked() as connection:
+        list_kept(connection, unchanged, work / f"listing-{name}-kept.parquet")
+        total = write_todo(connection, todo, changed)
+    done = 0
+    _report(scan.progress, done, total)
+    numbers = count(1 + max((_number(file) for file in scan.root.scan.glob("*.parquet")), default=-1))
+    with closing(read_shards(_tasks(scan, todo, total), scan.workers)) as shards:
+        for shard, content in shards:
+            write_atomically(scan.root.scan / f"{scan.prefix}-{next(numbers):08d}.parquet", scan.keep(content))
+            done += len(shard.keys)
+            _report(scan.progress, done, total)
+
+
+def _report(progress: Progress | None, done: int, total: int) -> None:
+    if progress is not None:
+        progress(done, total)
+
+
+def _list(scan: Scan, number: int, writer: pq.ParquetWriter) -> None:
+    source = scan.sources[number]
+    rows: list[tuple[int, int, bytes, int, str, bool]] = []
+    for place, key in enumerate(_keys(source, scan.root.root)):
+        size, version = _stat(source, key)
+        rows.append((number, place, os.fsencode(key), size, version, False))
+        if len(rows) == _LISTED:
+            writer.write_table(_listed(rows))
+            rows = []
+    writer.write_table(_listed(rows))
+
+
+def _listed(rows: list[tuple[int, int, bytes, int, str, bool]]) -> pa.Table:
+    columns = list(zip(*rows, strict=True)) or [()] * len(LISTING)
+    return pa.table([pa.array(values, kind.type) for values, kind in zip(columns, LISTING, strict=True)], schema=LISTING)
+
+
+def _stat(source: ArchiveSource, key: str) -> tuple[int, str]:
+    if not isinstance(source, StatSource):
+        return 0, ""
+    try:
+        return source.stat(key)
+    except OSError:
+        # Opening it tells more.
+        return 0, ""
 
 
 def _keys(source: ArchiveSource, root: Path) -> Iterator[str]:
@@ -139,3 +191,19 @@ def _keys(source: ArchiveSource, root: Path) -> Iterator[str]:
     for key in source.keys():  # noqa: SIM118 - a source is no dictionary
         if inside is None or not key.startswith(inside):
             yield key
+
+
+def _tasks(scan: Scan, todo: Path, total: int) -> Iterator[Task]:
+    """Shards of one source each, in its order."""
+    least, most = SHARD
+    size = min(most, max(least, total // (_SHARES * max(1, scan.workers.ahead))))
+    source, keys = -1, list[str]()
+    for batch in pq.ParquetFile(todo).iter_batches(_LISTED):
+        for number, key in zip(batch["source"].to_pylist(), batch["key"].to_pylist(), strict=True):
+            if keys and (number != source or len(keys) == size):
+                yield Shard(source, tuple(keys)), scan.sources[source]
+                keys = []
+            source = number
+            keys.append(os.fsdecode(key))
+    if keys:
+        yield Shard(source, tuple(keys)), scan.sources[source]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from medssl.archive.index.build import build_index
 from medssl.archive.index.reading import Index
-from medssl.archive.index.records import VolumeRecord
+from medssl.archive.index.records import VolumeRecord, without_previews
 from medssl.archive.nifti.files import read_nifti_channels
 from medssl.archive.nifti.modality import UNKNOWN, modality_of
 from medssl.archive.nifti.names import is_nifti_name
@@ -64,7 +64,7 @@ def _indexed(place: Path, modality: str | None) -> Iterator[tuple[Index, VolumeR
     with TemporaryDirectory(prefix="medssl-") as folder:
         build_index([place], folder, workers=1)  # a worker process of a loader may have no workers of its own
         index = Index(folder)
-        records = [one for one in index.volumes() if modality is None or one.modality == modality.upper()]
+        records = [one for one in without_previews(index.volumes()) if modality is None or one.modality == modality.upper()]
         if not records:
             raise DataError(no_volume(index, place, modality))
         if len(records) > 1:

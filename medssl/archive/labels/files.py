@@ -15,7 +15,8 @@ from medssl.archive.labels.nrrd import as_object, is_nrrd_name, read_nrrd
 from medssl.archive.labels.objects import LabelObject
 from medssl.archive.labels.placing import WAY_OUT, Grid, LabelProblem, OtherGrid, onto, place_of
 from medssl.archive.nifti.files import read_nifti
-from medssl.archive.nifti.names import is_nifti_name, stem
+from medssl.archive.nifti.names import is_nifti_name, is_picture_name, stem
+from medssl.archive.pictures.files import read_picture_labels
 
 _ENDING = re.compile(r"(\.seg)?\.nrrd$|\.dcm$", re.IGNORECASE)
 
@@ -28,8 +29,8 @@ class RawLabels:
 
 
 def is_label_name(name: str) -> bool:
-    """Does the name end as files of labels do: NIfTI, NRRD, DICOM?"""
-    return is_nifti_name(name) or _ENDING.search(name) is not None
+    """Does the name end as files of labels do: NIfTI, NRRD, DICOM, pictures?"""
+    return is_nifti_name(name) or is_picture_name(name) or _ENDING.search(name) is not None
 
 
 def label_stem(name: str | PurePath) -> str:
@@ -40,12 +41,15 @@ def label_stem(name: str | PurePath) -> str:
 def read_label(path: Path, image: Grid, classes: Classes | None, resample: bool = False) -> RawLabels | LabelMap:
     """What a file says of the voxels of an image: values, or classes where it has named segments.
 
-    A NIfTI file without a place of its own is taken to lie where the image does, if it has its shape. Raises `MissingInput`, or
-    `DataError` for what is broken, lies on another grid (unless `resample`), or has segments that nobody named.
+    A picture, and a NIfTI file without a place of its own, is taken to lie where the image does, if it has its shape. Raises
+    `MissingInput`, or `DataError` for what is broken, lies on another grid (unless `resample`), or has segments that nobody named.
     """
     if is_nifti_name(path.name):
         found = read_nifti(path, image.affine)
         return RawLabels(_whole(found.array, Grid(found.array.shape, found.affine), image, resample))
+    if is_picture_name(path.name):
+        array = read_picture_labels(path)
+        return RawLabels(_whole(array, Grid((array.shape[0], array.shape[1], 1), image.affine), image, resample))
     if is_nrrd_name(path.name):
         read = read_nrrd(path)
         if not read.segments and len(read.array) == 1:
@@ -56,7 +60,7 @@ def read_label(path: Path, image: Grid, classes: Classes | None, resample: bool 
 
 def read_names(path: Path) -> LabelObject | None:
     """The segments of a file without their voxels; None where its format has no names."""
-    if is_nifti_name(path.name):
+    if is_nifti_name(path.name) or is_picture_name(path.name):
         return None
     if is_nrrd_name(path.name):
         read = read_nrrd(path, voxels=False)

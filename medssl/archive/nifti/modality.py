@@ -38,7 +38,7 @@ _NAMES = {
 
 def modality_of(source: ArchiveSource, key: str, known: dict[str, Any]) -> str:
     """CT, MR, PT, US or "unknown". `known` remembers side files between calls on one source."""
-    found = _named(_side_file(source, re.sub(r"\.nii(\.gz)?$", ".json", key, flags=re.IGNORECASE), {}))
+    found = _named(_side_file(source, str(PurePath(key).with_name(stem(key) + ".json")), {}))
     if found:
         return found
     for folder in list(PurePath(key).parents)[:2]:

@@ -1,4 +1,5 @@
-"""What the name of a NIfTI file says: label map or image, whose, of which visit. nnU-Net, Decathlon and BIDS conventions."""
+"""What the name of an image file, NIfTI or a picture, says: label map or image, whose, of which visit. nnU-Net, Decathlon and BIDS
+conventions."""
 
 from __future__ import annotations
 
@@ -9,30 +10,39 @@ from typing import TypeVar
 
 Name = TypeVar("Name", str, Path)
 
-_LABEL_FOLDER = re.compile(r"^labels?(Tr|Ts|Val)?$", re.IGNORECASE)
+_LABEL_FOLDER = re.compile(r"^(labels?|masks?)(Tr|Ts|Val)?$", re.IGNORECASE)
 _LABEL_FILE = re.compile(r"(^|[_-])(seg|dseg|probseg|segmentation|mask|label|labels)$", re.IGNORECASE)
 _SUBJECT = re.compile(r"^(sub-[A-Za-z0-9]+)")
 _SESSION = re.compile(r"(?:^|_)(ses-[A-Za-z0-9]+)")
 _CHANNEL = re.compile(r"_(\d{4})$")
+_NIFTI = (".nii", ".nii.gz")
+_PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+_ENDING = re.compile("(" + "|".join(re.escape(ending) for ending in (*_NIFTI[::-1], *_PICTURES)) + ")$", re.IGNORECASE)
 
 
 def is_nifti_name(name: str) -> bool:
     """Does the name end as NIfTI files do?"""
-    return name.lower().endswith((".nii", ".nii.gz"))
+    return name.lower().endswith(_NIFTI)
+
+
+def is_picture_name(name: str) -> bool:
+    """Does the name end as PNG, JPEG and TIFF files do?"""
+    return name.lower().endswith(_PICTURES)
 
 
 def stem(name: str | PurePath) -> str:
-    """The file name without folders and `.nii.gz`."""
-    return re.sub(r"\.nii(\.gz)?$", "", PurePath(name).name, flags=re.IGNORECASE)
+    """The file name without folders and `.nii.gz`, `.png` and the like."""
+    return _ENDING.sub("", PurePath(name).name)
 
 
-def nifti_files(folder: Path) -> list[Path]:
-    """The NIfTI files that lie in a folder itself, sorted; hidden ones are left out."""
-    return sorted(path for path in folder.iterdir() if is_nifti_name(path.name) and not path.name.startswith(".") and path.is_file())
+def image_files(folder: Path) -> list[Path]:
+    """The NIfTI files that lie in a folder itself, sorted, or where it has none its pictures; hidden ones are left out."""
+    found = sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file())
+    return [path for path in found if is_nifti_name(path.name)] or [path for path in found if is_picture_name(path.name)]
 
 
 def is_label(name: str) -> bool:
-    """A label map, by its folder (`labelsTr`) or its ending (`_seg`, `_dseg`, `_mask`): never taken for an image."""
+    """A label map, by its folder (`labelsTr`, `masks`) or its ending (`_seg`, `_dseg`, `_mask`): never taken for an image."""
     folders = PurePath(name).parts[:-1]
     return any(_LABEL_FOLDER.match(folder) for folder in folders) or bool(_LABEL_FILE.search(stem(name)))
 

@@ -33,9 +33,12 @@ class PixelProblem(ArchiveError):
     """The pixels of one file cannot be had; the message tells why without naming the file."""
 
 
-def stored_values(file: BinaryIO, instance: Instance) -> NDArray[Any]:
-    """(rows, columns) integers before rescaling, sign and unused bits resolved; raises `PixelProblem`."""
-    return _tile(_plane(file, _in_whole(instance), {}), instance)
+def stored_values(file: BinaryIO, instance: Instance, parsed: dict[str, pydicom.Dataset] | None = None) -> NDArray[Any]:
+    """(rows, columns) integers before rescaling, sign and unused bits resolved; raises `PixelProblem`.
+
+    `parsed` keeps the object of a file from one of its frames to the next.
+    """
+    return _tile(_plane(file, _in_whole(instance), {} if parsed is None else parsed), instance)
 
 
 def _in_whole(one: Instance) -> Instance:

@@ -7,9 +7,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from hashlib import blake2b
+from typing import Protocol
+
+import numpy as np
 
 from medssl.archive.instance import Instance
 from medssl.archive.outcomes import Reason
+from medssl.archive.pixels.images import image_values
 from medssl.archive.pixels.values import PixelProblem, rescaled, slice_values
 from medssl.source import ArchiveSource
 
@@ -20,7 +24,14 @@ _ENCODING = frozenset({"syntax", "pixels_at", "frame_at", "frame_length", "bits_
 _CONTENT = [field.name for field in fields(Instance) if field.name not in _NAMING | _WRITING | _ENCODING]
 
 
-def mark_duplicates(instances: Sequence[Instance], sources: Sequence[ArchiveSource]) -> list[Instance]:
+class Numbered(Protocol):
+    """Sources by their numbers."""
+
+    def __getitem__(self, number: int, /) -> ArchiveSource:
+        """The source of that number."""
+
+
+def mark_duplicates(instances: Sequence[Instance], sources: Numbered) -> list[Instance]:
     """The same instances in the same order, with `DUPLICATE` on all but the first of equal ones and `CONFLICT` on all of unequal ones.
 
     Equal means: the same bytes, or the same header (of what matters here) and the same decoded values.
@@ -41,9 +52,10 @@ def mark_duplicates(instances: Sequence[Instance], sources: Sequence[ArchiveSour
     return result
 
 
-def _all_equal(group: Sequence[Instance], sources: Sequence[ArchiveSource], digests: dict[tuple[int, bytes], bytes]) -> bool:
+def _all_equal(group: Sequence[Instance], sources: Numbered, digests: dict[tuple[int, bytes], bytes]) -> bool:
     """`digests` keeps those of files: one may hold many slices."""
-    if group[0].kind == "nifti":
+    if group[0].kind != "dicom":
+        # Called by what they hold.
         return True
     if len({one.size for one in group}) == 1:
         for one in group:
@@ -57,7 +69,7 @@ def _all_equal(group: Sequence[Instance], sources: Sequence[ArchiveSource], dige
     return len(found) == 1 and None not in found
 
 
-def _file_digest(one: Instance, sources: Sequence[ArchiveSource]) -> bytes:
+def _file_digest(one: Instance, sources: Numbered) -> bytes:
     digest = blake2b(digest_size=20)
     try:
         with sources[one.source].open(os.fsdecode(one.key)) as file:
@@ -69,9 +81,10 @@ def _file_digest(one: Instance, sources: Sequence[ArchiveSource]) -> bytes:
     return digest.digest()
 
 
-def _value_digest(one: Instance, sources: Sequence[ArchiveSource]) -> bytes | None:
+def _value_digest(one: Instance, sources: Numbered) -> bytes | None:
     try:
-        values = slice_values(sources[one.source], one)
-        return blake2b(rescaled(values, one).tobytes(), digest_size=20).digest()
+        source = sources[one.source]
+        values = image_values(source, one) if one.is_image else rescaled(slice_values(source, one), one)
+        return blake2b(values.astype(np.float64).tobytes(), digest_size=20).digest()
     except (OSError, PixelProblem):
         return None

@@ -4,6 +4,7 @@ from medssl.volumes.cases.label_values import LabelValues, proposal
 from medssl.volumes.cases.labelled import (
     Prepared,
     case_labels,
+    dimensions_of,
     load_case,
     load_labels,
     prepare_volume,
@@ -30,6 +31,7 @@ __all__ = [
     "case_labels",
     "channels_of",
     "describe_patients",
+    "dimensions_of",
     "find_cases",
     "header",
     "label_values_of",

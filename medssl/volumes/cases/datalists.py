@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from medssl.archive.labels.files import is_label_name, label_stem
-from medssl.archive.nifti.names import case_of, channel_numbers, nifti_files, numbered, stem
+from medssl.archive.nifti.names import case_of, channel_numbers, image_files, numbered, stem
 from medssl.errors import ConfigError, DataError, MissingInput
 from medssl.faults import faults_as
 from medssl.files import read_json
@@ -170,5 +170,5 @@ def _label_files(folder: Path) -> list[Path]:
 
 def _files(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise MissingInput(f"there is no folder {folder}. Give a folder of NIfTI files.")
-    return nifti_files(folder)
+        raise MissingInput(f"there is no folder {folder}. Give a folder of NIfTI files, or of PNG, JPEG and TIFF.")
+    return image_files(folder)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,13 +17,15 @@ from medssl.archive import narrow, read_nifti
 from medssl.archive.geometry import Flips, to_ras, voxel_spacing
 from medssl.archive.labels.merging import LabelMap
 from medssl.archive.labels.placing import LabelProblem
+from medssl.archive.nifti.names import is_picture_name
+from medssl.archive.pictures.files import read_picture_labels
 from medssl.errors import DataError
 from medssl.volumes.cases.label_values import LabelValues
 from medssl.volumes.cases.listing import Case, pseudonym
-from medssl.volumes.cases.sources import Image, fingerprint, read_images, read_labels
+from medssl.volumes.cases.sources import Image, fingerprint, header, is_scaled, read_images, read_labels
 from medssl.volumes.grid import as_spacing, restore_nearest
 from medssl.volumes.ingest import Incoming, Progress, Unusable, placed, write_store
-from medssl.volumes.preparation import Channel, Preparation, statistics
+from medssl.volumes.preparation import Channel, Preparation, statistics, usual_preparation
 from medssl.volumes.store import Store
 
 MR = (Channel("MR", "MR"),)
@@ -49,8 +52,12 @@ def store_cases(
     if not cases:
         raise DataError("there are no labelled cases to train on.")
     notes: dict[str, tuple[str, ...]] = {}
-    incoming = [_incoming(case, tuple(channels), values or LabelValues(), notes) for case in cases]
-    done = write_store(incoming, folder, spacing=spacing, preparation=preparation, workers=workers, progress=progress)
+    dimensions = dimensions_of(cases)
+    preparation = preparation or usual_preparation(dimensions)
+    incoming = [_incoming(case, tuple(channels), values or LabelValues(), notes, preparation) for case in cases]
+    done = write_store(
+        incoming, folder, spacing=spacing, preparation=preparation, dimensions=dimensions, workers=workers, progress=progress
+    )
     bad = [case for case in cases if case.volume in done.left_out]
     if bad:
         files = ", ".join(map(str, [*bad[0].images, bad[0].label]))
@@ -60,6 +67,19 @@ def store_cases(
         raise DataError(f"{count}case '{bad[0].name}' ({files}): {done.left_out[bad[0].volume]}{also}")
     _tell(notes)
     return stored_cases(folder, cases)
+
+
+def dimensions_of(cases: Sequence[Case]) -> Literal[2, 3]:
+    """2 where all are images of one slice, 3 where none is; raises `DataError` for some of each."""
+    kinds: dict[bool, Case] = {}
+    for case in cases:
+        # What cannot be read is told with all others of its kind when it is stored.
+        with suppress(DataError):
+            shape, _ = header(case.images[0])
+            kinds.setdefault(len(shape) < 3 or shape[2] == 1, case)
+    if len(kinds) > 1:
+        raise DataError(f"case '{kinds[True].name}' is a 2D image and case '{kinds[False].name}' a volume. Train on one kind at a time.")
+    return 2 if True in kinds else 3
 
 
 def _tell(notes: Mapping[str, Sequence[str]]) -> None:
@@ -77,15 +97,27 @@ def stored_cases(folder: str | Path, cases: Sequence[Case]) -> Store:
     return Store(folder, only=frozenset(case.volume for case in cases))
 
 
-def _incoming(case: Case, channels: tuple[Channel, ...], values: LabelValues, notes: dict[str, tuple[str, ...]]) -> Incoming:
+def _incoming(
+    case: Case, channels: tuple[Channel, ...], values: LabelValues, notes: dict[str, tuple[str, ...]], preparation: Preparation
+) -> Incoming:
     if case.label is None:
         raise DataError(f"case '{case.name}' has no label.")
-    load, labels = partial(read_images, case.images, case.placed_by), partial(_case_labels, case, values, notes)
+    load, labels = partial(read_images, case.images, case.placed_by, preparation), partial(_case_labels, case, values, notes)
     made_of = [fingerprint(source) for source in (*case.images, case.label)]
     made_of += [str(values.document())] if values.classes is not None else []
     made_of += [repr(values.segments)] if values.segments is not None else []
     made_of += ["resampled"] if case.resample else []
-    return Incoming(case.volume, pseudonym(case.patient), case.volume, channels[0].modality, load, channels, labels, " ".join(made_of))
+    return Incoming(
+        case.volume,
+        pseudonym(case.patient),
+        case.volume,
+        channels[0].modality,
+        load,
+        channels,
+        labels,
+        " ".join(made_of),
+        scaled=is_scaled(case.images),
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,13 +146,16 @@ def prepare_volume(
     spacing: float | Sequence[float] | None = None,
     channels: Sequence[Channel] = MR,
     name: str = "volume",
+    *,
+    flat: bool = False,
+    scaled: bool = True,
 ) -> Prepared:
     """(X, Y, Z) or (A, X, Y, Z) values of any orientation, prepared as a store would be read.
 
-    Raises `DataError` for values or grids that cannot be used.
+    `flat`: they may be a 2D image, of one slice; `scaled`: the affine is in mm. Raises `DataError` for values or grids that cannot be used.
     """
     try:
-        values, placed_affine, _ = placed(array, affine, as_spacing(spacing), channels)
+        values, placed_affine, _ = placed(array, affine, as_spacing(spacing), channels, flat=flat, scaled=scaled)
     except Unusable as error:
         at = f" at spacing {spacing} mm" if spacing is not None else ""
         raise DataError(f"{name} cannot be used{at}: {error}.") from error
@@ -128,7 +163,7 @@ def prepare_volume(
     out = np.empty((len(channels), *values.shape[1:]), np.float32)
     for image, channel in zip(out, channels, strict=True):
         preparation.line(numbers[channel.array], channel.modality, channel.name).into(values[channel.array], image)
-    return Prepared(out, placed_affine, array.shape[-3:], np.asarray(affine, float), to_ras(affine))
+    return Prepared(out, placed_affine, array.shape[-3:], np.asarray(affine, float), to_ras(affine, array.shape[-1] == 1))
 
 
 def load_case(
@@ -137,14 +172,17 @@ def load_case(
     spacing: float | Sequence[float] | None = None,
     channels: Sequence[Channel] = MR,
     placed_by: Path | None = None,
+    *,
+    flat: bool = False,
 ) -> Prepared:
     """The images of a case, prepared as a store would be read; `placed_by` is the file that says where they lie, where they do not.
 
-    Raises `MissingInput` or `DataError`.
+    `flat`: it may be a 2D image. Raises `MissingInput` or `DataError`.
     """
     paths: list[Image] = [Path(images)] if isinstance(images, str | Path) else list(images)
-    array, affine = read_images(paths, placed_by)
-    return prepare_volume(array, affine, preparation, spacing, channels, ", ".join(map(str, paths)))
+    array, affine = read_images(paths, placed_by, preparation)
+    name = ", ".join(map(str, paths))
+    return prepare_volume(array, affine, preparation, spacing, channels, name, flat=flat, scaled=is_scaled(paths))
 
 
 def restore_labels(labels: NDArray[Any], prepared: Prepared) -> NDArray[Any]:
@@ -160,12 +198,13 @@ def restore_labels(labels: NDArray[Any], prepared: Prepared) -> NDArray[Any]:
 
 
 def load_labels(path: str | Path, values: LabelValues | None = None) -> NDArray[Any]:
-    """(X, Y, Z) classes of a NIfTI label map on its own grid, uint8 or int16; -1 where they are ignored.
+    """(X, Y, Z) classes of a label map, NIfTI or PNG, on its own grid, uint8 or int16; -1 where they are ignored.
 
     Raises `DataError` for values that are no whole numbers or no class.
     """
     try:
-        return _classes(read_nifti(path).array, values or LabelValues())
+        array = read_picture_labels(path) if is_picture_name(str(path)) else read_nifti(path).array
+        return _classes(array, values or LabelValues())
     except Unusable as error:
         raise DataError(f"the label {path} {error}") from error
 
@@ -199,6 +238,7 @@ def _classes(array: NDArray[Any], values: LabelValues) -> NDArray[Any]:
     if values.classes is not None:
         return values.classes_in(array)
     low, high = array.min(), array.max()
+    array = narrow(array)
     if low < 0:
         raise Unusable(f"holds the value {low:.10g}; labels start at 0. Correct the label, or name its class by data.label_values.")
     if array.dtype != np.int16:

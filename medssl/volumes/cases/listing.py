@@ -1,7 +1,7 @@
 """Labelled cases on disk: which image belongs to which label, and which of them a training may see.
 
-Forms: a Decathlon or nnU-Net folder with `dataset.json`, a datalist JSON file (Auto3DSeg), two folders of files with equal names, or an
-index of DICOM with its label objects. Each case is checked before anything is trained.
+Forms: a Decathlon or nnU-Net folder with `dataset.json`, a datalist JSON file (Auto3DSeg), two folders of files with equal names, NIfTI or
+pictures, or an index of DICOM with its label objects. Each case is checked before anything is trained.
 """
 
 from __future__ import annotations
@@ -23,15 +23,25 @@ from medssl.archive import Index
 from medssl.archive.geometry import voxel_spacing
 from medssl.archive.labels.merging import Classes, Overlaps
 from medssl.archive.labels.placing import WAY_OUT, Grid, place_of
-from medssl.archive.nifti.modality import checked_modality, named_modality
+from medssl.archive.nifti.modality import UNKNOWN, checked_modality, named_modality
 from medssl.config import Seed, did_you_mean
 from medssl.errors import ConfigError, DataError
 from medssl.volumes.cases.datalists import Listed, folders, from_dataset, read_list
 from medssl.volumes.cases.label_values import LabelValues, check_given, check_named, label_values
 from medssl.volumes.cases.patients import OWN, Whose, check_pattern, patients_of, refuse_divided
-from medssl.volumes.cases.sources import Image, IndexedImage, Labels, grid_of_image, header, indexed_cases, label_grid
+from medssl.volumes.cases.sources import (
+    Image,
+    IndexedImage,
+    Labels,
+    grid_of_image,
+    header,
+    indexed_cases,
+    is_coloured,
+    is_scaled,
+    label_grid,
+)
 from medssl.volumes.crops import LoadOptions
-from medssl.volumes.preparation import Channel, check_windows, windowed
+from medssl.volumes.preparation import COLOURS, Channel, check_windows, windowed
 
 Said = int | str
 """A value of label maps, or the name or number of a segment."""
@@ -76,9 +86,9 @@ class LabelledOptions(LoadOptions):
     dataset: str | None = None
     """A folder with `dataset.json` (Decathlon or nnU-Net), or a datalist JSON file; or give `images` and `labels`, or `index`."""
     images: str | None = None
-    """Folder of NIfTI images."""
+    """Folder of images: NIfTI files, or PNG, JPEG and TIFF."""
     labels: str | dict[str, Said | tuple[Said, ...]] | None = None
-    """Folder of label files, named as their images: NIfTI, NRRD (`CASE.nrrd`, Slicer's `CASE.seg.nrrd`), DICOM SEG or RTSTRUCT
+    """Folder of label files, named as their images: NIfTI, NRRD (`CASE.nrrd`, Slicer's `CASE.seg.nrrd`), PNG, DICOM SEG or RTSTRUCT
     (`CASE.dcm`). Beside `dataset` or `index`, which bring their own labels: the same as `classes`."""
     index: str | None = None
     """An index folder: its volumes that a DICOM SEG or RTSTRUCT of the index was drawn on are the cases. Needs `classes`."""
@@ -116,7 +126,7 @@ class LabelledOptions(LoadOptions):
     """CSV file with the columns case and patient, in place of `patient`."""
     modality: str | tuple[str, ...] | None = None
     """DICOM modality of the images, such as CT or MR, for the image preparation, or one for each channel; null: what dataset.json says,
-    else that of the pretraining's images, else MR."""
+    else that of the pretraining's images, else MR, and unknown of pictures."""
     windows: dict[str, tuple[tuple[float, float], ...]] = Field(default_factory=dict)
     """Intensity windows by modality, such as `{CT: [[-1000, 200], [-160, 240]]}`: each becomes a channel of its own, as in a store. A
     pretrained network that was shown windows is shown the same without it."""
@@ -160,6 +170,12 @@ class LabelledOptions(LoadOptions):
     def _spacing_makes_crops_physical(self) -> LabelledOptions:
         if self.size_mm is not None:
             raise ValueError("labelled volumes are predicted whole, and so are resampled whole: give spacing instead of size_mm")
+        return self
+
+    @model_validator(mode="after")
+    def _slices_are_no_channels(self) -> LabelledOptions:
+        if self.slab > 1:
+            raise ValueError("slab: volumes are predicted slice by slice, so a labelled training takes one slice at a time: leave slab out")
         return self
 
     @model_validator(mode="after")
@@ -219,16 +235,20 @@ def channels_of(
     cases: Sequence[Case],
     known: Collection[str] = (),
     usual: Callable[[], Sequence[Channel]] = tuple,
+    grey: bool = False,
 ) -> tuple[Channel, ...]:
     """The channels of these cases, with names and modalities: the option's, else those of `dataset.json`, else the `usual`, else MR.
 
     `known`: modalities for which the preparation has a rule, beside DICOM's. `usual` is asked only where nothing else says.
 
-    One array is named by its modality, as in a store; several as `dataset.json` names them, else by their number.
+    One array is named by its modality, as in a store; several as `dataset.json` names them, else by their number; those of a picture in
+    colour R, G and B, unless they are `grey`.
     """
-    count = channel_count(cases[0])
-    listed = _channel_names(options)
-    names = listed if len(listed) == count else [f"channel {number}" for number in range(count)]
+    coloured = len(cases[0].images) == 1 and is_coloured(cases[0].images[0])
+    count = 1 if coloured and grey else channel_count(cases[0])
+    listed, other = _channel_names(options), "MR" if is_scaled(cases[0].images) else UNKNOWN
+    plain = COLOURS if coloured and not grey else [f"channel {number}" for number in range(count)]
+    names = listed if len(listed) == count else list(plain)
     given = [options.modality] * count if isinstance(options.modality, str) else options.modality
     modalities: list[str | None]
     if given is not None:
@@ -241,7 +261,7 @@ def channels_of(
             if listed != names and not any(modalities):
                 return seen
             modalities = [said or one.modality for said, one in zip(modalities, seen, strict=True)]
-        modalities = [said or "MR" for said in modalities]
+        modalities = [said or other for said in modalities]
     if len(modalities) != count:
         raise ConfigError(f"data.modality names {len(modalities)} modalities, and the cases have {count} channel(s). Give one, or {count}.")
     said = [str(modality) for modality in modalities]
@@ -376,7 +396,8 @@ def _checked(options: LabelledOptions, training: Sequence[Case], validation: Seq
         placed[case.name] = _on_one_grid(replace(case, resample=options.resample_labels), unplaced)
         _refuse_one_slice(placed[case.name], options)
         count = channel_count(case)
-        if count != usual:
+        # Colours may all become grey: that is seen when they are read.
+        if count != usual and is_scaled(case.images):
             raise DataError(
                 f"case '{case.name}' has {count} channel(s) and case '{cases[0].name}' has {usual}. All cases must have the same channels."
             )

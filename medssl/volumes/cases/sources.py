@@ -11,17 +11,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medssl.archive import Index, VolumeRecord, read_nifti_channels
+from medssl.archive.geometry import image_affine
 from medssl.archive.labels.files import RawLabels, read_label
 from medssl.archive.labels.finding import Found, labels_of, pair_labels
 from medssl.archive.labels.merging import Classes, LabelMap
 from medssl.archive.labels.nrrd import is_nrrd_name, read_nrrd
 from medssl.archive.labels.placing import Grid
 from medssl.archive.nifti.files import is_unplaced
-from medssl.archive.nifti.names import is_nifti_name
+from medssl.archive.nifti.names import is_nifti_name, is_picture_name
+from medssl.archive.pictures.files import picture_shape, read_picture
 from medssl.errors import DataError
 from medssl.faults import faults_as
 from medssl.files import open_regular
 from medssl.volumes.ingest import Unusable
+from medssl.volumes.ingest.sources import image_of
+from medssl.volumes.preparation import Preparation, as_grey
 
 Affine = NDArray[np.float64]
 
@@ -75,6 +79,8 @@ def header(image: Image) -> tuple[tuple[int, ...], Affine | None]:
     codes 0). Raises `DataError`."""
     if isinstance(image, IndexedImage):
         return image.record.shape, image.record.affine
+    if is_picture_name(image.name):
+        return picture_shape(image), image_affine(())
     import nibabel
     from nibabel.filebasedimages import ImageFileError
 
@@ -95,6 +101,8 @@ def label_grid(label: Labels) -> tuple[tuple[int, ...], Affine | None] | None:
     """The grid of a label map that should have all voxels of its image; None for what is placed piece by piece (segments, contours)."""
     if isinstance(label, Path) and is_nifti_name(label.name):
         return header(label)
+    if isinstance(label, Path) and is_picture_name(label.name):
+        return picture_shape(label)[:3], image_affine(())
     if isinstance(label, Path) and is_nrrd_name(label.name):
         read = read_nrrd(label, voxels=False)
         return None if read.segments else (read.grid.shape, read.grid.affine)
@@ -112,20 +120,39 @@ def grid_of_image(images: Sequence[Image], placed_by: Path | None = None) -> Gri
     return Grid((sides[0], sides[1], sides[2]), affine)
 
 
-def read_images(images: Sequence[Image], placed_by: Path | None = None) -> tuple[NDArray[Any], Affine]:
-    """(A, X, Y, Z) values and affine of the images of a case."""
+def is_scaled(images: Sequence[Image]) -> bool:
+    """Is it known how large a voxel is? A picture does not say."""
+    return all(bool(one.record.spacing) if isinstance(one, IndexedImage) else not is_picture_name(one.name) for one in images)
+
+
+def is_coloured(image: Image) -> bool:
+    """Has it red, green and blue?"""
+    if isinstance(image, IndexedImage):
+        return image.record.colours > 1
+    return is_picture_name(image.name) and len(picture_shape(image)) > 3
+
+
+def read_images(
+    images: Sequence[Image], placed_by: Path | None = None, preparation: Preparation | None = None
+) -> tuple[NDArray[Any], Affine]:
+    """(A, X, Y, Z) values and affine of the images of a case; 2D images greyed and turned round as `preparation` says."""
     unplaced = None if placed_by is None else header(placed_by)[1]
-    read = [_read_image(image, unplaced) for image in images]
+    read = [_read_image(image, unplaced, preparation or Preparation()) for image in images]
     shapes = {array.shape[1:] for array, _ in read}
     if len(shapes) > 1:
         raise Unusable(f"its images have different shapes: {', '.join(str(list(shape)) for shape in sorted(shapes))}")
     return read[0][0] if len(read) == 1 else np.concatenate([array for array, _ in read]), read[0][1]
 
 
-def _read_image(image: Image, unplaced: Affine | None) -> tuple[NDArray[Any], Affine]:
+def _read_image(image: Image, unplaced: Affine | None, preparation: Preparation) -> tuple[NDArray[Any], Affine]:
+    if isinstance(image, Path) and is_picture_name(image.name):
+        picture = read_picture(image)
+        return as_grey(picture.array)[None] if preparation.grey and len(picture.array) > 1 else picture.array, picture.affine
     if isinstance(image, Path):
         found = read_nifti_channels(image, unplaced)
         return found.array, found.affine
+    if image.record.dimensions == 2 and image.record.kind != "nifti":
+        return image_of(image.index, image.record, preparation)
     array = image.index.read(image.record.volume).array
     return array.reshape(-1, *array.shape[-3:]), image.record.affine
 

@@ -1,7 +1,7 @@
 """Which box is cut out of which volume, and batches of such boxes."""
 
 from medssl.volumes.crops.loader import CropLoader, on_device
-from medssl.volumes.crops.places import UNKNOWN, Crop, CropOptions, CropPlan, DataOptions, LoadOptions, crop_at
+from medssl.volumes.crops.places import UNKNOWN, Crop, CropOptions, CropPlan, DataOptions, LoadOptions, channels_of_crops, crop_at
 
 __all__ = [
     "UNKNOWN",
@@ -11,6 +11,7 @@ __all__ = [
     "CropPlan",
     "DataOptions",
     "LoadOptions",
+    "channels_of_crops",
     "crop_at",
     "on_device",
 ]

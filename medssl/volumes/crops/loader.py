@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from medssl.contracts import Crops
-from medssl.volumes.crops.places import CropPlan, LoadOptions, Place, extent, read_crop
+from medssl.volumes.crops.places import CropPlan, LoadOptions, Place, by_slices, channels_of_crops, extent, read_crop
 from medssl.volumes.crops.prefetch import Pending, Prefetch
 from medssl.volumes.store import Store
 
@@ -57,11 +58,11 @@ class _Filling:
 
     index: range
     images: NDArray[np.float32]
-    """(B, C, *size), with as many sides as the volumes have."""
+    """(B, C, *size)"""
     labels: NDArray[np.int64] | None
-    """(B, *size)"""
+    """(B, *box), with as many sides as the volumes have."""
     body: NDArray[np.bool_] | None
-    """(B, *size)"""
+    """(B, *box)"""
     inside: NDArray[np.float32]
     places: dict[int, Place]
 
@@ -116,9 +117,9 @@ class CropLoader:
             self.store.check_finished("a `Store` instead of its path")
         self.plan = CropPlan(self.store, options)
         self.options, self.seed = options, seed
-        self.channels = self.store.channels
+        self.channels = channels_of_crops(self.store, options)
         self._accumulate, self._first, self._rank, self._world = accumulate, first_step, rank, world
-        self._images = BufferPool((options.batch, len(self.channels), *self.plan.size), torch.float32)
+        self._images = BufferPool((options.batch, len(self.channels), *options.size), torch.float32)
         self._labels = BufferPool((options.batch, *self.plan.size), torch.int64) if self.store.labelled else None
         self._body = BufferPool((options.batch, *self.plan.size), torch.bool) if body else None
         self._local = threading.local()
@@ -171,8 +172,13 @@ class CropLoader:
     def _fill(self, filling: _Filling, slot: int, places: Future[list[Place]]) -> None:
         place = places.result()[slot]
         labels, body = (None if array is None else array[slot] for array in (filling.labels, filling.body))
-        filling.inside[slot] = read_crop(self.store, place, filling.images[slot], labels=labels, body=body, scratch=self._scratch())
+        images = by_slices(filling.images[slot], self.plan)
+        filling.inside[slot] = read_crop(self.store, place, images, labels=labels, body=body, scratch=self._scratch())
         filling.places[slot] = place
+
+    def _flat(self, boxes: Tensor) -> Tensor:
+        """(B, *box) as crops have it, (B, *size): of slices the middle one. As a tensor: numpy's view would not hold the buffer."""
+        return boxes[..., self.plan.size[-1] // 2] if len(self.plan.size) > len(self.options.size) else boxes
 
     def _scratch(self) -> dict[Any, NDArray[Any]]:
         scratch: dict[Any, NDArray[Any]] | None = getattr(self._local, "scratch", None)
@@ -181,13 +187,12 @@ class CropLoader:
         return scratch
 
     def _crops(self, filling: _Filling) -> Crops:
-        size, preparation = self.options.size, self.store.preparation
+        size, preparation, slab = self.options.size, self.store.preparation, self.options.slab
         places = [filling.places[slot] for slot in range(len(filling.index))]
         volumes = [self.store.volume(place.number) for place in places]
-        masks = (None if array is None else torch.from_numpy(array).reshape(-1, 1, *size) for array in (filling.labels, filling.body))
-        labels, body = masks
+        labels, body = (None if one is None else self._flat(torch.from_numpy(one))[:, None] for one in (filling.labels, filling.body))
         return Crops(
-            images=torch.from_numpy(filling.images).reshape(*filling.images.shape[:2], *size),
+            images=torch.from_numpy(filling.images),
             channels=self.channels,
             index=torch.arange(filling.index.start, filling.index.stop),
             sample=torch.tensor([volume.sample for volume in volumes]),
@@ -196,9 +201,9 @@ class CropLoader:
             group=torch.arange(filling.index.start, filling.index.stop) // self.options.crops_per_volume,
             affine=torch.from_numpy(np.stack([place.affine(volume, len(size)) for place, volume in zip(places, volumes, strict=True)])),
             extent=torch.tensor([extent(volume) for volume in volumes]),
-            rescale=torch.tensor([[line.back for line in volume.lines(preparation)] for volume in volumes]),
+            rescale=torch.tensor([[line.back for line in volume.lines(preparation)] * slab for volume in volumes]),
             inside=torch.from_numpy(filling.inside),
-            axis=self.store.manifest.axis,
+            axis="slice" if slab > 1 else self.store.manifest.axis,
             body=body,
             labels=labels,
         )

@@ -34,6 +34,8 @@ class CropOptions(BaseOptions):
 
     size: tuple[int, ...] = Field(min_length=2, max_length=3)
     """Sides of a crop in voxels along x, y, z of RAS+. Two sides on a store of 3D volumes give axial slices."""
+    slab: int = Field(default=1, ge=1, le=64)
+    """With two sides on a store of 3D volumes of one channel: so many neighbouring axial slices become the channels of a crop."""
     crops_per_volume: int = Field(default=1, ge=1, le=64)
     """Neighbouring crops of a batch that come from one volume; must divide the batch."""
     overlap: float | None = Field(default=None, ge=0, lt=1)
@@ -114,8 +116,10 @@ class Place:
     def affine(self, volume: StoredVolume, dims: int) -> NDArray[np.float32]:
         """(3, dims + 1): voxel of the crop, by its first `dims` axes, -> mm along the volume's axes from its first voxel's centre."""
         matrix = np.zeros((3, dims + 1), np.float32)
-        for axis, (side, corner, own) in enumerate(zip(volume.spacing, self.corner, self.spacing or volume.spacing, strict=True)):
-            matrix[axis, -1] = side * corner + (own - side) / 2
+        for axis, (side, corner, own) in enumerate(zip(volume.steps, self.corner, self.spacing or volume.steps, strict=True)):
+            # Of slices that are channels the middle of them counts.
+            middle = 0 if axis < dims else (self.size[axis] - 1) / 2
+            matrix[axis, -1] = side * (corner + middle) + (own - side) / 2
             if axis < dims:
                 matrix[axis, axis] = own
         return matrix
@@ -142,7 +146,7 @@ class CropPlan:
     def __init__(self, store: Store, options: CropOptions) -> None:
         """Raises `ConfigError`, with the fix, where the crop does not fit the store."""
         self.store, self.options = store, options
-        self.size = _full_size(store, options.size)
+        self.size = _full_size(store, options)
         """Sides of a crop, as many as the volumes have axes."""
         self.numbers = _usable(store, self.size, options)
         self._groups = None if options.balance == "volume" else _grouped(store, options.balance, self.numbers)
@@ -234,19 +238,39 @@ def _grouped(store: Store, name: str, numbers: NDArray[np.int64]) -> list[NDArra
     return [np.asarray(group) for group in groups.values()]
 
 
-def _full_size(store: Store, size: Sequence[int]) -> tuple[int, ...]:
-    dims = store.spatial_dims
+def channels_of_crops(store: Store, options: CropOptions) -> tuple[str, ...]:
+    """The names of the channels that crops have: those of the store, or its neighbouring slices."""
+    if options.slab == 1:
+        return store.channels
+    if len(store.channels) > 1:
+        raise ConfigError(
+            f"data.slab makes channels of slices, and the volumes of {store.folder} have {len(store.channels)} channels already "
+            f"({', '.join(store.channels)}). Leave slab out, or make a store of one channel."
+        )
+    if len(options.size) != 2 or store.spatial_dims != 3:
+        raise ConfigError(
+            f"data.slab makes channels of the neighbouring slices of volumes: it needs a data.size of two sides, not {list(options.size)}, "
+            f"and a store of 3D volumes; {store.folder} holds {store.spatial_dims}D images. Leave slab out."
+        )
+    return tuple(f"slice {number}" for number in range(options.slab))
+
+
+def _full_size(store: Store, options: CropOptions) -> tuple[int, ...]:
+    dims, size = store.spatial_dims, options.size
     if len(size) == dims:
         return tuple(size)
     if len(size) == 2 and dims == 3:
-        return (*size, 1)
+        return (*size, options.slab)
     raise ConfigError(f"data.size {list(size)} has {len(size)} sides, the store {store.folder} holds {dims}D images. Give {dims} sides.")
 
 
 def _usable(store: Store, size: tuple[int, ...], options: CropOptions) -> NDArray[np.int64]:
     shapes = store.shapes()
     if options.voxel_mm is not None:
-        mm = np.asarray(store.column("spacing"))
+        spacings = store.column("spacing")
+        if not all(spacings):
+            raise ConfigError(f"data.size_mm: {spacings.count([])} images of {store.folder} are of unknown spacing. Leave size_mm out.")
+        mm = np.asarray(spacings)
         wanted = mm.copy()
         wanted[:, : len(options.size)] = options.voxel_mm
         shapes = np.floor(shapes * mm / wanted + 1e-6).astype(np.int64)
@@ -270,8 +294,8 @@ def _usable(store: Store, size: tuple[int, ...], options: CropOptions) -> NDArra
 
 
 def extent(volume: StoredVolume) -> tuple[float, float, float]:
-    """mm: the sides of a volume; the third of a 2D image is 0."""
-    sides = [side * spacing for side, spacing in zip(volume.shape, volume.spacing, strict=True)]
+    """mm, or pixels where a spacing is unknown: the sides of a volume; the third of a 2D image is 0."""
+    sides = [side * step for side, step in zip(volume.shape, volume.steps, strict=True)]
     return sides[0], sides[1], sides[2] if len(sides) == 3 else 0.0
 
 
@@ -346,9 +370,18 @@ def crop_at(store: Store, options: CropOptions, seed: int, sample: int) -> Crop:
     """The crop of the sample with that global number: what the loader delivers there."""
     plan = CropPlan(store, options)
     place = plan.place(seed, sample)
-    full = np.empty((len(store.channels), *plan.size), np.float32)
+    images = np.empty((len(channels_of_crops(store, options)), *options.size), np.float32)
     labels = np.empty(plan.size, np.int64) if store.labelled else None
-    inside = read_crop(store, place, full, labels=labels)
+    inside = read_crop(store, place, by_slices(images, plan), labels=labels)
     volume, size = store.volume(place.number), options.size
-    classes = None if labels is None else labels.reshape(1, *size)
-    return Crop(full.reshape(len(full), *size), place, volume, inside, place.affine(volume, len(size)), classes)
+    if labels is not None and labels.ndim > len(size):
+        labels = labels[..., plan.size[-1] // 2]
+    classes = None if labels is None else labels[None]
+    return Crop(images, place, volume, inside, place.affine(volume, len(size)), classes)
+
+
+def by_slices(images: NDArray[np.float32], plan: CropPlan) -> NDArray[np.float32]:
+    """(C, *size) of a crop as its box has them, (channels of the volume, *sides of the box): a view."""
+    if images.ndim == 1 + len(plan.size):
+        return images
+    return np.moveaxis(images, 0, -1)[None] if plan.options.slab > 1 else images[..., None]

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from medssl.archive.nifti.names import is_nifti_name, numbered
 from medssl.config import BaseOptions
-from medssl.volumes.preparation import Channel, check_windows, windowed
+from medssl.volumes.preparation import COLOURS, Channel, check_windows, windowed
 
 if TYPE_CHECKING:
     from medssl.archive import Index, VolumeRecord
@@ -30,8 +30,8 @@ class ChannelOptions(BaseOptions):
     """Registered series of a study: channel name -> SQL condition over the volume table of the index, such as
     `{CT: "modality = 'CT'", PET: "modality = 'PT'"}`. Of each study one volume for each name, all on one grid, become one volume."""
     frames: int | None = Field(default=None, ge=2, le=512)
-    """So many frames, evenly chosen in time, of each dynamic series or of a NIfTI file's fourth axis become the channels frame 0, frame 1
-    and so on."""
+    """So many frames, evenly chosen in time, of each dynamic series, of a NIfTI file's fourth axis or of a 2D image over time become the
+    channels frame 0, frame 1 and so on."""
     fourth_axis: bool = False
     """The fourth axis of NIfTI files counts channels (Decathlon, BraTS). Without it and `frames` such files are left out."""
     windows: dict[str, tuple[tuple[float, float], ...]] = Field(default_factory=dict)
@@ -67,7 +67,8 @@ class Group:
 
     def channels(self, options: ChannelOptions, modality: str | None) -> tuple[Channel, ...]:
         """What a network sees of it; `modality` where the index knows none."""
-        count = len(self.picked) or (self.records[0].shape[3] if len(self.records[0].shape) == 4 else len(self.records))
+        fourth = self.records[0].shape[3] if len(self.records[0].shape) == 4 else len(self.records)
+        count = len(self.picked) or len(self.names) or fourth
         kinds = [known_modality(self.records[number if len(self.records) > 1 else 0], modality) for number in range(count)]
         alike = len(set(kinds)) < count
         names = self.names or [f"{kind} {number}" if alike else kind for number, kind in enumerate(kinds)]
@@ -79,14 +80,19 @@ def known_modality(record: VolumeRecord, modality: str | None) -> str:
     return modality.upper() if modality and record.modality in ("", "unknown") else record.modality
 
 
-def grouped(index: Index, records: Sequence[VolumeRecord], options: ChannelOptions, modality: str | None) -> list[Group]:
-    """Every record in one group at most; a group that cannot be used says why."""
+def grouped(
+    index: Index, records: Sequence[VolumeRecord], options: ChannelOptions, modality: str | None, grey: bool = False
+) -> list[Group]:
+    """Every record in one group at most; a group that cannot be used says why. `grey`: colours are one channel."""
+    images = [record for record in records if record.dimensions == 2 and record.kind != "nifti"]
+    others = [record for record in records if record.dimensions == 3 or record.kind == "nifti"]
     if options.series:
         groups = _registered(index, records, options)
     elif options.frames is not None:
-        groups = _dynamic(index, records, options.frames)
+        groups = _dynamic(index, others, options.frames) + [_cine(record, options.frames, grey) for record in images]
     else:
-        groups = [_single(record, options) for record in records] if options.fourth_axis else _by_names(index, records, options)
+        groups = [_single(record, options) for record in others] if options.fourth_axis else _by_names(index, others, options)
+        groups += [_image(record, modality, grey) for record in images]
     return [_with_windows(group, options, modality) for group in groups]
 
 
@@ -101,6 +107,27 @@ def _single(record: VolumeRecord, options: ChannelOptions) -> Group:
     if len(record.shape) == 4 and not options.fourth_axis:
         return Group((record,), reason="a fourth axis: channels.fourth_axis or channels.frames says what it counts")
     return Group((record,))
+
+
+def _image(record: VolumeRecord, modality: str | None, grey: bool) -> Group:
+    """A still: one channel, or one a colour."""
+    if record.frames > 1:
+        return Group((record,), reason=f"frames over time, {record.frames} of them: channels.frames says how many become channels")
+    return Group((record,), (known_modality(record, modality),) if grey or record.colours == 1 else COLOURS)
+
+
+def _cine(record: VolumeRecord, count: int, grey: bool) -> Group:
+    """Some frames of a 2D image over time."""
+    if record.frames < count:
+        return Group((record,), reason=f"fewer than {count} frames: {record.frames}")
+    if record.colours > 1 and not grey:
+        return Group((record,), reason="frames in colour: as channels they must be grey, which grey (--grey) makes of them")
+    return Group((record,), *_picked(record.frames, count))
+
+
+def _picked(whole: int, count: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Names and numbers of so many frames, evenly chosen."""
+    return tuple(f"frame {number}" for number in range(count)), tuple(round(number * (whole - 1) / (count - 1)) for number in range(count))
 
 
 def _by_names(index: Index, records: Sequence[VolumeRecord], options: ChannelOptions) -> list[Group]:
@@ -163,7 +190,7 @@ def _by_grid(records: Iterable[VolumeRecord]) -> list[list[VolumeRecord]]:
 
 def _same_grid(one: VolumeRecord, other: VolumeRecord) -> bool:
     """A corner that lies elsewhere by a hundredth of a voxel is another grid, as it is for images and labels."""
-    return one.shape == other.shape and np.allclose(one.affine, other.affine, rtol=0, atol=0.01 * min(one.spacing))
+    return one.shape == other.shape and np.allclose(one.affine, other.affine, rtol=0, atol=0.01 * min(one.spacing, default=1))
 
 
 def _on_one_grid(group: Group) -> Group:
@@ -185,8 +212,7 @@ def _dynamic(index: Index, records: Sequence[VolumeRecord], count: int) -> list[
             if whole < count:
                 groups.append(Group((ordered[0],), reason=f"fewer than {count} frames: {whole}"))
                 continue
-            picked = tuple(round(number * (whole - 1) / (count - 1)) for number in range(count))
-            names = tuple(f"frame {number}" for number in range(count))
+            names, picked = _picked(whole, count)
             if len(ordered[0].shape) == 4:
                 groups.append(Group((ordered[0],), names, picked))
             else:

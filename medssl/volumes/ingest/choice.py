@@ -113,6 +113,9 @@ class Choice:
 SECOND = "a second reconstruction of the same acquisition"
 REFORMAT = "a reformat, projection or rendering (ImageType)"
 DERIVED = "derived from other images of its study (ImageType)"
+PREVIEW = "a picture beside DICOM or NIfTI"
+OTHERS = {2: "a volume, beside 2D images", 3: "a 2D image, beside volumes"}
+"""By the dimensions of what a store holds."""
 _RECONSTRUCTIONS = (SECOND, REFORMAT, DERIVED)
 
 
@@ -151,6 +154,8 @@ def _first_rule(one: Candidate, rules: Sequence[Rule]) -> tuple[int, Rule | None
 
 def _by_default(candidates: Sequence[Candidate], options: ChoiceOptions) -> dict[str, str]:
     left: dict[str, str] = {}
+    # An image has no slices, and is no reconstruction of an acquisition.
+    candidates = [one for one in candidates if one.record.dimensions == 3]
     for one in candidates:
         fewest = options.min_slices or (FEWEST if one.record.kind == "dicom" else 1)
         if one.slices is not None and one.slices < fewest:
@@ -216,6 +221,10 @@ def nothing_left(left_out: Mapping[str, str]) -> str:
 def _way(reason: str) -> str:
     if reason.startswith("fewer than"):
         return "--min-slices N takes shorter ones"
+    if reason == PREVIEW:
+        return "--where \"kind = 'picture'\" takes them"
+    if reason in OTHERS.values():
+        return "--dimensions says which a store holds"
     if reason in _RECONSTRUCTIONS:
         return "--all-reconstructions takes them"
     return "--modality says which are taken" if reason.startswith("of modality") else "`choice.rules` says so"

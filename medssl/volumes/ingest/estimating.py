@@ -70,11 +70,12 @@ def estimated(
     spacing: float | Sequence[float] | None = None,
     preparation: Preparation | None = None,
     axis: Literal["slice", "time"] | None = None,
+    dimensions: Literal[2, 3] = 3,
     codec: Codec = "lz4hc",
     workers: int = 2,
 ) -> StoreEstimate:
     """What `write_store` would do with the same arguments; `out` is only read."""
-    manifest = Manifest(spacing=as_spacing(spacing), preparation=preparation or Preparation(), axis=axis)
+    manifest = Manifest(spacing=as_spacing(spacing), preparation=preparation or Preparation(), axis=axis, dimensions=dimensions)
     todo = pending(incoming, Path(out))
     kinds: dict[str, list[Incoming]] = defaultdict(list)
     for item in todo:

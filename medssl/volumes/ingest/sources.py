@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +18,12 @@ from medssl.errors import ArchiveError, UsageError
 from medssl.faults import faults_as
 from medssl.files import holds_file, make_folder, open_regular, take_folder, write_atomically
 from medssl.volumes.ingest.channels import ChannelOptions, Group, grouped, known_modality
-from medssl.volumes.ingest.choice import ChoiceOptions, candidates_of, choose, modalities_of, nothing_left
+from medssl.volumes.ingest.choice import OTHERS, PREVIEW, ChoiceOptions, candidates_of, choose, modalities_of, nothing_left
 from medssl.volumes.ingest.estimating import StoreEstimate, estimated
 from medssl.volumes.ingest.writing import Incoming, Progress, StoreSummary, Unusable, write_store
-from medssl.volumes.preparation import Preparation, with_windows
+from medssl.volumes.preparation import Preparation, as_grey, turned_round, usual_preparation, with_windows
 from medssl.volumes.store.frames import Codec
+from medssl.volumes.store.manifest import MANIFEST, read_manifest
 
 if TYPE_CHECKING:
     from medssl.archive import Index, VolumeRecord
@@ -35,13 +37,20 @@ class StoreOptions(BaseOptions):
     spacing: float | tuple[float, float, float] | None = None
     """Resample to this spacing in mm; null: each volume keeps its own grid."""
     modality: str | tuple[str, ...] | None = None
-    """Modalities that are taken, such as CT or [CT, MR]; NIfTI files that do not say theirs count as the one that is named."""
+    """Modalities that are taken, such as CT or [CT, MR]; NIfTI files and pictures that do not say theirs count as the one that is named."""
     choice: ChoiceOptions = ChoiceOptions()
     """Which volumes are taken of them."""
+    dimensions: Literal[2, 3] | None = None
+    """3: volumes; 2: 2D images by themselves, such as radiographs and photographs; null: volumes where there are any, else images."""
+    grey: bool = False
+    """2D images in colour become grey."""
+    invert_monochrome1: bool = False
+    """2D images of which low values are meant to be bright (MONOCHROME1) are turned round."""
     channels: ChannelOptions = ChannelOptions()
     """What becomes the channels of one volume."""
-    preparation: Preparation = Preparation()
-    """How values become what a network sees."""
+    preparation: Preparation | None = None
+    """How values become what a network sees; null: CT by a window, radiographs by percentiles, colours by their
+    range, others by z-score."""
 
 
 def make_store(
@@ -54,6 +63,9 @@ def make_store(
     choice: ChoiceOptions | Mapping[str, Any] | None = None,
     preparation: Preparation | None = None,
     channels: ChannelOptions | Mapping[str, Any] | None = None,
+    dimensions: Literal[2, 3] | None = None,
+    grey: bool = False,
+    invert_monochrome1: bool = False,
     codec: Codec = "lz4hc",
     workers: int = 2,
     progress: Progress | None = None,
@@ -61,21 +73,25 @@ def make_store(
     """Make or complete the store `out` from index folders and folders of DICOM or NIfTI.
 
     `where` is SQL over the index's volume table; `spacing` is in mm (none: native); `modality` names those that are taken (none: all),
-    and that of NIfTI files that do not say theirs, which decides how they are prepared; `choice` says which volumes are taken
-    (`ChoiceOptions()` as the command does, none: all); `channels` says what becomes the channels of one volume. Folders that are no
-    index are indexed first, beside the store in `OUT.index`: that folder holds real paths and stays private, the store holds
+    and that of NIfTI files and pictures that do not say theirs, which decides how they are prepared; `choice` says which volumes are
+    taken (`ChoiceOptions()` as the command does, none: all); `channels` says what becomes the channels of one volume. Folders that are
+    no index are indexed first, beside the store in `OUT.index`: that folder holds real paths and stays private, the store holds
     pseudonyms only.
+
+    A store holds volumes or 2D images: `dimensions` says which; without it what the store holds already, else volumes where there are any.
+    `grey` and `invert_monochrome1` are of 2D images, and become part of the preparation.
     """
-    options = _options(channels)
+    options, asked = _options(channels), _Asked(dimensions, grey, invert_monochrome1, preparation)
     indexes, unread = _indexes(sources, _beside(out), workers)
-    selected = _selected(indexes, where, modality, _choice(choice), options)
+    selected = _selected(indexes, Path(out), where, modality, _choice(choice), options, asked)
     _refuse_nothing(selected, sources, where, unread)
     done = write_store(
         selected.incoming,
         out,
         spacing=spacing,
-        preparation=with_windows(preparation or Preparation(), options.windows),
+        preparation=with_windows(selected.preparation, options.windows),
         axis=options.axis,
+        dimensions=selected.dimensions,
         codec=codec,
         workers=workers,
         progress=progress,
@@ -93,6 +109,9 @@ def estimate_store(
     choice: ChoiceOptions | Mapping[str, Any] | None = None,
     preparation: Preparation | None = None,
     channels: ChannelOptions | Mapping[str, Any] | None = None,
+    dimensions: Literal[2, 3] | None = None,
+    grey: bool = False,
+    invert_monochrome1: bool = False,
     codec: Codec = "lz4hc",
     workers: int = 2,
 ) -> StoreEstimate:
@@ -100,15 +119,23 @@ def estimate_store(
 
     Folders that are no index are indexed first, in a private folder that is gone when this returns.
     """
-    options = _options(channels)
+    options, asked = _options(channels), _Asked(dimensions, grey, invert_monochrome1, preparation)
     with TemporaryDirectory(prefix="medssl-") as folder:
         own = Path(folder) / "index"
         _give_names(_beside(out), own)
         indexes, unread = _indexes(sources, own, workers)
-        selected = _selected(indexes, where, modality, _choice(choice), options)
+        selected = _selected(indexes, Path(out), where, modality, _choice(choice), options, asked)
         _refuse_nothing(selected, sources, where, unread)
-        prepared = with_windows(preparation or Preparation(), options.windows)
-        found = estimated(selected.incoming, out, spacing=spacing, preparation=prepared, axis=options.axis, codec=codec, workers=workers)
+        found = estimated(
+            selected.incoming,
+            out,
+            spacing=spacing,
+            preparation=with_windows(selected.preparation, options.windows),
+            axis=options.axis,
+            dimensions=selected.dimensions,
+            codec=codec,
+            workers=workers,
+        )
     return replace(found, unread=unread, not_chosen=selected.not_chosen)
 
 
@@ -121,27 +148,82 @@ def _choice(choice: ChoiceOptions | Mapping[str, Any] | None) -> ChoiceOptions |
 
 
 @dataclass(frozen=True)
+class _Asked:
+    """What a store is to hold, as far as it is said."""
+
+    dimensions: Literal[2, 3] | None
+    grey: bool
+    invert_monochrome1: bool
+    preparation: Preparation | None
+
+    def prepared(self, dimensions: Literal[2, 3]) -> Preparation:
+        """As the store will say it."""
+        also = {name: True for name in ("grey", "invert_monochrome1") if getattr(self, name)}
+        return (self.preparation or usual_preparation(dimensions)).model_copy(update=also)
+
+
+@dataclass(frozen=True)
 class _Selected:
     incoming: list[Incoming]
     not_chosen: dict[str, str]
+    dimensions: Literal[2, 3]
+    preparation: Preparation
 
 
 def _selected(
-    indexes: Sequence[Index], where: str | None, modality: str | Sequence[str] | None, choice: ChoiceOptions | None, options: ChannelOptions
+    indexes: Sequence[Index],
+    out: Path,
+    where: str | None,
+    modality: str | Sequence[str] | None,
+    choice: ChoiceOptions | None,
+    options: ChannelOptions,
+    asked: _Asked,
 ) -> _Selected:
+    from medssl.archive import without_previews
+
     modalities = modalities_of(modality)
     if choice is not None and (options.series or options.frames):
         # These say themselves which volumes of a study or series belong together.
         choice = choice.model_copy(update={"reconstructions": "all"})
+    found = [(index, index.volumes(where)) for index in indexes]
+    dimensions = asked.dimensions or _dimensions(out, [record for _, records in found for record in without_previews(records)])
+    preparation = asked.prepared(dimensions)
     incoming: dict[str, Incoming] = {}
     not_chosen: dict[str, str] = {}
-    for index in indexes:
+    for index, records in found:
         index.check_readable()
         named = modalities[0] if len(modalities) == 1 else None
-        chosen = choose(candidates_of(index, index.volumes(where), named), choice, modalities)
-        incoming |= {item.volume: item for item in from_records(index, chosen.chosen, named, options)}
+        scans = without_previews(records)
+        not_chosen |= {record.volume: PREVIEW for record in records if record.kind == "picture" and len(scans) < len(records)}
+        not_chosen |= {record.volume: OTHERS[dimensions] for record in scans if record.dimensions != dimensions}
+        alike = [record for record in scans if record.dimensions == dimensions]
+        chosen = choose(candidates_of(index, alike, named), choice, modalities)
+        incoming |= {item.volume: item for item in from_records(index, chosen.chosen, named, options, preparation)}
         not_chosen |= chosen.left_out
-    return _Selected(list(incoming.values()), {volume: reason for volume, reason in not_chosen.items() if volume not in incoming})
+    if dimensions == 2:
+        _refuse_mixed(list(incoming.values()))
+    left = {volume: reason for volume, reason in not_chosen.items() if volume not in incoming}
+    return _Selected(list(incoming.values()), left, dimensions, preparation)
+
+
+def _dimensions(out: Path, records: Sequence[VolumeRecord]) -> Literal[2, 3]:
+    """What the store holds that is there, else volumes where there are any."""
+    with faults_as(UsageError, f"the store {out} cannot be read"):
+        there = holds_file(out / MANIFEST)
+    if there:
+        return read_manifest(out).dimensions
+    return 2 if records and all(record.dimensions == 2 for record in records) else 3
+
+
+def _refuse_mixed(incoming: Sequence[Incoming]) -> None:
+    """A network reads one number of channels."""
+    counts = Counter(len(item.channels) for item in incoming if item.channels)
+    if len(counts) > 1:
+        found = ", ".join(f"{count} of {channels} channel{'s' * (channels > 1)}" for channels, count in sorted(counts.items()))
+        raise UsageError(
+            f"the images have different numbers of channels: {found}. Make all of them grey with --grey, or choose by --where, such as "
+            '"colours = 3".'
+        )
 
 
 def _refuse_nothing(selected: _Selected, sources: Sequence[str | Path], where: str | None, unread: Mapping[str, int]) -> None:
@@ -193,13 +275,16 @@ def is_index(folder: Path) -> bool:
         return holds_file(folder / "index.json") and (folder / "private").is_dir()
 
 
-def from_records(index: Index, records: Sequence[VolumeRecord], modality: str | None, options: ChannelOptions) -> list[Incoming]:
+def from_records(
+    index: Index, records: Sequence[VolumeRecord], modality: str | None, options: ChannelOptions, preparation: Preparation
+) -> list[Incoming]:
     """Volumes of an index, joined as `options` say and read when their turn comes; `modality` where the index knows none."""
-    return [_incoming(index, group, options, modality) for group in grouped(index, records, options, modality)]
+    groups = grouped(index, records, options, modality, preparation.grey)
+    return [_incoming(index, group, options, modality, preparation) for group in groups]
 
 
-def _incoming(index: Index, group: Group, options: ChannelOptions, modality: str | None) -> Incoming:
-    first, channels = group.records[0], group.channels(options, modality)
+def _incoming(index: Index, group: Group, options: ChannelOptions, modality: str | None, preparation: Preparation) -> Incoming:
+    first, channels = group.records[0], () if group.reason else group.channels(options, modality)
     # Whoever stores the same volume by another rule makes it again.
     plain = len(channels) == 1 and group.reason is None and channels[0].name == channels[0].modality
     made_of = " ".join(
@@ -214,17 +299,20 @@ def _incoming(index: Index, group: Group, options: ChannelOptions, modality: str
         first.patient,
         first.series,
         known_modality(first, modality),
-        partial(_load, index, group),
+        partial(_load, index, group, preparation),
         channels,
         fingerprint="" if plain else made_of,
-        shape=(len({channel.array for channel in channels}), *first.shape[:3]),
+        scaled=bool(first.spacing),
+        shape=(max(1, len({channel.array for channel in channels})), *first.shape[: first.dimensions]),
         spacing=first.spacing,
     )
 
 
-def _load(index: Index, group: Group) -> tuple[NDArray[Any], NDArray[Any]]:
+def _load(index: Index, group: Group, preparation: Preparation) -> tuple[NDArray[Any], NDArray[Any]]:
     if group.reason is not None:
         raise Unusable(group.reason)
+    if len(group.records) == 1 and group.records[0].kind != "nifti" and group.records[0].dimensions == 2:
+        return image_of(index, group.records[0], preparation, group.picked or None)
     first = index.read(group.records[0].volume)
     if group.picked:
         return first.array[list(group.picked)], first.record.affine
@@ -232,3 +320,15 @@ def _load(index: Index, group: Group) -> tuple[NDArray[Any], NDArray[Any]]:
         return first.array, first.record.affine
     others = [index.read(record.volume).array for record in group.records[1:]]
     return np.stack([first.array, *others]), first.record.affine
+
+
+def image_of(
+    index: Index, record: VolumeRecord, preparation: Preparation, frames: Sequence[int] | None = None
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """(A, X, Y, 1) values and affine of a 2D image: its colours, or its `frames`, as `preparation` turns and greys them."""
+    array = index.read(record.volume, frames).array.reshape(-1, record.colours, *record.shape[:3])
+    if preparation.grey and record.colours > 1:
+        array = np.stack([as_grey(frame) for frame in array])[:, None]
+    if preparation.invert_monochrome1 and record.inverted:
+        array = np.stack([turned_round(frame) for frame in array])
+    return array.reshape(-1, *record.shape[:3]), record.affine

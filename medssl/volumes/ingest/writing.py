@@ -32,7 +32,7 @@ from medssl.errors import DataError, MedsslError, StoreError, UsageError
 from medssl.faults import faults_as
 from medssl.files import LOCK, holds_file, is_plain_name, lock_folder, make_folder, others_in, take_folder, write_atomically
 from medssl.volumes.grid import as_spacing, resample, resample_labels
-from medssl.volumes.preparation import Channel, Preparation, statistics
+from medssl.volumes.preparation import Channel, Preparation, statistics, usual_preparation
 from medssl.volumes.store.frames import Codec, digest_of, encode
 from medssl.volumes.store.identity import content_of
 from medssl.volumes.store.manifest import MANIFEST, Manifest, read_manifest
@@ -72,6 +72,8 @@ class Incoming:
     """(X, Y, Z) classes on the grid of the values, uint8 or int16."""
     fingerprint: str = ""
     """Of the files it comes from: a volume that is in the store with another one is made again."""
+    scaled: bool = True
+    """Does the affine say millimetres? That of an image whose pixel spacing is unknown counts pixels."""
     shape: tuple[int, ...] = ()
     """Arrays and sides as far as they are known before loading; with `spacing` it tells what storing will cost."""
     spacing: tuple[float, ...] = ()
@@ -119,18 +121,21 @@ def write_store(
     spacing: float | Sequence[float] | None = None,
     preparation: Preparation | None = None,
     axis: Literal["slice", "time"] | None = None,
+    dimensions: Literal[2, 3] = 3,
     codec: Codec = "lz4hc",
     workers: int = 2,
     progress: Progress | None = None,
 ) -> StoreSummary:
-    """Fill the store `out` with `incoming`; `axis` is what their channels count, when they are slices or frames.
+    """Fill the store `out` with `incoming`; `axis` is what their channels count, when they are slices or frames; `dimensions` 2 of images,
+    (X, Y, 1) each.
 
     Until the last of them is there the store is unfinished (`Store.check_finished`). Raises `UsageError` where `out` holds something
     else and `StoreError` where it cannot be written.
     """
     folder, items = Path(out), list(incoming)
     _check_names(items)
-    wanted = Manifest(spacing=as_spacing(spacing), preparation=preparation or Preparation(), axis=axis)
+    preparation = preparation or usual_preparation(dimensions)
+    wanted = Manifest(spacing=as_spacing(spacing), preparation=preparation, axis=axis, dimensions=dimensions)
     with _opened(folder, wanted):
         done = _done(folder)
         todo = [item for item in items if not _is_there(item, folder, done)]
@@ -194,6 +199,11 @@ def _check_folder(folder: Path, wanted: Manifest) -> bool:
     """Whether the folder is a store already, and the one that is wanted."""
     if holds_file(folder / MANIFEST):
         found = read_manifest(folder)
+        if found.dimensions != wanted.dimensions:
+            raise UsageError(
+                f"the store {folder} holds {_KINDS[found.dimensions]} and is asked for {_KINDS[wanted.dimensions]}. "
+                "Each needs a store of its own: give another folder."
+            )
         if found != wanted:
             raise UsageError(
                 f"the store {folder} was made with spacing {_shown(found)} and is asked for {_shown(wanted)}"
@@ -207,6 +217,9 @@ def _check_folder(folder: Path, wanted: Manifest) -> bool:
         holds = f" ({', '.join(foreign[:3])})" if foreign else ""
         raise UsageError(f"{folder} exists and is no store{holds}. Give an empty or new folder.")
     return False
+
+
+_KINDS = {3: "volumes", 2: "2D images"}
 
 
 def _shown(manifest: Manifest) -> str:
@@ -252,8 +265,11 @@ def attempted(item: Incoming, folder: Path, manifest: Manifest, codec: Codec) ->
 def _made(item: Incoming, folder: Path, manifest: Manifest, codec: Codec) -> tuple[dict[str, Any], dict[Path, bytes]]:
     """What the row says of a volume, and the content of its files."""
     channels, values, affine, labels, classes = _load(item, manifest)
+    if manifest.dimensions == 2:
+        values, labels = values[..., 0], None if labels is None else labels[..., 0]
     content = content_of(values, affine, channels, labels)
-    row = {"content": content, **_facts(content, channels, values, affine)}
+    spacing = voxel_spacing(affine)[: manifest.dimensions] if item.scaled else ()
+    row = {"content": content, "spacing": list(spacing), **_facts(content, channels, values, affine)}
     file = encode(values, codec)
     files = {volume_path(folder, item.volume): file}
     row |= {"bytes": len(file), "dtype": values.dtype.str[1:], "digest": digest_of(file)}
@@ -274,7 +290,10 @@ def _load(item: Incoming, manifest: Manifest) -> tuple[tuple[Channel, ...], NDAr
     labels = item.labels() if item.labels is not None else None
     channels = item.channels or _plain_channels(item.modality, values)
     classes = [] if labels is None else np.unique(labels).tolist()
-    return channels, *placed(values, affine, manifest.spacing, channels, labels), classes
+    flat = manifest.dimensions == 2
+    if flat and values.shape[-1] != 1:
+        _refuse(f"a volume in a store of 2D images: shape {list(values.shape[-3:])}")
+    return channels, *placed(values, affine, manifest.spacing, channels, labels, flat=flat, scaled=item.scaled), classes
 
 
 def _reason(error: Exception) -> str:
@@ -298,26 +317,35 @@ def placed(
     spacing: Sequence[float] | None,
     channels: Sequence[Channel],
     labels: NDArray[Any] | None = None,
+    *,
+    flat: bool = False,
+    scaled: bool = True,
 ) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[Any] | None]:
     """Values, affine and label on the grid that stores and predictions share: (A, X, Y, Z) on RAS+ axes, at `spacing` where given.
 
-    `values` are (X, Y, Z) or (A, X, Y, Z) in any orientation; int16 or float32 comes back. Raises `Unusable` with the reason.
+    `values` are (X, Y, Z) or (A, X, Y, Z) in any orientation; int16 or float32 comes back. `flat`: they may be a 2D image, one slice that
+    stays the last axis. `scaled`: the affine is in mm. Raises `Unusable` with the reason.
     """
     names = {channel.array: channel.name for channel in reversed(channels)}
-    _refuse(why_unusable(values, affine, names))
+    _refuse(why_unusable(values, affine, names, flat))
+    flat = flat and values.shape[-1] == 1
     values = values.reshape(-1, *values.shape[-3:])
     if len(values) != 1 + max(names):
         _refuse(f"it has {len(values)} channel(s), not {1 + max(names)} ({', '.join(channel.name for channel in channels)})")
     if labels is not None and labels.shape != values.shape[1:]:
         _refuse(f"its label has shape {list(labels.shape)} and the image {list(values.shape[1:])}")
-    flips = to_ras(affine)
+    flips = to_ras(affine, flat)
     turned, turned_affine = flips.apply(values), flips.affine(affine, values.shape[1:])
     before = voxel_spacing(turned_affine)
     labels = None if labels is None else flips.apply(labels)
+    if spacing is not None and flat:
+        spacing = (*spacing[:2], before[2])
+    if spacing is not None and not scaled:
+        _refuse("its pixel spacing is unknown, so it cannot be resampled")
     if spacing is not None and not np.allclose(before, spacing, rtol=1e-4):
         turned, turned_affine = resample(narrow(turned), turned_affine, spacing)
         labels = None if labels is None else resample_labels(labels, before, spacing)
-        _refuse(why_unusable(turned, turned_affine, names))
+        _refuse(why_unusable(turned, turned_affine, names, flat))
     return narrow(turned), turned_affine, labels
 
 
@@ -336,7 +364,6 @@ def _facts(content: str, channels: Sequence[Channel], values: NDArray[Any], affi
         "modalities": [channel.modality for channel in channels],
         "arrays": [channel.array for channel in channels],
         "shape": list(values.shape[1:]),
-        "spacing": list(voxel_spacing(affine)),
         "affine": np.asarray(affine, float).reshape(-1).tolist(),
         "statistics": [number for one in numbers for number in astuple(one)],
         "box": [*box[0], *box[1]],

@@ -31,8 +31,9 @@ from medssl.files import open_regular
 
 Codec = Literal["lz4hc", "zstd"]
 
-CHUNK = 64
-BLOCK = (16, 32, 32)
+CHUNK = {3: 64, 2: 512}
+"""Longest side of a chunk of a volume and of an image: each chunk has a checksum and is unpacked by blocks."""
+BLOCK = {3: (16, 32, 32), 2: (64, 256)}
 HANDLES = 256
 """Open volumes a thread: each costs 0.1 ms to open and a memory map, of which a process may hold 65,530."""
 
@@ -47,10 +48,11 @@ def encode(array: NDArray[Any], codec: Codec = "lz4hc") -> bytes:
     SHUFFLE and never DELTA: with DELTA a read of any block but the first silently gives wrong data.
     """
     spatial = array.shape[1:]
-    block = BLOCK[-len(spatial) :]
+    chunk, block = CHUNK[len(spatial)], BLOCK[len(spatial)]
     parameters = blosc2.CParams(
         codec=blosc2.Codec.LZ4HC if codec == "lz4hc" else blosc2.Codec.ZSTD,
-        clevel=5,
+        # Level 5 of LZ4HC takes a fifth more time for 2 % less on disk.
+        clevel=4 if codec == "lz4hc" else 5,
         filters=[blosc2.Filter.SHUFFLE],
         filters_meta=[0],
         nthreads=1,
@@ -59,15 +61,15 @@ def encode(array: NDArray[Any], codec: Codec = "lz4hc") -> bytes:
     stored = blosc2.empty(
         array.shape,
         array.dtype,
-        chunks=(1, *(min(side, CHUNK) for side in spatial)),
+        chunks=(1, *(min(side, chunk) for side in spatial)),
         blocks=(1, *(min(side, b) for side, b in zip(spatial, block, strict=True))),
         cparams=parameters,
         contiguous=True,
     )
     # A row of chunks at a time: a turned volume would be copied whole otherwise.
     for channel in range(array.shape[0]):
-        for first in range(0, spatial[0], CHUNK):
-            row = slice(first, first + CHUNK)
+        for first in range(0, spatial[0], chunk):
+            row = slice(first, first + chunk)
             stored[channel : channel + 1, row] = np.ascontiguousarray(array[channel : channel + 1, row])
     frame: bytes = stored.to_cframe()
     del stored
@@ -123,7 +125,7 @@ class FrameFile:
         library = _library() if native else None
         self._handle: _Handle = _Native(library, self._map, len(frame), path) if library else _Plain(frame)
         spatial = self.shape[1:]
-        self._chunk = (1, *(min(side, CHUNK) for side in spatial))
+        self._chunk = (1, *(min(side, CHUNK[len(spatial)]) for side in spatial))
         self._grid = tuple(-(-side // chunk) for side, chunk in zip(self.shape, self._chunk, strict=True))
         if len(self._digests) != 1 + int(np.prod(self._grid)):
             raise _damaged(path, "it has another number of chunks than checksums")

@@ -31,6 +31,8 @@ class Manifest(BaseOptions):
     """Where the array's axes point to."""
     axis: Literal["slice", "time"] | None = None
     """What the channels count, when they are slices of a slab or frames."""
+    dimensions: Literal[2, 3] = 3
+    """3: volumes; 2: images by themselves."""
     spacing: tuple[float, ...] | None = None
     """mm that every volume was resampled to; none: each keeps its own grid."""
     preparation: Preparation = Preparation()

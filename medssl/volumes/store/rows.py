@@ -31,8 +31,9 @@ class StoredVolume:
     shape: tuple[int, ...]
     """The D spatial sides: 2 of an image, 3 of a volume."""
     spacing: tuple[float, ...]
+    """Millimetres; () of an image of which it is unknown."""
     affine: NDArray[np.float64]
-    """(4, 4) voxel -> RAS+ mm."""
+    """(4, 4) voxel -> RAS+ mm; of an image of unknown spacing it counts pixels."""
     box: tuple[tuple[int, ...], tuple[int, ...]]
     """First and one past the last corner of the foreground."""
     points: NDArray[np.int32] = field(repr=False)
@@ -50,6 +51,11 @@ class StoredVolume:
     """Of its file."""
     labels_digest: str | None
     """Of the file of its label."""
+
+    @property
+    def steps(self) -> tuple[float, ...]:
+        """The spacing, or 1 along each axis where it is unknown: distances are then in pixels."""
+        return self.spacing or (1.0,) * len(self.shape)
 
     def lines(self, preparation: Preparation) -> tuple[Line, ...]:
         """What prepares each channel."""
@@ -103,7 +109,7 @@ def why_unsound(one: StoredVolume) -> str | None:
     points = [one.points, *one.class_points]
     checks = {
         "shape": dims in (2, 3) and all(0 < side <= LONGEST for side in one.shape),
-        "spacing": len(one.spacing) in (dims, 3) and usable_spacing(one.spacing),
+        "spacing": len(one.spacing) in ((0, 2) if dims == 2 else (3,)) and usable_spacing(one.spacing),
         "affine": bool(np.isfinite(one.affine).all()),
         "channels": bool(one.channels) and all(channel.array in range(2**15) for channel in one.channels),
         "names": all(isinstance(name, str) for channel in one.channels for name in (channel.name, channel.modality)),

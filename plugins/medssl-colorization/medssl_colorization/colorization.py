@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -28,6 +28,7 @@ class Colorization(PretextTask):
     answer: ClassVar[Literal["values", "logits"]] = "logits"
     same_for_views: ClassVar[bool] = True
     citation: ClassVar[str] = "Zhang, Isola and Efros, Colorful image colorization, ECCV 2016"
+    suite: ClassVar[dict[str, Any]] = {"channels": 3, "random": False, "options": {"bin": 40, "dark": 0.0}}
 
     class Options(BaseOptions):
         """Colours, and what they count."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -26,6 +26,7 @@ class CrossModality(PretextTask):
     name: ClassVar[str] = "cross-modality"
     answer: ClassVar[Literal["values", "logits"]] = "values"
     citation: ClassVar[str] = "Taleb et al., Multimodal self-supervised learning for medical image analysis, IPMI 2021"
+    suite: ClassVar[dict[str, Any]] = {"channels": 3}
 
     class Options(BaseOptions):
         """From what to what."""

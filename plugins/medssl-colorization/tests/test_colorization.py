@@ -17,14 +17,10 @@ from medssl.testing import PretextTaskContract, make_crops, make_info
 
 class TestColorization(PretextTaskContract):
     task = Colorization
-    channels = 3
-    random = False
-    options: ClassVar = {"bin": 40, "dark": 0.0}
 
 
 class TestCrossModality(PretextTaskContract):
     task = CrossModality
-    channels = 3
 
 
 class TestToOneChannel(PretextTaskContract):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import combinations
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -28,6 +28,7 @@ class VICReg(ConsistencyLoss):
     needs: ClassVar[frozenset[Needs]] = frozenset({"embeddings"})
     compares: ClassVar[Compares] = "batch"
     citation: ClassVar[str] = "Bardes, Ponce and LeCun, VICReg: variance-invariance-covariance regularization, ICLR 2022"
+    suite: ClassVar[dict[str, Any]] = {"options": {"width": 16}}
 
     class Options(BaseOptions):
         """What the three parts count, and the expander."""

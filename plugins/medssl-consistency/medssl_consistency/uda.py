@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -27,6 +27,7 @@ class UDA(ConsistencyLoss):
     name: ClassVar[str] = "uda"
     needs: ClassVar[frozenset[Needs]] = frozenset({"answers"})
     citation: ClassVar[str] = "Xie et al., Unsupervised data augmentation for consistency training, NeurIPS 2020"
+    suite: ClassVar[dict[str, Any]] = {"only": "pooled", "options": {"sure": 0.1}}
 
     class Options(BaseOptions):
         """Which answers count, and how."""

@@ -56,8 +56,6 @@ class TestSimSiam(ConsistencyLossContract):
 
 class TestUDA(ConsistencyLossContract):
     loss = UDA
-    options: ClassVar = {"sure": 0.1}
-    only = "pooled"
 
 
 class TestSimCLR(ConsistencyLossContract):
@@ -96,7 +94,6 @@ class TestBYOL(ConsistencyLossContract):
 
 class TestVICReg(ConsistencyLossContract):
     loss = VICReg
-    options: ClassVar = {"width": 16}
 
 
 class TestBarlowTwins(ConsistencyLossContract):

@@ -22,6 +22,7 @@ class Autoencoder(PretextTask):
     answer: ClassVar[Literal["values", "logits"]] = "values"
     same_for_views: ClassVar[bool] = True
     citation: ClassVar[str] = "Hinton and Salakhutdinov, Reducing the dimensionality of data with neural networks, Science 2006"
+    suite: ClassVar[dict[str, Any]] = {"random": False, "options": {"width": 8}}
 
     class Options(BaseOptions):
         """The decoder."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import pytest
 import torch
 from medssl_corruption import Autoencoder, Denoising
@@ -17,8 +15,6 @@ NETWORK = {"name": "UNet", "spatial_dims": 2, "options": {"channels": [8, 16], "
 
 class TestAutoencoder(PretextTaskContract):
     task = Autoencoder
-    random = False
-    options: ClassVar = {"width": 8}
 
 
 class TestDenoising(PretextTaskContract):

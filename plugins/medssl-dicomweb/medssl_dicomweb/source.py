@@ -74,6 +74,7 @@ class DicomwebSource(ArchiveSource):
         self._settings = settings_from()
         self._asking = Asking(self._place, self._settings)
         self._counts: dict[tuple[str, str], int] = {}
+        self._yielded: dict[str, str] = {}
         self._opened_whole: set[str] = set()
         # Threads that want the same at the same moment ask twice, and do not wait for others.
         self._instances = lru_cache(KEPT * 8)(self._asked_instances)
@@ -84,8 +85,10 @@ class DicomwebSource(ArchiveSource):
         try:
             series = self._series()
             with ThreadPoolExecutor(self._settings.connections) as pool:
-                for names in pool.map(self._names, series):
-                    yield from names
+                for versions in pool.map(self._versions, series):
+                    # Who lists an archive asks for the versions at once.
+                    self._yielded = versions
+                    yield from versions
         except Unanswered as error:
             raise ArchiveError(
                 f"the PACS at {self._place.server} does not answer a search (QIDO-RS): {error}. Give the address where its DICOMweb "
@@ -102,13 +105,14 @@ class DicomwebSource(ArchiveSource):
         self._counts = {(_text(one, _STUDY), _text(one, _SERIES)): _count(one) for one in found}
         return sorted(pair for pair in self._counts if all(pair))
 
-    def _names(self, series: tuple[str, str]) -> list[str]:
+    def _versions(self, series: tuple[str, str]) -> dict[str, str]:
+        """Key and version of each instance of a series."""
         try:
-            found = {_text(one, _INSTANCE) for one in self._instances(*series)}
+            found = {_text(one, _INSTANCE): _version(one) for one in self._instances(*series)}
         except Unanswered:
             # One name that nothing can be had of: the series is counted as unreadable, and the others are read.
-            return ["/".join([*series, ""])]
-        return [Name(*series, instance).key for instance in sorted(found) if instance]
+            return {"/".join([*series, ""]): ""}
+        return {Name(*series, instance).key: found[instance] for instance in sorted(found) if instance}
 
     def _asked_instances(self, study: str, series: str) -> list[Json]:
         """What the search says of each instance of a series."""
@@ -120,7 +124,7 @@ class DicomwebSource(ArchiveSource):
         """All results, page by page, until as many are there as `expected`, or a page brings nothing new."""
         found: dict[tuple[str, str, str], Json] = {}
         while True:
-            page = self._asking.ask(partial(_results, partial(search, limit=PAGE, offset=len(found))), attempts)
+            page = self._asking.ask(partial(_results, partial(search, limit=PAGE, offset=len(found))), None if found else attempts)
             new = {_identity(one): one for one in page}
             if not new.keys() - found.keys():
                 return list(found.values())
@@ -130,11 +134,13 @@ class DicomwebSource(ArchiveSource):
 
     def stat(self, key: str) -> Stat:
         """A digest of what the search says of the instance; the size is not known before it is fetched."""
-        name = _name(key)
-        for one in self._instances(name.study, name.series):
-            if _text(one, _INSTANCE) == name.instance:
-                return Stat(0, blake2b(json.dumps(one, sort_keys=True).encode(), digest_size=12).hexdigest())
-        raise OSError("the PACS has no such instance any more")
+        yielded = self._yielded
+        if key not in yielded:
+            name = _name(key)
+            yielded = self._versions((name.study, name.series))
+        if not yielded.get(key):
+            raise OSError("the PACS has no such instance any more")
+        return Stat(0, yielded[key])
 
     def headers(self, keys: Sequence[str]) -> Iterator[tuple[str, Dataset]]:
         """As WADO-RS gives them, a series at once; a series without metadata is left to `open`."""
@@ -254,6 +260,10 @@ def _results(question: Callable[[Connection], list[Json]], to: Connection) -> li
 def _text(result: Json, tag: str) -> str:
     values = result.get(tag, {}).get("Value") or [""]
     return str(values[0])
+
+
+def _version(result: Json) -> str:
+    return blake2b(json.dumps(result, sort_keys=True).encode(), digest_size=12).hexdigest()
 
 
 def _count(result: Json) -> int:

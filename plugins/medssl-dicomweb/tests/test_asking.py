@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import shutil
 import ssl
 import subprocess
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fake_pacs import Fake, Reply, Request
-from medssl_dicomweb import gate
+from medssl_dicomweb import DicomwebSource, gate
 from medssl_dicomweb.asking import UnencryptedWarning
 from medssl_dicomweb.gate import Gate, minutes_until
 from medssl_dicomweb.location import place_of
@@ -256,8 +257,6 @@ def test_a_token_that_is_renewed_is_read_again(fake: Start, series: np.ndarray, 
 
 
 def test_a_secret_over_plain_http_is_warned_of_but_not_on_this_machine(fake: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    from medssl_dicomweb import DicomwebSource
-
     monkeypatch.setenv("MEDSSL_DICOMWEB_TOKEN", "Sesame")
     with pytest.warns(UnencryptedWarning, match=r"token for pacs.example.org goes over the network in plain text"):
         DicomwebSource("dicomweb+http://pacs.example.org/dicom-web")
@@ -346,30 +345,42 @@ def test_a_client_certificate_is_shown(
 # How much, and when.
 
 
-def test_connections_are_bounded_over_all_processes(fake: Start, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medssl.archive.headers.scan.SHARD", 2)
+def listed_by_three(location: str) -> None:
+    """Three processes that know nothing of each other list an archive at once."""
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=lambda: list(DicomwebSource(location).keys())) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+
+
+@pytest.mark.parametrize("connections", [1, 3])
+def test_connections_are_bounded_over_all_processes(connections: int, fake: Start, archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(8):
         write_series(archive / str(number), made_volume((4, 4, 3), number), made_affine(), series=str(number))
-    for connections in (1, 3):
-        server = fake(slow=0.03)
-        monkeypatch.setenv("MEDSSL_DICOMWEB_CONNECTIONS", str(connections))
-        assert len(build_index([server.location], tmp_path / "index", workers=4).volumes) == 8
-        assert server.busiest == connections
+    server = fake(slow=0.03)
+    monkeypatch.setenv("MEDSSL_DICOMWEB_CONNECTIONS", str(connections))
+    listed_by_three(server.location)
+    assert server.busiest == connections
 
 
-def test_requests_are_so_many_a_second_over_all_processes(
-    fake: Start, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("medssl.archive.headers.scan.SHARD", 2)
-    for number in range(4):
-        write_series(archive / str(number), made_volume((4, 4, 3), number), made_affine(), series=str(number))
+def test_requests_are_so_many_a_second_whoever_makes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    moment = [2e9]
+    monkeypatch.setattr("medssl_dicomweb.gate.time.time", lambda: moment[0])
+    one, other, elsewhere = Gate("pacs", 1, rate=2.0), Gate("pacs", 1, rate=2.0), Gate("other", 1, rate=2.0)
+    assert [one._turn(), other._turn(), one._turn(), elsewhere._turn()] == [0.0, 0.5, 1.0, 0.0]
+    moment[0] += 10
+    assert [other._turn(), one._turn()] == [0.0, 0.5]
+
+
+def test_the_rate_holds_over_all_processes(fake: Start, series: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     server = fake()
-    monkeypatch.setenv("MEDSSL_DICOMWEB_RATE", "20")
-    build_index([server.location], tmp_path / "index", workers=3)
+    monkeypatch.setenv("MEDSSL_DICOMWEB_RATE", "8")
+    listed_by_three(server.location)
     moments = [request.moment for request in server.requests]
-    assert len(moments) >= 14
-    # Of any so many requests the last comes after so long: what a slow machine delays comes closer to the next, never all of them.
-    assert moments[-1] - moments[0] > 0.045 * (len(moments) - 1)
+    assert len(moments) == 12 and moments[-1] - moments[0] > 0.9 * 11 / 8
 
 
 @pytest.mark.parametrize(

@@ -205,7 +205,10 @@ def bulk_position(server: Fake, request: Request) -> Reply | None:
     return multipart(["\\".join(map(str, position)).encode()], "application/octet-stream")
 
 
-def test_a_name_that_is_no_uid_is_unreadable_and_never_becomes_part_of_an_address(fake: Start, archive: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("wrong", ["../../../../secret?x=", "secret?x=", "secret#", ""])
+def test_a_name_that_is_no_uid_is_unreadable_and_never_becomes_part_of_an_address(
+    wrong: str, fake: Start, archive: Path, tmp_path: Path
+) -> None:
     write_series(archive, made_volume((6, 5, 4)), made_affine())
     server = fake()
 
@@ -213,13 +216,24 @@ def test_a_name_that_is_no_uid_is_unreadable_and_never_becomes_part_of_an_addres
         answer = server._answer(request)
         if request.kind == "instances" and answer.body:
             uid = next(iter(server.objects))
-            return Reply(body=answer.body.replace(uid.encode(), b"../../../../secret?x="))
+            return Reply(body=answer.body.replace(uid.encode(), wrong.encode()))
         return None
 
     server.trouble = named
     summary = build_index([server.location], tmp_path / "index", workers=1)
-    assert summary.rejected[Reason.UNREADABLE] == 1 and summary.files == 4
+    assert summary.rejected.get(Reason.UNREADABLE, 0) == bool(wrong) and summary.files == 3 + bool(wrong)
     assert not any("secret" in request.path for request in server.requests)
+
+
+def test_who_lists_an_archive_with_its_versions_asks_for_each_series_once(fake: Start, archive: Path) -> None:
+    for number in range(40):
+        write_series(archive / str(number), made_volume((4, 4, 2), number), made_affine(), series=str(number))
+    server = fake()
+    opened = DicomwebSource(server.location)
+    found = {key: opened.stat(key) for key in opened.keys()}  # noqa: SIM118 - a source is no dictionary
+    assert len(found) == 80 and all(one.version for one in found.values())
+    # A second page for each, since this server does not say how many there are.
+    assert sum(request.kind == "instances" for request in server.requests) == 80
 
 
 def test_a_version_tells_what_the_search_says_anew(fake: Start, archive: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -27,6 +27,7 @@ class MaskedAutoencoder(PretextTask):
     name: ClassVar[str] = "masked-autoencoder"
     answer: ClassVar[Literal["values", "logits"]] = "values"
     citation: ClassVar[str] = "He et al., Masked autoencoders are scalable vision learners, CVPR 2022"
+    suite: ClassVar[dict[str, Any]] = {"tokens": True, "options": {"width": 16, "depth": 1}}
 
     class Options(BaseOptions):
         """How much is hidden, and the decoder."""

@@ -31,8 +31,6 @@ class TestRestoration(PretextTaskContract):
 
 class TestMaskedAutoencoder(PretextTaskContract):
     task = MaskedAutoencoder
-    tokens = True
-    options: ClassVar = {"width": 16, "depth": 1}
 
 
 DRAW = [0, 1, 2, 3]

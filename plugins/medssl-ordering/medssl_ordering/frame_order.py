@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -25,6 +25,7 @@ class FrameOrder(PretextTask):
     name: ClassVar[str] = "frame-order"
     answer: ClassVar[Literal["values", "logits"]] = "logits"
     citation: ClassVar[str] = "Lee et al., Unsupervised representation learning by sorting sequences, ICCV 2017"
+    suite: ClassVar[dict[str, Any]] = {"channels": 4}
 
     class Options(BaseOptions):
         """Which orders."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import permutations
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -29,6 +29,7 @@ class SliceOrder(PretextTask):
         "Lee et al., Unsupervised representation learning by sorting sequences, ICCV 2017; Zhang, Wang and Zheng, Self supervised deep "
         "representation learning for fine-grained body part recognition, ISBI 2017"
     )
+    suite: ClassVar[dict[str, Any]] = {"sizes": {2: (32, 40), 3: (16, 16, 32)}}
 
     class Options(BaseOptions):
         """Slabs, and which orders are one."""
@@ -105,6 +106,7 @@ class OrderVerification(PretextTask):
     citation: ClassVar[str] = (
         "Misra, Zitnick and Hebert, Shuffle and learn: unsupervised learning using temporal order verification, ECCV 2016"
     )
+    suite: ClassVar[dict[str, Any]] = {"sizes": {2: (24, 48), 3: (16, 16, 48)}}
 
     class Options(BaseOptions):
         """Slabs."""

@@ -16,7 +16,6 @@ from medssl.testing import PretextTaskContract, make_crops, make_info
 
 class TestSliceOrder(PretextTaskContract):
     task = SliceOrder
-    sizes: ClassVar = {2: (32, 40), 3: (16, 16, 32)}
 
 
 class TestDirectedSliceOrder(PretextTaskContract):
@@ -27,12 +26,10 @@ class TestDirectedSliceOrder(PretextTaskContract):
 
 class TestOrderVerification(PretextTaskContract):
     task = OrderVerification
-    sizes: ClassVar = {2: (24, 48), 3: (16, 16, 48)}
 
 
 class TestFrameOrder(PretextTaskContract):
     task = FrameOrder
-    channels = 4
 
 
 class TestNextSlice(PretextTaskContract):

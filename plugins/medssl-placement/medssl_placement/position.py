@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -27,6 +27,7 @@ class Position(PretextTask):
         "Lei et al., Contrastive learning of relative position regression for one-shot object localization in 3D medical images, "
         "MICCAI 2021"
     )
+    suite: ClassVar[dict[str, Any]] = {"random": False}
 
     class Options(BaseOptions):
         """Whose place, and in which unit."""

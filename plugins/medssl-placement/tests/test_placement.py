@@ -18,12 +18,10 @@ from medssl.testing import PretextTaskContract, make_crops, make_info
 
 class TestPosition(PretextTaskContract):
     task = Position
-    random = False
 
 
 class TestPositionOfCrops(PretextTaskContract):
     task = Position
-    random = False
     options: ClassVar = {"of": "crop", "unit": "share"}
 
 

@@ -102,8 +102,9 @@ class RegionMatching(PretextTask):
                     raise ValueError(f"{what} is [smallest, largest]; {low} is more than {high}")
             if (self.regions == "masks") != (self.masks is not None):
                 raise ValueError("`regions: masks` and the name of the channel, `masks: NAME`, belong together")
-            if self.look.transforms:
-                raise ValueError("`look.transforms` is not supported here: say by the other keys of `look` how the views differ")
+            if self.look.transforms or not self.look.is_affine:
+                key = "transforms" if self.look.transforms else "elastic"
+                raise ValueError(f"`look.{key}` is not supported here: say by the other keys of `look` how the views differ")
             return self
 
     options: Options

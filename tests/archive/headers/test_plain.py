@@ -213,13 +213,13 @@ def files(draw: st.DrawFn) -> dict[str, bytes]:
     return found
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(files())
 def test_made_files_say_the_same(made: dict[str, bytes]) -> None:
     check_same(InMemory(made))
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(files(), st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=3)), min_size=1, max_size=3))
 def test_damaged_files_say_the_same(made: dict[str, bytes], damages: list[tuple[float, bytes]]) -> None:
     for key, content in made.items():

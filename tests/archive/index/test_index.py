@@ -16,10 +16,12 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage, EnhancedMRImageStorage
 
-from medssl.archive import ArchiveSource, Index, Nifti, Reason, build_index, find_source, write_nifti, write_volumes
-from medssl.archive.headers.scan import Shard, scan
+from medssl.archive import ArchiveSource, Index, Nifti, Reason, build_index, executors, find_source, write_nifti, write_volumes
+from medssl.archive.headers.shards import Shard, read_shards
+from medssl.archive.instance import SCHEMA, from_table
 from medssl.archive.outcomes import ending
 from medssl.archive.sources.folder import FolderSource
+from medssl.archive.tables import from_parquet
 from medssl.errors import ArchiveError, MissingInput, PluginError, UsageError
 from medssl.plugins import Plugins
 from medssl.testing.dicom import made_affine, made_volume, uid, write_secondary_capture, write_series
@@ -221,8 +223,10 @@ class Deadly(FolderSource):
 def test_a_file_that_kills_its_worker_costs_only_itself(tmp_path: Path, archive: Path) -> None:
     write_series(archive, made_volume((4, 4, 8)), made_affine())
     keys = list(FolderSource(str(archive)).keys())
-    shards = [Shard(0, 0, tuple(keys[:4])), Shard(1, 0, tuple(keys[4:]))]
-    instances = scan(shards, [Deadly(str(archive))], tmp_path, 2, None)
+    source = Deadly(str(archive))
+    tasks = [(Shard(0, tuple(keys[:4])), source), (Shard(0, tuple(keys[4:])), source)]
+    found = {shard: from_table(from_parquet(rows, SCHEMA)) for shard, rows in read_shards(tasks, executors.local(2))}
+    instances = [one for shard, _ in tasks for one in found[shard]]
     assert [os.fsdecode(one.key) for one in instances] == keys
     assert [one.reason for one in instances] == [Reason.KILLED if key == "IM00002" else "" for key in keys]
 

@@ -40,8 +40,9 @@ from medssl.archive import (
     build_index,
     write_nifti,
 )
+from medssl.archive.headers import scan
 from medssl.archive.headers.dicom import transfer_syntax
-from medssl.archive.index import scanning
+from medssl.archive.index.folder import VERSION
 from medssl.archive.instance import Instance
 from medssl.archive.series.duplicates import mark_duplicates
 from medssl.archive.sources import packed
@@ -214,7 +215,15 @@ class Reversed(FolderSource):
 def tables(index: Path) -> tuple[Any, Any]:
     """The public tables."""
     (folder,) = index.glob("tables-*")
-    return pq.read_table(folder / "volumes.parquet").to_pylist(), pq.read_table(folder / "instances.parquet").to_pylist()
+    return pq.read_table(folder / "volumes-0000.parquet").to_pylist(), pq.read_table(folder / "instances-0000.parquet").to_pylist()
+
+
+def with_key_of(index: Path, name: str) -> Path:
+    """A folder for another index that gives the same names."""
+    other = index.with_name(name)
+    (other / "private").mkdir(parents=True)
+    shutil.copy(index / "private" / "key", other / "private" / "key")
+    return other
 
 
 def mixed_archive(archive: Path) -> None:
@@ -234,13 +243,14 @@ def mixed_archive(archive: Path) -> None:
 def test_an_index_does_not_depend_on_the_order_of_keys(
     workers: int, tmp_path: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("medssl.archive.headers.scan.SHARD", 7)
+    monkeypatch.setattr("medssl.archive.index.scanning.SHARD", (7, 7))
     mixed_archive(archive)
     first = build_index([archive], tmp_path / "index", workers=workers)
     one = tables(tmp_path / "index")
     assert first.rejected[Reason.DUPLICATE] == 12
-    assert build_index([f"reversed:{archive}"], tmp_path / "index", workers=workers, plugins=known(Reversed)) == first
-    assert tables(tmp_path / "index") == one
+    other = with_key_of(tmp_path / "index", "other")
+    assert build_index([f"reversed:{archive}"], other, workers=workers, plugins=known(Reversed)) == first
+    assert tables(other) == one
 
 
 class Counted(Reversed):
@@ -256,7 +266,7 @@ class Counted(Reversed):
 
 
 def test_a_worker_makes_a_source_once_and_not_for_each_shard(tmp_path: Path, archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medssl.archive.headers.scan.SHARD", 2)
+    monkeypatch.setattr("medssl.archive.index.scanning.SHARD", (2, 2))
     write_series(archive, made_volume((4, 4, 40)), made_affine())
     for workers in (1, 2):
         build_index([f"counted:{archive}"], tmp_path / "index", workers=workers, plugins=known(Counted))
@@ -336,13 +346,14 @@ def test_an_index_over_headers_equals_that_over_files_and_moves_no_pixels(
     local = {record.volume: Index(tmp_path / "index").read(record.volume).array for record in folder.volumes}
     one = tables(tmp_path / "index")
     plugins = known(kind)
-    assert build_index([f"{kind.schemes[0]}:{archive}"], tmp_path / "index", workers=1, plugins=plugins) == folder
-    assert tables(tmp_path / "index") == one
+    other = with_key_of(tmp_path / "index", "other")
+    assert build_index([f"{kind.schemes[0]}:{archive}"], other, workers=1, plugins=plugins) == folder
+    assert tables(other) == one
     no_dicom = {"empty", "notes.txt", "sub-01_T1w.nii.gz"}
     listed = set(FolderSource(str(archive)).keys())
     assert set(kind.opened) & listed == no_dicom and RemoteFrames.asked == []
     kind.opened.clear()
-    index = Index(tmp_path / "index", plugins)
+    index = Index(other, plugins)
     for record in index.volumes("kind = 'dicom'"):
         found = index.read(record.volume).array
         assert found.dtype == local[record.volume].dtype and np.array_equal(found, local[record.volume])
@@ -415,7 +426,7 @@ def test_the_promises_are_seen_by_their_methods(tmp_path: Path) -> None:
 def test_a_stat_tells_a_change_and_the_index_keeps_it(tmp_path: Path, archive: Path) -> None:
     files = write_series(archive, made_volume(), made_affine())
     build_index([archive], tmp_path / "index", workers=1)
-    (table,) = tmp_path.glob("index/private/tables-*/instances.parquet")
+    (table,) = tmp_path.glob("index/private/tables-*/instances-0000.parquet")
     source = FolderSource(str(archive))
     rows = {os.fsdecode(row["key"]): Stat(row["size"], row["version"]) for row in pq.read_table(table).to_pylist()}
     assert rows == {key: source.stat(key) for key in rows} and len(rows) == 12
@@ -474,12 +485,14 @@ def test_frames_of_one_file_are_instances_of_their_own(tmp_path: Path, archive: 
     """What a scan that reads multi-frame objects would hand over goes through duplicates, series, tables and reading."""
     files = write_series(archive, made_volume(), made_affine())
     positions = [tuple(map(float, pydicom.dcmread(file).ImagePositionPatient)) for file in sorted(files)]
-    scan = scanning.scan
+    scan_headers = scan.scan_headers
 
-    def framed(*given: Any) -> list[Instance]:
-        return [replace(one, frame=number, position=place) for one in scan(*given) for number, place in enumerate(positions)]
+    def framed(*given: Any) -> dict[str, list[Instance]]:
+        found = scan_headers(*given)
+        numbered = list(enumerate(positions))
+        return {key: [replace(one, frame=number, position=place) for number, place in numbered] for key, (one,) in found.items()}
 
-    monkeypatch.setattr(scanning, "scan", framed)
+    monkeypatch.setattr(scan, "scan_headers", framed)
     monkeypatch.setattr(OneObject, "asked_at_once", [])
     plugins = known(OneObject)
     summary = build_index([f"one-object:{archive}"], tmp_path / "index", workers=1, plugins=plugins)
@@ -495,14 +508,14 @@ def test_an_index_of_an_older_format_says_how_to_make_it_again(tmp_path: Path, a
     write_series(archive, made_volume(), made_affine())
     first = build_index([archive], tmp_path / "index", workers=1)
     mark = tmp_path / "index" / "index.json"
-    mark.write_text(mark.read_text().replace('"version": 3', '"version": 1'))
+    mark.write_text(mark.read_text().replace(f'"version": {VERSION}', '"version": 1'))
     with pytest.raises(ArchiveError, match="format 1, .*holds less.*medssl index PATH --index"):
         Index(tmp_path / "index")
     assert build_index([archive], tmp_path / "index", workers=1) == first
     assert Index(tmp_path / "index").summary() == first
-    mark.write_text(mark.read_text().replace('"version": 3', '"version": 4'))
+    mark.write_text(mark.read_text().replace(f'"version": {VERSION}', f'"version": {VERSION + 1}'))
     for use in (Index, lambda folder: build_index([archive], folder, workers=1)):
-        with pytest.raises(ArchiveError, match="format 4, .*Update medssl"):
+        with pytest.raises(ArchiveError, match=f"format {VERSION + 1}, .*Update medssl"):
             use(tmp_path / "index")
 
 

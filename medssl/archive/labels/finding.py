@@ -72,7 +72,7 @@ def pair_labels(index: Index, records: Sequence[VolumeRecord]) -> Pairing:
 
 
 def _objects(index: Index) -> list[Instance]:
-    found = [*index.left_out_for(Reason.SEGMENTATION), *index.left_out_for(Reason.RADIOTHERAPY)]
+    found = index.left_out_for(Reason.SEGMENTATION, Reason.RADIOTHERAPY)
     return [one for one in found if one.sop_class in (*_SEG, *_RTSTRUCT)]
 
 

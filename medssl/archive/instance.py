@@ -92,6 +92,7 @@ class Instance:
     slope: float = 1.0
     intercept: float = 0.0
     padding: tuple[float, ...] = ()
+    """The stored value that marks voxels without data, or both ends of a range of them."""
     pixels_at: int = -1
     """Where the PixelData element starts in the file; -1 where the pixels must be found by parsing."""
     frame_at: int = -1

@@ -22,7 +22,7 @@ from pydicom.dataset import Dataset
 from medssl.archive import FolderSource, Index, Nifti, Reason, build_index, compact, write_nifti
 from medssl.archive.index import facts, scanning
 from medssl.cli import main
-from medssl.errors import MissingInput
+from medssl.errors import ArchiveError, MissingInput
 from medssl.testing.dicom import made_affine, made_volume, write_series
 
 Rows = list[dict[str, Any]]
@@ -254,6 +254,21 @@ def test_a_zip_that_is_the_same_is_not_opened_and_one_that_changed_is(
     made.clear()
     assert len(build_index(sources, tmp_path / "index", workers=1).volumes) == len(first.volumes) + 1
     assert {Path(name).name for name in made} == {"packed.zip"}
+
+
+def test_of_an_archive_inside_a_folder_that_is_gone_no_path_is_told(archive: Path, tmp_path: Path) -> None:
+    start(archive)
+    pack(archive)
+    build_index([archive], tmp_path / "index", workers=1)
+    index = Index(tmp_path / "index")
+    (archive / "packed.zip").unlink()
+    said = []
+    for record in index.volumes("kind = 'dicom'"):
+        try:
+            index.read(record.volume)
+        except ArchiveError as error:
+            said.append(str(error))
+    assert len(said) == 1 and "moved or deleted" in said[0] and "packed" not in said[0]
 
 
 def test_buckets_shards_and_workers_make_no_difference(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -281,8 +281,6 @@ class Index:
             if isinstance(problem.cause, OSError):
                 raise _gone(record, problem.number, problem.cause) from None
             raise ArchiveError(f"slice {problem.number} of volume {record.volume}: {problem.cause}.") from None
-        except OSError as error:  # the zip or tar file that holds it, or the whole archive, is gone
-            raise _gone(record, 0, error) from None
         except OSError as error:  # the source itself is gone, such as a zip file in the archive, whose name may tell whose it is
             raise _gone(record, 0, error) from None
         return narrow(stacked.transpose(2, 1, 0))

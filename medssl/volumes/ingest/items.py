@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +49,7 @@ def store_items(
     modality: str | None = None,
     preparation: Preparation | None = None,
     spacing: float | Sequence[float] | None = None,
+    dimensions: Literal[2, 3] = 3,
     codec: Codec = "lz4hc",
     workers: int = 2,
     progress: Progress | None = None,
@@ -73,6 +74,7 @@ def store_items(
         out,
         spacing=spacing,
         preparation=AS_THEY_ARE if as_they_are else preparation,
+        dimensions=dimensions,
         codec=codec,
         workers=workers,
         progress=progress,

@@ -27,6 +27,8 @@ app = typer.Typer(
 )
 app.command()(archive.index)
 app.command()(archive.volumes)
+app.command()(archive.compact)
+app.command()(archive.forget)
 app.command()(labels.labels)
 app.command(name="store")(store.store)
 app.command(name="verify")(store.verify)

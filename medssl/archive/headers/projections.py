@@ -12,6 +12,7 @@ from medssl.archive.decoders import can_decode
 from medssl.archive.geometry import usable_spacing
 from medssl.archive.headers.elements import Header, count, has, number, numbers, text, texts, tolerant, values
 from medssl.archive.headers.frames import MOST_FRAMES
+from medssl.archive.headers.nuclear import is_reconstruction
 from medssl.archive.headers.pixel_element import UNCOMPRESSED
 from medssl.archive.instance import Instance
 from medssl.archive.limits import PIXELS
@@ -44,7 +45,8 @@ def is_projection(found: Instance, dataset: Header) -> bool:
     """Is the object a 2D image by itself?"""
     if found.sop_class in _CLASSES:
         return True
-    plain = not has(dataset, "ImagePositionPatient") and not has(dataset, _ELSEWHERE)
+    # A reconstructed slice of nuclear medicine has its place at its detector.
+    plain = not has(dataset, "ImagePositionPatient") and not has(dataset, _ELSEWHERE) and not is_reconstruction(dataset)
     return plain and found.modality in _MODALITIES and int(number(dataset, "NumberOfFrames", 1)) == 1
 
 

@@ -28,9 +28,10 @@ from medssl.archive.index.summary import PLACE, PRIVATE, Counts, records_from
 from medssl.archive.instance import SCHEMA, Instance, from_table
 from medssl.archive.narrowing import narrow
 from medssl.archive.nifti.files import NiftiProblem, read_stream, read_stream_channels
+from medssl.archive.nifti.modality import channel_names
 from medssl.archive.outcomes import Reason
 from medssl.archive.pictures.files import PictureProblem, read_picture_stream
-from medssl.archive.pixels.filling import SliceProblem, fill
+from medssl.archive.pixels.filling import SliceProblem, clear_padding, fill
 from medssl.archive.pixels.images import image_values
 from medssl.archive.pixels.values import PixelProblem, whole_range
 from medssl.archive.tables import damaged, read_groups
@@ -114,6 +115,15 @@ class Index:
             return Volume(record, self._image(record, slices[0], frames))
         return Volume(record, self._stack(record, slices))
 
+    def clear_padding(self, volume: Volume) -> Volume:
+        """A volume that was read, its padding, as the headers call it, at the lowest value of the other voxels, in place.
+
+        Scanners fill what they did not see with -2000 and the like, which would lead every statistic.
+        """
+        if volume.record.kind == "dicom" and volume.record.dimensions == 3:
+            clear_padding(volume.array.transpose(2, 1, 0), self.slices(volume.record.volume))
+        return volume
+
     def file(self, volume: str) -> tuple[int, str]:
         """Number of the source and name in it of a volume's first file. Private: for grouping by names, never to be shown or stored."""
         first = self._first(volume)
@@ -123,12 +133,18 @@ class Index:
         """The instances that a volume is made of, in order. Private: they hold names of files and real UIDs."""
         return tuple(self._slices(volume)) if volume in self._rows else ()
 
-    def left_out_for(self, reason: Reason) -> list[Instance]:
-        """The instances in no volume for that reason. Private, as `slices`."""
+    def channel_names(self, volume: str) -> dict[int, str]:
+        """Channel number -> name, where the `dataset.json` of a NIfTI file's data set says so; words that are not known are left out."""
+        source, key = self.file(volume)
+        return channel_names(self._source(source), key)
+
+    def left_out_for(self, *reasons: Reason) -> list[Instance]:
+        """The instances in no volume for one of these reasons. Private, as `slices`."""
         found: list[Instance] = []
+        wanted = pa.array([reason.value for reason in reasons])
         with self._same():
             for table in self._contents.private():
-                found += from_table(table.filter(pc.equal(table["outcome"], reason.value)).select(SCHEMA.names))
+                found += from_table(table.filter(pc.is_in(table["outcome"], wanted)).select(SCHEMA.names))
         return found
 
     def open(self, one: Instance) -> BinaryIO:
@@ -150,6 +166,11 @@ class Index:
         for tables, part in {(row["tables"], row["part"]) for row in self._placed.select(["tables", "part"]).to_pylist()}:
             with self._same():
                 read_groups(self._private(tables, part), PRIVATE, [])
+
+    @property
+    def places(self) -> list[str]:
+        """The location of each source by its number. Private."""
+        return self._sources.places
 
     @contextmanager
     def _same(self) -> Iterator[None]:
@@ -260,6 +281,8 @@ class Index:
             if isinstance(problem.cause, OSError):
                 raise _gone(record, problem.number, problem.cause) from None
             raise ArchiveError(f"slice {problem.number} of volume {record.volume}: {problem.cause}.") from None
+        except OSError as error:  # the source itself is gone, such as a zip file in the archive, whose name may tell whose it is
+            raise _gone(record, 0, error) from None
         return narrow(stacked.transpose(2, 1, 0))
 
 

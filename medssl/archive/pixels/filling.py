@@ -168,3 +168,31 @@ def put(stored: NDArray[Any], one: Instance, out: NDArray[Any]) -> None:
 
 def _word(value: float) -> np.int16:
     return np.int64(value).astype(np.int16)
+
+
+def clear_padding(volume: NDArray[Any], slices: Sequence[Instance]) -> None:
+    """Give voxels that are padding the lowest value of those that are not, if there are any: else they would lead every statistic."""
+    padded = [(part, ends) for part, one in zip(volume, slices, strict=True) if (ends := padding_of(one)) is not None]
+    if not padded:
+        return
+    highest = np.iinfo(np.int16).max if volume.dtype == np.int16 else np.inf
+    bare = [part for part, one in zip(volume, slices, strict=True) if padding_of(one) is None]
+    lowest = min((part.min() for part in bare), default=highest)
+    for part, (first, last) in padded:
+        lowest = min(lowest, part.min(where=(part < first) | (part > last), initial=highest))
+    if lowest < highest:
+        for part, (first, last) in padded:
+            part[(part >= first) & (part <= last)] = lowest
+
+
+def padding_of(one: Instance) -> tuple[float, float] | None:
+    """Lowest and highest rescaled value that is padding; None where the header names none that the stored bits can hold."""
+    words = [int(value) & (2**one.bits_allocated - 1) for value in one.padding[:2]]
+    half = 2 ** (one.bits_allocated - 1)
+    # Signed or not, as the pixels are: files without representations do not say which.
+    stored = [word - 2 * half if one.signed and word >= half else word for word in words]
+    limits = (-(2 ** (one.bits_stored - 1)), 2 ** (one.bits_stored - 1)) if one.signed else (0, 2**one.bits_stored)
+    if not stored or not all(limits[0] <= value < limits[1] for value in stored):
+        return None
+    ends = sorted(float(np.float32(value * one.slope + one.intercept)) for value in stored)
+    return ends[0], ends[-1]

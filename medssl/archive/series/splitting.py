@@ -173,4 +173,5 @@ def _warnings(slices: Sequence[Instance], run: Run, affine: NDArray[np.float64])
         yield "MONOCHROME1: low values are meant to be bright"
     padded = sorted({one.padding[0] for one in slices if one.padding})
     if padded:
-        yield f"pixel padding value {', '.join(f'{value:g}' for value in padded)} (stored) marks voxels without data"
+        named = ", ".join(f"{value:g}" for value in padded)
+        yield f"pixel padding value {named} (stored) marks voxels without data, which a store fills with the lowest of the others"

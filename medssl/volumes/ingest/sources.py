@@ -312,7 +312,7 @@ def _incoming(index: Index, group: Group, options: ChannelOptions, modality: str
         first.patient,
         first.series,
         known_modality(first, modality),
-        partial(_load, index, group, preparation),
+        partial(load_group, index, group, preparation),
         channels,
         fingerprint="" if plain else made_of,
         scaled=bool(first.spacing),
@@ -321,17 +321,18 @@ def _incoming(index: Index, group: Group, options: ChannelOptions, modality: str
     )
 
 
-def _load(index: Index, group: Group, preparation: Preparation) -> tuple[NDArray[Any], NDArray[Any]]:
+def load_group(index: Index, group: Group, preparation: Preparation) -> tuple[NDArray[Any], NDArray[Any]]:
+    """(A, X, Y, Z) or (X, Y, Z) values and the affine to RAS+ mm; `Unusable` with the group's reason."""
     if group.reason is not None:
         raise Unusable(group.reason)
     if len(group.records) == 1 and group.records[0].kind != "nifti" and group.records[0].dimensions == 2:
         return image_of(index, group.records[0], preparation, group.picked or None)
-    first = index.read(group.records[0].volume)
+    first = index.clear_padding(index.read(group.records[0].volume))
     if group.picked:
         return first.array[list(group.picked)], first.record.affine
     if len(group.records) == 1:
         return first.array, first.record.affine
-    others = [index.read(record.volume).array for record in group.records[1:]]
+    others = [index.clear_padding(index.read(record.volume)).array for record in group.records[1:]]
     return np.stack([first.array, *others]), first.record.affine
 
 

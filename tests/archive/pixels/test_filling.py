@@ -14,7 +14,7 @@ import pydicom
 import pytest
 from archive.headers.both import InMemory
 from archive.streams import LOSSLESS, LOSSY, hold, pack, smooth_volume
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, HTJ2KLossless
@@ -26,6 +26,7 @@ from medssl.archive.pixels.filling import SliceProblem, fill, put
 from medssl.archive.pixels.values import PixelProblem, rescaled, series_values, significant, whole_range
 from medssl.errors import ArchiveError
 from medssl.testing.dicom import made_affine, made_volume, write_series
+from medssl.volumes import Store, make_store
 
 Indexed = Callable[..., Index]
 
@@ -36,6 +37,7 @@ def shifted(raw: np.ndarray, bits: int, high: int, signed: bool) -> np.ndarray:
     return low - 2**bits * ((low >> (bits - 1)) & int(signed))
 
 
+@settings(derandomize=True, deadline=None)
 @given(st.lists(st.integers(0, 2**16 - 1), min_size=1, max_size=20), st.integers(1, 16), st.integers(0, 15), st.booleans())
 def test_stored_values_are_those_of_the_standard(words: list[int], bits: int, spare: int, signed: bool) -> None:
     raw, high = np.array([words], np.uint16), min(15, bits - 1 + spare)
@@ -43,6 +45,7 @@ def test_stored_values_are_those_of_the_standard(words: list[int], bits: int, sp
     assert np.array_equal(significant(raw, one), shifted(raw, bits, high, signed))
 
 
+@settings(derandomize=True, deadline=None)
 @given(
     st.lists(st.integers(-(2**15), 2**15 - 1), min_size=1, max_size=9),
     st.booleans(),
@@ -65,13 +68,49 @@ def test_whole_numbers_are_exact_though_they_pass_through_16_bits(
     assert np.array_equal(out, truth)
 
 
+@settings(derandomize=True, deadline=None)
 @given(st.lists(st.integers(0, 4095), min_size=1, max_size=9), st.floats(1e-6, 1e6), st.floats(-1e6, 1e6))
 def test_a_fraction_costs_the_rounding_of_float32_and_nothing_else(values: list[int], slope: float, intercept: float) -> None:
     one = Instance(0, b"", bits_allocated=16, bits_stored=12, slope=slope, intercept=intercept)
     out = np.empty((1, len(values)), np.float32)
     put(np.array([values], np.uint16), one, out)
     truth = rescaled(np.array([values]), one)
-    assert np.abs(out - truth).max() <= 6e-8 * np.abs(truth).max()
+    assert np.abs(out - truth).max() <= 6e-8 * np.abs(truth).max() + 1e-38
+
+
+@pytest.mark.parametrize("slope", [1, 0.5])
+@pytest.mark.parametrize(("padding", "limit"), [(-2000, None), (-2000, -1990), (63536, None)])
+def test_padding_becomes_background(padding: int, limit: int | None, slope: float, archive: Path, indexed: Indexed) -> None:
+    truth = slope * made_volume((12, 10, 4))
+    padded = truth.copy()
+    padded[:3] = -2000 * slope
+    padded[3, :, 1:] = -1995 * slope if limit else -2000 * slope
+
+    def name(dataset: Dataset, _: int) -> None:
+        dataset.add_new("PixelPaddingValue", "US" if padding > 0 else "SS", padding)
+        if limit is not None:
+            dataset.add_new("PixelPaddingRangeLimit", "SS", limit)
+
+    write_series(archive, padded, made_affine(), slope=slope, adjust=name)
+    index = indexed(archive)
+    (record,) = index.volumes()
+    kept = np.ones(truth.shape, bool)
+    kept[:3], kept[3, :, 1:] = False, False
+    assert np.array_equal(index.read(record.volume).array, padded)
+    assert np.array_equal(index.clear_padding(index.read(record.volume)).array, np.where(kept, truth, truth[kept].min()))
+    make_store([archive], archive.parent / "store", workers=1)
+    assert float(Store(archive.parent / "store").read_whole(0).min()) == truth[kept].min()
+
+
+def test_padding_that_the_bits_cannot_hold_is_no_value_of_the_image(archive: Path, indexed: Indexed) -> None:
+    """0xF830 cut to 12 bits would be 0x830, which is anatomy."""
+    truth = smooth_volume()
+    truth[0, 0] = 0x830
+    write_series(
+        archive, truth, made_affine(), signed=False, bits_stored=12, adjust=lambda one, _: one.add_new("PixelPaddingValue", "SS", -2000)
+    )
+    index = indexed(archive)
+    assert np.array_equal(index.clear_padding(index.read(index.volumes()[0].volume)).array, truth)
 
 
 def every_way(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:

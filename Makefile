@@ -56,6 +56,10 @@ test-newest: install ## the story on the newest versions, on each of Python 3.11
 bench-training: install ## training beside busy jobs and alone, the engine beside a plain loop; wants a quiet machine
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.training
 
+.PHONY: bench-index
+bench-index: install ## size and time of an index of ten million made-up images; takes 20 minutes and 3 GB of disk
+	$(BIN)/python -m tests.benchmarks.index --instances 10000000
+
 .PHONY: bench-volumes
 bench-volumes: install ## crops, batches, writing, resampling and opening beside a copy in memory and beside peers
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.volumes

@@ -7,13 +7,16 @@ that fails to import costs one warning that names its package, version and error
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
+from importlib.util import module_from_spec, spec_from_file_location
 from itertools import takewhile
+from pathlib import Path
 from traceback import walk_tb
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,7 +25,7 @@ import pluggy
 
 from medssl import hookspecs
 from medssl.config import did_you_mean
-from medssl.errors import MedsslError, PluginError
+from medssl.errors import MedsslError, MissingInput, PluginError
 
 if TYPE_CHECKING:
     from medssl.contracts import ConsistencyLoss, PretextTask
@@ -73,6 +76,10 @@ KNOWN_SCHEMES = {"dicomweb": "medssl-dicomweb"}
 """Likewise of archives."""
 
 
+PLUGIN_FILES = "MEDSSL_PLUGIN_FILES"
+"""The environment's variable with the paths of Python files that are plugins, separated as PATH is: worker processes read it too."""
+
+
 class PluginWarning(UserWarning):
     """A plugin could not be used; the run goes on without it."""
 
@@ -111,11 +118,14 @@ class Plugins:
     def load(cls, extra: Mapping[str, object] | None = None, environ: Mapping[str, str] = os.environ) -> Plugins:
         """All installed plugins, minus `MEDSSL_DISABLE=name,name`, or only `MEDSSL_ONLY=name,name` beside the core's own.
 
-        `extra` registers further objects with hook implementations by name, as tests and notebooks do.
+        `MEDSSL_PLUGIN_FILES` names Python files that count as plugins too; `extra` registers further objects with hook implementations
+        by name, as tests and notebooks do.
         """
         plugins = cls()
         for entry, provider in _wanted(environ):
             plugins._load_entry(entry, provider)
+        for path in filter(None, environ.get(PLUGIN_FILES, "").split(os.pathsep)):
+            plugins.register(plugin_of_file(Path(path)), Provider(Path(path).stem, path, "(a file)"))
         for name, module in (extra or {}).items():
             plugins.register(module, Provider(name, name, "in this process"))
         return plugins
@@ -299,6 +309,52 @@ def installed() -> list[tuple[metadata.EntryPoint, Provider]]:
         package, version = (entry.dist.name, entry.dist.version) if entry.dist else ("unknown", "0")
         found.append((entry, Provider(entry.name, package, version)))
     return sorted(found, key=lambda pair: (pair[1].package != CORE, pair[1].package, pair[1].plugin))
+
+
+def plugin_of_file(path: Path) -> object:
+    """A Python file as a plugin: its hook implementations, or without any the tasks and losses that it defines.
+
+    Whoever names a file trusts it: it is run, once a process, and what it raises is an error and no warning.
+    """
+    module = sys.modules.get(path.stem)
+    if module is None:
+        spec = spec_from_file_location(path.stem, path) if path.is_file() and path.suffix == ".py" else None
+        if spec is None or spec.loader is None:
+            raise MissingInput(f"there is no Python file {path} to take as a plugin.")
+        module = sys.modules[path.stem] = module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[path.stem]
+            raise PluginError(f"the plugin {path} cannot be loaded: {type(error).__name__}: {error}") from error
+    if Path(getattr(module, "__file__", None) or "").resolve() != path.resolve():
+        raise PluginError(f"the plugin {path} has the name of another module, {module.__name__}. Give the file another name.")
+    if any(hasattr(value, f"{GROUP}_impl") for value in vars(module).values()):  # pluggy's mark
+        return module
+    return _of_classes(module, path)
+
+
+def _of_classes(module: ModuleType, path: Path) -> object:
+    from medssl.contracts import ConsistencyLoss, PretextTask
+
+    own = [value for value in vars(module).values() if isinstance(value, type) and value.__module__ == module.__name__]
+    tasks = [cls for cls in own if issubclass(cls, PretextTask)]
+    losses = [cls for cls in own if issubclass(cls, ConsistencyLoss)]
+    if not tasks and not losses:
+        raise PluginError(f"the plugin {path} defines no PretextTask, no ConsistencyLoss and no hook. See docs/write-a-plugin.md.")
+
+    class FromFile:
+        @staticmethod
+        @hookspecs.hookimpl
+        def medssl_pretext_tasks() -> list[type[PretextTask]]:
+            return tasks
+
+        @staticmethod
+        @hookspecs.hookimpl
+        def medssl_consistency_losses() -> list[type[ConsistencyLoss]]:
+            return losses
+
+    return FromFile()
 
 
 def _wanted(environ: Mapping[str, str]) -> Iterator[tuple[metadata.EntryPoint, Provider]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 import pydoc
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -74,3 +75,47 @@ def test_a_library_is_told_by_its_logger(capfd: pytest.CaptureFixture[str], capl
         display.step(1, {"loss": 0.5}, 2.0, 0.1)
     assert capfd.readouterr().err == ""
     assert "pretraining step 1/1 loss 0.5" in caplog.text
+
+
+SCRIPT = """
+import medssl
+from medssl.monai import AgreementLoss, PretextLoss, Store
+
+run = medssl.pretrain("SegResNet", "store", tasks=["inpainting"], out="run", steps=3)
+reveal_type(run.network)
+reveal_type(medssl.NetworkSpec("SegResNet", spatial_dims=3, options={"init_filters": 8}).in_channels)
+network, report = medssl.load_pretrained(None, run)
+reveal_type(report.coverage)
+reveal_type(medssl.load_into(network, run))
+reveal_type(medssl.encoder(network).maps)
+reveal_type(medssl.predict("run", ["a"], "out"))
+reveal_type(medssl.evaluate("a", "b"))
+reveal_type(Store("store")[0])
+reveal_type(PretextLoss("inpainting", block=4))
+medssl.NetworkSpec("SegResNet", spatial_dim=3)
+medssl.pretrain("SegResNet", out=3)
+AgreementLoss(kind="k")
+"""
+REVEALED = (
+    "torch.nn.modules.module.Module",
+    "int",
+    "float",
+    "medssl.transfer.load.LoadReport",
+    "def (images: torch._tensor.Tensor) -> tuple[torch._tensor.Tensor, ...]",
+    "list[pathlib.Path]",
+    "medssl.transfer.evaluate.Evaluation",
+    "dict[str, Any]",
+    "medssl.monai.losses.PretextLoss",
+)
+
+
+def test_a_type_checker_knows_the_public_names(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    (tmp_path / "mypy.ini").write_text("[mypy]\nstrict = true\n")
+    command = [sys.executable, "-m", "mypy", "--cache-dir", str(tmp_path / "cache"), "script.py"]
+    said = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path).stdout
+    revealed = re.findall(r'Revealed type is "(.*)"', said)
+    assert tuple(re.sub(r"builtins\.|typing\.", "", one) for one in revealed) == REVEALED, said
+    wrong = [line for line in said.splitlines() if ": error:" in line]
+    assert len(wrong) == 3
+    assert 'Unexpected keyword argument "spatial_dim"' in wrong[0] and '"out"' in wrong[1] and '"kind"' in wrong[2]

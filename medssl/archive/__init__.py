@@ -2,10 +2,12 @@
 
 from medssl.archive.headers.dicom import wanted_elements
 from medssl.archive.index.build import build_index
+from medssl.archive.index.compacting import Folded, compact
 from medssl.archive.index.export import write_volumes
 from medssl.archive.index.left_out import LeftOut
 from medssl.archive.index.reading import Index
 from medssl.archive.index.records import IndexSummary, Volume, VolumeRecord, without_previews
+from medssl.archive.index.revealing import Revealed, reveal
 from medssl.archive.index.single import no_volume, read_single, single_modality
 from medssl.archive.narrowing import narrow
 from medssl.archive.nifti.files import Nifti, read_nifti, read_nifti_channels, write_nifti
@@ -17,6 +19,7 @@ from medssl.source import ArchiveSource, FrameSource, HeaderSource, Stat, StatSo
 
 __all__ = [
     "ArchiveSource",
+    "Folded",
     "FolderSource",
     "FrameSource",
     "HeaderSource",
@@ -25,6 +28,7 @@ __all__ = [
     "LeftOut",
     "Nifti",
     "Reason",
+    "Revealed",
     "Stat",
     "StatSource",
     "TarSource",
@@ -32,6 +36,7 @@ __all__ = [
     "VolumeRecord",
     "ZipSource",
     "build_index",
+    "compact",
     "counted",
     "find_source",
     "narrow",
@@ -39,6 +44,7 @@ __all__ = [
     "read_nifti",
     "read_nifti_channels",
     "read_single",
+    "reveal",
     "single_modality",
     "wanted_elements",
     "without_previews",

@@ -55,14 +55,14 @@ def given(executor: Executor) -> Workers:
 
 
 @contextmanager
-def cluster(address: str) -> Iterator[Executor]:
+def cluster(address: str, timeout: float = 30) -> Iterator[Executor]:
     """The workers of a Dask cluster, by the address of its scheduler; raises `PluginError` without `medssl[cluster]`."""
     try:
         from distributed import Client
     except ImportError as error:
         raise PluginError('a cluster needs the package "distributed". Install it with: pip install "medssl[cluster]"') from error
     try:
-        client = Client(address, timeout=30, set_as_default=False)
+        client = Client(address, timeout=timeout, set_as_default=False)
     except (OSError, ValueError) as error:
         raise ArchiveError(f"no Dask scheduler answers at {address}. Start one, or give the address that it printed.") from error
     with client:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, get_type_hints
 
@@ -65,6 +65,8 @@ class Instance:
     modality: str = ""
     patient: str = ""
     study: str = ""
+    accession: str = ""
+    """AccessionNumber, only ever compared with a list."""
     series: str = ""
     uid: str = ""
     """SOPInstanceUID; of a NIfTI file or a picture the digest of its content."""
@@ -188,7 +190,7 @@ SCHEMA = pa.schema(_columns())
 """One column a field; those of `taken` stand among the others."""
 
 
-def to_table(instances: list[Instance]) -> pa.Table:
+def to_table(instances: Sequence[Instance]) -> pa.Table:
     """Instances as rows, in order."""
     taken = [instance.taken for instance in instances]
     columns = {name: [getattr(part, name) for part in (taken if name in _TAKEN else instances)] for name in SCHEMA.names}

@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Literal
 
-Ending = Literal["volume", "duplicate", "not an image", "rejected"]
+Ending = Literal["volume", "duplicate", "not an image", "rejected", "not listed"]
 
 
 class Reason(StrEnum):
     """Why a file is in no volume. The value is what a person reads and what counts are keyed by."""
 
     DUPLICATE = "duplicate"
+
+    NOT_LISTED = "of a study that is not in the list"
 
     EMPTY_FILE = "empty file"
     NOT_MEDICAL = "neither DICOM nor NIfTI"
@@ -97,6 +99,8 @@ def ending(reason: Reason | None) -> Ending:
         return "volume"
     if reason is Reason.DUPLICATE:
         return "duplicate"
+    if reason is Reason.NOT_LISTED:
+        return "not listed"
     return "not an image" if reason in _NOT_IMAGES else "rejected"
 
 

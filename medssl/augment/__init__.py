@@ -13,7 +13,7 @@ from medssl.augment.intensity import (
     shuffle_boxes,
     spread,
 )
-from medssl.augment.monai_transforms import is_affine
+from medssl.augment.monai_transforms import is_affine, transformed
 from medssl.augment.spatial import compose, identity, invert, is_identity, resample, resample_nearest, shown_by
 from medssl.augment.splines import between_points, points_for
 from medssl.augment.views import Look, ViewOptions, Warp, change_intensities, draw_affine, draw_warp, make_view, view_of, viewed
@@ -47,6 +47,7 @@ __all__ = [
     "shown_by",
     "shuffle_boxes",
     "spread",
+    "transformed",
     "view_of",
     "viewed",
 ]

@@ -134,14 +134,13 @@ def bias_field(images: Tensor, points: Tensor) -> Tensor:
 
 def drop_boxes(images: Tensor, corner: Tensor, size: Tensor) -> Tensor:
     """Each image with its mean in the boxes at `corner` (B, N, D) of `size` (B, N, D) voxels."""
-    dims = images.dim() - 2
-    hidden = torch.ones((), dtype=torch.bool, device=images.device)
-    for axis, side in enumerate(images.shape[2:]):
-        voxels = torch.arange(side, device=images.device)
-        inside = (voxels >= corner[..., axis, None]) & (voxels < corner[..., axis, None] + size[..., axis, None])
-        hidden = hidden & inside.view(*corner.shape[:2], *[side if other == axis else 1 for other in range(dims)])
     mean = images.mean(dim=tuple(range(2, images.dim())), keepdim=True)
-    return torch.where(hidden.any(dim=1).unsqueeze(1), mean, images)
+    changed = images.clone()
+    first, last = corner.long().tolist(), (corner + size).long().tolist()
+    for image, own, starts, ends in zip(changed, mean, first, last, strict=True):
+        for start, end in zip(starts, ends, strict=True):
+            image[(slice(None), *(slice(max(a, 0), max(b, 0)) for a, b in zip(start, end, strict=True)))] = own
+    return changed
 
 
 def shuffle_boxes(images: Tensor, corner: Tensor, side: int, order: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Any MONAI transform as an augmentation: built from its import path, seeded from the draw, applied sample by sample.
+"""Any MONAI transform as an augmentation or as a task's corruption: seeded from the draw, applied sample by sample.
 
 Where a voxel came from is read from the MetaTensor's affine, so a transform that moves voxels by no affine (elastic, grid
 distortion, shuffles) is marked: losses that compare voxels refuse it.
@@ -30,6 +30,15 @@ def is_affine(definitions: Sequence[Mapping[str, Any]]) -> bool:
     return not any(part in str(definition.get("_target_", "")) for definition in definitions for part in NOT_AFFINE)
 
 
+def transformed(images: Tensor, transforms: Any, draw: Draw) -> Tensor:
+    """`images` (B, C, *size) as MONAI `transforms` leave them: one or several, array or dictionary ones, composed or not.
+
+    Everything random comes from `draw`, a stream a sample; shape and type stay, and `images` themselves are left as they are.
+    """
+    several = list(transforms) if isinstance(transforms, list | tuple) else [transforms]
+    return apply_transforms(several, images, draw)[0]
+
+
 def apply_transforms(transforms: Sequence[Any], images: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
     """(B, C, *size) transformed sample by sample, and the affines (B, D, D + 1), voxel of the result -> voxel of `images`."""
     seeds = draw.integers(0, 2**31 - 1, max(len(transforms), 1)).tolist()
@@ -40,21 +49,31 @@ def apply_transforms(transforms: Sequence[Any], images: Tensor, draw: Draw) -> t
 
 def _one(transforms: Sequence[Any], image: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
     from monai.data import MetaTensor
-    from monai.transforms import MapTransform
 
     dims = image.dim() - 1
     current: Any = MetaTensor(image.clone(), affine=torch.eye(4, dtype=torch.float64))
     for transform, seed in zip(transforms, seeds, strict=True):
         _seed(transform, seed)
-        current = transform({"image": current})["image"] if isinstance(transform, MapTransform) else transform(current)
+        key = _key(transform)
+        current = transform(current) if key is None else transform({key: current})[key]
     if tuple(current.shape) != tuple(image.shape):
         raise DataError(
-            f"views.transforms turn a crop of {tuple(image.shape)} (channels first) into {tuple(current.shape)}. "
-            "Views must keep channels and size: end with a transform that restores it, such as monai.transforms.Resize."
+            f"MONAI transforms turn a crop of {tuple(image.shape)} (channels first) into {tuple(current.shape)}. "
+            "They must keep channels and size: end with a transform that restores it, such as monai.transforms.Resize."
         )
     affine = torch.as_tensor(getattr(current, "affine", torch.eye(4)), dtype=torch.float32)
     tensor = current.as_tensor() if isinstance(current, MetaTensor) else torch.as_tensor(current)
     return tensor.to(image), torch.cat([affine[:dims, :dims], affine[:dims, -1:]], dim=1).cpu()
+
+
+def _key(transform: Any) -> Any:
+    """The first key that a dictionary transform, or the first of those composed, reads; None of an array transform."""
+    from monai.transforms import MapTransform
+
+    inner = getattr(transform, "transforms", None)
+    if isinstance(inner, list | tuple) and inner:
+        return _key(inner[0])
+    return transform.keys[0] if isinstance(transform, MapTransform) else None
 
 
 def _seed(transform: Any, seed: int) -> None:

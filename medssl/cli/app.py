@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
+from pathlib import Path
 from typing import Annotated, TextIO
 
 import typer
@@ -25,6 +27,8 @@ app = typer.Typer(
 )
 app.command()(archive.index)
 app.command()(archive.volumes)
+app.command()(archive.compact)
+app.command()(archive.forget)
 app.command()(labels.labels)
 app.command(name="store")(store.store)
 app.command(name="verify")(store.verify)
@@ -49,8 +53,12 @@ def _version(wanted: bool) -> None:
 def _options(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    plugin: Annotated[
+        list[Path] | None, typer.Option("--plugin", help="A Python file with tasks or losses of your own, which is run. May be repeated.")
+    ] = None,
 ) -> None:
-    pass
+    if plugin:
+        os.environ["MEDSSL_PLUGIN_FILES"] = os.pathsep.join(str(file.absolute()) for file in plugin)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -14,7 +14,10 @@ from medssl.errors import StoreError
 if TYPE_CHECKING:
     from medssl.volumes import StoreEstimate, StoreSummary
 
-_TAKEN = ("spacing", "modality", "choice", "dimensions", "grey", "invert_monochrome1", "channels", "preparation")
+_TAKEN = (
+    *("spacing", "modality", "choice", "dimensions", "grey", "invert_monochrome1"),
+    *("patient", "patients", "channels", "preparation"),
+)
 """Options of a store that are handed on as they stand."""
 MANY = 20
 """Volumes left out that are listed one by one."""
@@ -46,6 +49,11 @@ def store(
     invert_monochrome1: Annotated[
         bool, typer.Option("--invert-monochrome1", help="Turn 2D images round of which low values are meant to be bright.")
     ] = False,
+    patient: Annotated[
+        str | None,
+        typer.Option(metavar="REGEX", help="Its group is the patient in names of NIfTI files and pictures, as in '(p[0-9]+)_'."),
+    ] = None,
+    patients: Annotated[Path | None, typer.Option(metavar="CSV", help="Or a table of them, with the columns case and patient.")] = None,
     min_slices: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Fewest slices of a volume; default: 30 for DICOM, any number for NIfTI.")
     ] = None,
@@ -74,6 +82,7 @@ def store(
         "choice": _choice(min_slices, all_reconstructions),
     }
     given |= {"dimensions": dimensions, "grey": grey or None, "invert_monochrome1": invert_monochrome1 or None}
+    given |= {"patient": patient, "patients": str(patients) if patients else None}
     options = read_config(StoreOptions, config, (), {key: value for key, value in given.items() if value not in (None, {})}, "store")
     wanted: dict[str, Any] = {name: getattr(options, name) for name in _TAKEN}
     wanted["where"] = _condition(options.where, max_deviation)

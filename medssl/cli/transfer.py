@@ -37,6 +37,9 @@ def predict(
     trust: Annotated[
         list[str] | None, typer.Option("--trust", metavar="MODULE", help="A Python module of yours that the run may name its network in.")
     ] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A store's YAML file: its `channels` say which series of a study are the channels.")
+    ] = None,
     form: Annotated[
         str,
         typer.Option("--format", metavar="nifti|dicom-seg", help="dicom-seg: refers to the images of DICOM inputs, and names the patient."),
@@ -44,10 +47,13 @@ def predict(
     group: Group = False,
 ) -> None:
     """Write a label map for each input volume, on the input's own grid. A volume that cannot be used costs no other."""
+    from medssl.train.config import read_config
     from medssl.transfer import predict as predict_volumes
+    from medssl.volumes import StoreOptions
 
+    channels = read_config(StoreOptions, config, (), {}, "store").channels
     share(out, group)
-    written = predict_volumes(run, inputs, out, precision=precision, trusted=trust or (), format=form)
+    written = predict_volumes(run, inputs, out, precision=precision, trusted=trust or (), format=form, channels=channels)
     say(f"{len(written)} label maps written to {out}")
 
 

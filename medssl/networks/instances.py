@@ -77,7 +77,7 @@ def examples(network: nn.Module, device: str = "cpu") -> Iterator[Tensor]:
     first = next((layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Conv3d)), None)
     if first is None:
         raise NetworkError(
-            f"a live {type(network).__name__} does not say by a convolution what images it takes. Give a partial of its class."
+            f"a live {type(network).__name__} has no convolution that says what images it takes. Give a partial of its class."
         )
     stream = torch.Generator().manual_seed(0)
     for side in _SIDES:

@@ -41,13 +41,14 @@ def pretrain(
 ) -> Run:
     """Pretrain a network on a store and return the run; `out` becomes its folder.
 
-    Give a `config` (a YAML file or a mapping), or the parts, or both (the parts win): `network` is a `NetworkSpec`, a name, or a
-    callable taking `out_channels`, such as `partial(SegResNet, ...)`, of which `encoder_end` names the submodule where its encoder ends
-    if a term reads it and medssl does not know; `data` a store's folder with `size` (voxels) and `batch`, the options of `data:`, or a
-    MONAI dataset or datalist, of which a store is made in `out` (as `medssl.monai.store_items` does); `tasks` and `consistency` lists
-    of names, mappings, classes or objects; `from_` an earlier run that this round goes on from; further keywords are options of
-    `train:`, such as `steps=1000`. With `resume` the run goes on from its newest good checkpoint, or starts. Without `verbose` progress
-    goes to the logger `medssl.train` (level INFO) alone.
+    Give a `config` (a YAML file or a mapping), or the parts, or both (the parts win). `network` is a `NetworkSpec`, a name, a callable
+    taking `out_channels`, such as `partial(SegResNet, ...)`, or a network that exists, which is left as it is: the run trains one like
+    it, from its weights on. `encoder_end` names the submodule where its encoder ends, if a term reads that and medssl does not know.
+    `data` is a store's folder with `size` (voxels) and `batch`, the options of `data:`, or a MONAI dataset or datalist, of which a store
+    is made in `out` (as `medssl.monai.store_items` does); `tasks` and `consistency` are lists of names, mappings, classes or objects;
+    `from_` an earlier run that this round goes on from; further keywords are options of `train:`, such as `steps=1000`. With `resume`
+    the run goes on from its newest good checkpoint, or starts. Without `verbose` progress goes to the logger `medssl.train` (level
+    INFO) alone.
 
     Raises:
         ConfigError: unknown keys, values out of range, a network that does not fit the store.

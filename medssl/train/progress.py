@@ -37,17 +37,22 @@ def counting(doing: str, console: Console | None = None, verbose: bool = True) -
     Without `verbose` the lines are messages of the logger `medssl.train` at level INFO.
     """
     shown = console or _console(verbose)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[pace]}"))
     bar = Progress(*columns, console=shown, disable=not shown.is_terminal, transient=True)
-    task, printed = bar.add_task(doing, total=None), time.monotonic()
+    task, printed = bar.add_task(doing, total=None, pace=""), time.monotonic()
+    began, last = printed, 0
 
     def report(done: int, total: int | None) -> None:
-        nonlocal printed
-        bar.update(task, completed=done, total=total)
+        nonlocal printed, began, last
+        # What is counted from the start again, as files inside of archives after all others, has a pace of its own.
+        began, last = (time.monotonic() if done < last else began), done
+        shown_pace = pace(done, total, time.monotonic() - began)
+        bar.update(task, completed=done, total=total, pace=shown_pace)
         if not shown.is_terminal and time.monotonic() - printed >= QUIET_SECONDS:
             printed = time.monotonic()
             with _while_somebody_reads(shown):
-                shown.print(printable(f"{doing} {done}{'' if total is None else f'/{total}'}"), highlight=False, markup=False)
+                line = f"{doing} {done}{'' if total is None else f'/{total}'}{' | ' if shown_pace else ''}{shown_pace}"
+                shown.print(printable(line), highlight=False, markup=False)
 
     def stop() -> None:
         with _while_somebody_reads(shown):
@@ -58,6 +63,20 @@ def counting(doing: str, console: Console | None = None, verbose: bool = True) -
             bar.start()
             stack.callback(stop)
         yield report
+
+
+def pace(done: int, total: int | None, seconds: float) -> str:
+    """`312/s | 0:12:34 left`; empty before anything is done."""
+    if not done or seconds <= 0:
+        return ""
+    left = "" if total is None else f" | {_clock(seconds / done * (total - done))} left"
+    return f"{done / seconds:.3g}/s{left}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"
 
 
 @contextmanager
@@ -136,9 +155,7 @@ def describe(losses: Mapping[str, float], samples_per_second: float, waiting: fl
     The share of samples that can be answered is shown where it is not all of them.
     """
     numbers = " ".join(f"{name} {value:.4g}" for name, value in losses.items() if not (name.endswith("/answerable") and value >= 1))
-    minutes, seconds = divmod(round(seconds_left), 60)
-    hours, minutes = divmod(minutes, 60)
-    left = f"{hours}:{minutes:02d}:{seconds:02d} left"
+    left = f"{_clock(seconds_left)} left"
     return f"{numbers} | {samples_per_second:.3g} samples/s | {waiting:.0%} waiting for data | {left}"
 
 

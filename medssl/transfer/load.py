@@ -28,6 +28,7 @@ from medssl.networks import (
     stored_spec,
     unique_tensors,
 )
+from medssl.networks.instances import said_by
 from medssl.notebook import html_table
 from medssl.transfer.names import best_renaming
 from medssl.transfer.weights import Source, Weights, read_weights
@@ -163,7 +164,7 @@ def load_into(
         raise UsageError(f"load_into loads into a network that exists, not into {type(network).__name__}. load_pretrained builds one.")
     weights = read_weights(checkpoint)
     wanted = _Wanted(min_coverage, tuple(allow_missing), rename or {}, stem)
-    return _load(network, None, weights, (), _first_layers(network, weights), wanted)
+    return _load(network, None, weights, _deep_heads(network, weights), _first_layers(network, weights), wanted)
 
 
 @dataclass(frozen=True)
@@ -197,6 +198,15 @@ def _load(
     if not any(name in targets and targets[name].is_floating_point() for name in matched.loaded) or not enough:
         raise TransferError(_too_little(spec, weights, report, given, targets, least, missing))
     return report
+
+
+def _deep_heads(network: nn.Module, weights: Weights) -> tuple[str, ...]:
+    """The heads of a network with deep supervision, whose weights were learned without: pretraining turns it off."""
+    if weights.spec is None or weights.spec.name is None:
+        return ()
+    options = weights.spec.options
+    here = {key: value for key, value in said_by(network, ("deep_supervision", "dsdepth")).items() if options.get(key, value) != value}
+    return head_tensors(weights.spec.model_copy(update={"options": {**options, **here}})) if here else ()
 
 
 def _first_layers(network: nn.Module, weights: Weights) -> tuple[str, ...]:

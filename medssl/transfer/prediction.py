@@ -18,19 +18,22 @@ from medssl.archive import Index, VolumeRecord, build_index, no_volume, without_
 from medssl.archive.labels.writing import write_seg
 from medssl.archive.nifti.names import image_files, is_nifti_name, is_picture_name, stem
 from medssl.archive.pictures.files import write_label_picture
+from medssl.config import check
 from medssl.errors import ArchiveError, CheckpointError, DataError, MedsslError, MissingInput, UsageError
 from medssl.faults import faults_as
 from medssl.files import take_folder
-from medssl.networks import NetworkSpec, stored_spec
+from medssl.networks import NetworkSpec, as_spec, described_spec, stored_spec
 from medssl.train.checkpoint import Checkpoint, find_checkpoint
 from medssl.train.checkpoint_state import STATE
 from medssl.train.device import choose_device, choose_dtype, fit_threads
 from medssl.transfer.images import ImageForm, load_image, prepare_image
 from medssl.transfer.segment import Windows
-from medssl.volumes import LabelValues, Prepared, restore_labels
+from medssl.volumes import ChannelOptions, LabelValues, Prepared, restore_labels
 from medssl.volumes.cases import header
 from medssl.volumes.cases.datalists import grouped_by_case
-from medssl.volumes.ingest.sources import image_of, is_index
+from medssl.volumes.ingest import Unusable, is_index
+from medssl.volumes.ingest.channels import Group, grouped
+from medssl.volumes.ingest.sources import load_group
 
 FORMATS = ("nifti", "dicom-seg")
 
@@ -89,7 +92,9 @@ def predict(
     *,
     precision: str = "fp32",
     trusted: Sequence[str] = (),
+    network: Any = None,
     format: str = "nifti",
+    channels: ChannelOptions | Mapping[str, Any] | None = None,
 ) -> list[Path]:
     """Write a NIfTI label map `NAME.nii.gz` for each volume of `inputs` into `out`, on its own grid; returns the paths.
 
@@ -104,7 +109,11 @@ def predict(
     picture, a folder of them (named as they are; by case where all are nnU-Net's `CASE_0000`, `CASE_0001` with as many channels as the
     network was trained on), an index folder (named by its volumes), or a folder, zip or tar of DICOM (named by the volumes of an
     index made for this call). It calculates in fp32; `precision="bf16"`, or "auto" (bf16 on GPUs that have it), is faster there and
-    may move borders by a voxel. A run's network is MONAI's, of an installed plugin, or of one of the modules `trusted`.
+    may move borders by a voxel. A run's network is MONAI's, of an installed plugin, or of one of the modules `trusted`; one that no file
+    can hold (made by Python code, or a network that existed) is handed over again as `network`.
+
+    `channels` says, as in a store's configuration, which series of a study in DICOM become the channels of a network that reads
+    several: in the order of the network's own names where the names are the same, else in that of the rule.
 
     An input that is damaged, or not what the network was trained on, costs no other: at the end one `DataError` names each of them.
 
@@ -114,9 +123,10 @@ def predict(
         ConfigError: bf16 on a device without units for it.
         UsageError: two inputs of one name, or an output that would overwrite its input.
     """
+    rule = channels if isinstance(channels, ChannelOptions) else check(ChannelOptions, dict(channels or {}), "channels")
     if format not in FORMATS:
         raise UsageError(f"label maps are written as {' or '.join(FORMATS)}, not as {format!r}.")
-    segmenter = load_segmenter(run_dir, precision=precision, trusted=trusted)
+    segmenter = load_segmenter(run_dir, precision=precision, trusted=trusted, network=network)
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file. Give a folder for the label maps.")
@@ -126,7 +136,7 @@ def predict(
         volumes: list[_Input] = []
         for path in inputs:
             with _left_out(left_out):
-                volumes += _volumes(Path(path), segmenter.form, stack)
+                volumes += _volumes(Path(path), segmenter.form, rule, stack)
         if not volumes and not left_out:
             raise UsageError("there is nothing to predict. Give at least one input.")
         _refuse_same_names(volumes, folder, format)
@@ -174,8 +184,10 @@ def _raise_left_out(errors: Sequence[MedsslError], written: Sequence[Path], out:
         raise DataError(f"{count}; the label maps of the others are in {out}.\n{reasons}")
 
 
-def load_segmenter(run_dir: str | Path, device: str = "auto", precision: str = "fp32", trusted: Sequence[str] = ()) -> Segmenter:
-    """The network of a fine-tuning run or checkpoint, every tensor of it loaded, in evaluation mode."""
+def load_segmenter(
+    run_dir: str | Path, device: str = "auto", precision: str = "fp32", trusted: Sequence[str] = (), network: Any = None
+) -> Segmenter:
+    """The network of a fine-tuning run or checkpoint, every tensor of it loaded, in evaluation mode; `network` as for training."""
     checkpoint = find_checkpoint(run_dir, series="best")
     if checkpoint.state.get("kind") != "finetune":
         raise CheckpointError(
@@ -184,15 +196,19 @@ def load_segmenter(run_dir: str | Path, device: str = "auto", precision: str = "
     checkpoint.need("network", "size", "overlap", "preparation", "spacing", "channel_names", "modalities", "arrays")
     fit_threads()
     state, place = checkpoint.state, choose_device(device)
-    spec = stored_spec(state["network"], f"the network in {checkpoint.path}", trusted)
+    stored = described_spec(state["network"], f"the network in {checkpoint.path}")
+    if network is None:
+        spec = stored_spec(state["network"], f"the network in {checkpoint.path}", trusted)
+    else:
+        spec = as_spec(network).model_copy(update={"out_channels": stored.out_channels})
     _check_crop(spec, state["size"], checkpoint)
-    network = spec.build(seed=0)
-    _load_all(network, checkpoint)
+    built = spec.build(seed=0)
+    _load_all(built, checkpoint)
     windows = Windows(tuple(state["size"]), state["overlap"], choose_dtype(precision, place))
     classes = int(spec.out_channels or 0)
     called = state.get("label_names") or {}
     names = {number: str(called.get(str(number), f"class {number}")) for number in range(1, classes)}
-    return Segmenter(network.to(place).eval(), ImageForm.of_document(state), windows, place, classes, _values(checkpoint), names)
+    return Segmenter(built.to(place).eval(), ImageForm.of_document(state), windows, place, classes, _values(checkpoint), names)
 
 
 def label_values_of_run(run_dir: str | Path) -> LabelValues:
@@ -221,11 +237,11 @@ def _check_crop(spec: NetworkSpec, size: Sequence[int], checkpoint: Checkpoint) 
         )
 
 
-def _volumes(path: Path, form: ImageForm, stack: ExitStack) -> list[_Input]:
+def _volumes(path: Path, form: ImageForm, rule: ChannelOptions, stack: ExitStack) -> list[_Input]:
     if not path.exists():
         raise MissingInput(f"there is no input at {path}. Give NIfTI files or pictures, or folders of them or of DICOM files.")
     if is_index(path):
-        return _indexed(Index(path), form, path)
+        return _indexed(Index(path), form, rule, path)
     if path.is_file() and (is_nifti_name(path.name) or is_picture_name(path.name)):
         return [_case(stem(path), (path,), form)]
     files = image_files(path) if path.is_dir() else []
@@ -233,7 +249,7 @@ def _volumes(path: Path, form: ImageForm, stack: ExitStack) -> list[_Input]:
         return [_case(name, images, form) for name, images in grouped_by_case(files, _files_a_case(files, form)).items()]
     folder = Path(stack.enter_context(TemporaryDirectory(prefix="medssl-"))) / "index"
     build_index([path], folder)
-    return _indexed(Index(folder), form, path)
+    return _indexed(Index(folder), form, rule, path)
 
 
 def _files_a_case(files: Sequence[Path], form: ImageForm) -> int:
@@ -243,45 +259,95 @@ def _files_a_case(files: Sequence[Path], form: ImageForm) -> int:
         with suppress(DataError):
             shape, _ = header(file)
             break
-    return 1 + max(channel.array for channel in form.channels) if len(shape) < 4 else 1
+    return _arrays(form) if len(shape) < 4 else 1
 
 
 def _case(name: str, files: tuple[Path, ...], form: ImageForm) -> _Input:
     return _Input(name, files[0], lambda: load_image(files, form), ".png" if is_picture_name(files[0].name) else ".nii.gz")
 
 
-def _indexed(index: Index, form: ImageForm, path: Path) -> list[_Input]:
+def _indexed(index: Index, form: ImageForm, rule: ChannelOptions, path: Path) -> list[_Input]:
     records = without_previews(index.volumes())
     if not records:
         raise DataError(no_volume(index, path))
-    return [_from_index(index, record, form, path) for record in records]
+    groups = _groups(index, records, _ordered(rule, form), form)
+    if not groups:
+        raise DataError(f"no volume of {path} is one of the channels {', '.join(rule.series)}. Look at its volumes: medssl volumes INDEX")
+    return [_from_index(index, group, form, path) for group in groups]
 
 
-def _from_index(index: Index, record: VolumeRecord, form: ImageForm, path: Path) -> _Input:
+def _groups(index: Index, records: Sequence[VolumeRecord], rule: ChannelOptions, form: ImageForm) -> list[Group]:
+    """What becomes the arrays of one input: by the rule, else as far as the network reads several, a fourth axis and numbered files."""
+    if rule.series or rule.frames:
+        return grouped(index, records, rule, None)
+    images = [Group((record,)) for record in records if _is_image(record)]
+    volumes = [record for record in records if not _is_image(record)]
+    deep = [record for record in volumes if len(record.shape) == 4]
+    flat = [record for record in volumes if len(record.shape) < 4]
+    single = [Group((record,)) for record in flat] if _arrays(form) == 1 else grouped(index, flat, ChannelOptions(), None)
+    return [*images, *single, *grouped(index, deep, ChannelOptions(fourth_axis=True), None)]
+
+
+def _arrays(form: ImageForm) -> int:
+    return 1 + max(channel.array for channel in form.channels)
+
+
+def _ordered(rule: ChannelOptions, form: ImageForm) -> ChannelOptions:
+    """The rule's series in the order of the network's arrays, where they have the same names."""
+    names = [channel.name for channel in sorted(form.channels, key=lambda channel: channel.array)]
+    if sorted(names) != sorted(rule.series):
+        return rule
+    return rule.model_copy(update={"series": {name: rule.series[name] for name in names}})
+
+
+def _from_index(index: Index, group: Group, form: ImageForm, path: Path) -> _Input:
+    record = group.records[0]
+    name = f"volume {record.volume} of {path}"
+
     def prepare() -> Prepared:
-        _check_modality(record, form, path)
-        name = f"volume {record.volume} of {path}"
-        if record.dimensions == 2 and record.kind != "nifti":
-            if record.frames > 1:
-                raise DataError(f"{name} has {record.frames} frames over time. Give the frames as images of their own.")
-            return prepare_image(*image_of(index, record, form.preparation), form, name, bool(record.spacing))
-        volume = index.clear_padding(index.read(record.volume))
-        return prepare_image(volume.array, volume.affine, form, name)
+        if group.reason is None:
+            _check(group, form, name)
+        try:
+            array, affine = load_group(index, group, form.preparation)
+        except Unusable as error:
+            raise DataError(f"{name}: {error}.") from None
+        return prepare_image(array, affine, form, name, bool(record.spacing))
 
     return _Input(record.volume, path, prepare, original=(index, record))
 
 
-def _check_modality(record: VolumeRecord, form: ImageForm, path: Path) -> None:
-    """DICOM says its modality; one that would be prepared by another rule than the training's images is refused."""
-    if record.kind == "picture":
+def _check(group: Group, form: ImageForm, name: str) -> None:
+    """What the index says of a volume must be what the network reads."""
+    record = group.records[0]
+    if _is_image(record):
+        if record.frames > 1:
+            raise DataError(f"{name} has {record.frames} frames over time. Give the frames as images of their own.")
+        if record.kind != "picture":
+            _check_modalities([record.modality] * _arrays(form), form, name)
         return
-    rules = [form.preparation.rule(modality, channel.name) for channel in form.channels for modality in (record.modality, channel.modality)]
-    if rules[::2] != rules[1::2]:
-        known = ", ".join(dict.fromkeys(channel.modality for channel in form.channels))
+    found = [channel.modality for channel in group.channels(ChannelOptions(), None)]
+    if len(found) != _arrays(form):
+        known = ", ".join(channel.name for channel in form.channels)
         raise DataError(
-            f"volume {record.volume} of {path} is {record.modality}, the network was fine-tuned on {known} images. "
-            "Leave it out, or give the folder of one series."
+            f"{name} has {len(found)} channel(s), the network reads {_arrays(form)} ({known}). "
+            "Say by `channels: {series: ...}` in a file for --config which series of a study they are."
         )
+    _check_modalities(found, form, name)
+
+
+def _is_image(record: VolumeRecord) -> bool:
+    return record.dimensions == 2 and record.kind != "nifti"
+
+
+def _check_modalities(found: Sequence[str], form: ImageForm, name: str) -> None:
+    """DICOM says its modality; one that would be prepared by another rule than the training's images is refused."""
+    for channel in form.channels:
+        modality = found[channel.array]
+        if form.preparation.rule(modality, channel.name) != form.preparation.rule(channel.modality, channel.name):
+            known = ", ".join(dict.fromkeys(one.modality for one in form.channels))
+            raise DataError(
+                f"{name} is {modality}, the network was fine-tuned on {known} images. Leave it out, or give the folder of one series."
+            )
 
 
 def _refuse_same_names(volumes: Sequence[_Input], out: Path, format: str) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
+from monai import transforms
 
-from medssl.augment import ViewOptions, is_affine, is_identity, make_view, resample
+from medssl.augment import ViewOptions, is_affine, is_identity, make_view, resample, transformed
 from medssl.config import check
 from medssl.contracts import Draw
 from medssl.errors import ConfigError, DataError
@@ -97,3 +101,32 @@ def test_elastic_transforms_are_known_to_have_no_affine() -> None:
     assert is_affine([NOISE, {"_target_": "monai.transforms.RandAffine"}])
     assert not is_affine([{"_target_": "monai.transforms.Rand3DElastic"}])
     assert not is_affine([{"_target_": "monai.transforms.RandGridDistortiond"}])
+
+
+def array_and_dictionary() -> list[Any]:
+    return [
+        transforms.RandGaussianNoise(prob=1.0),
+        transforms.RandGaussianNoised("picture", prob=1.0),
+        transforms.Compose([transforms.RandGaussianNoise(prob=1.0), transforms.RandFlip(prob=0.5)]),
+        transforms.Compose([transforms.RandGaussianNoised("image", prob=1.0), transforms.RandGibbsNoised("image", prob=1.0)]),
+        transforms.OneOf([transforms.RandGaussianNoise(prob=1.0), transforms.RandGibbsNoise(prob=1.0)]),
+        [transforms.RandAdjustContrast(prob=1.0), transforms.RandCoarseDropoutd("image", holes=2, spatial_size=3, prob=1.0)],
+        transforms.RandGridDistortion(prob=1.0),
+    ]
+
+
+@pytest.mark.parametrize("number", range(7))
+def test_any_transform_corrupts_by_the_draw_alone(number: int) -> None:
+    images = torch.rand(3, 1, 12, 10, 8)
+    kept, state = images.clone(), np.random.get_state()[1].copy()  # noqa: NPY002
+    one = transformed(images, array_and_dictionary()[number], Draw(0, 0, [0, 1, 2], "task"))
+    alone = transformed(images[2:], array_and_dictionary()[number], Draw(0, 0, [2], "task"))
+    assert type(one) is torch.Tensor and one.dtype == torch.float32 and one.shape == images.shape
+    assert torch.equal(alone[0], one[2]) and not torch.equal(one, images)
+    assert torch.equal(images, kept)
+    assert (np.random.get_state()[1] == state).all()  # noqa: NPY002
+
+
+def test_a_corruption_that_cuts_is_refused() -> None:
+    with pytest.raises(DataError, match=r"into \(1, 4, 4\)\. They must keep channels and size"):
+        transformed(torch.rand(2, 1, 8, 8), transforms.CenterSpatialCrop([4, 4]), Draw(0, 0, [0, 1], "task"))

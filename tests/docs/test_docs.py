@@ -115,3 +115,13 @@ def test_the_reference_is_up_to_date() -> None:
     command = [sys.executable, str(ROOT / "docs" / "generate.py"), "--reference"]
     made = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "MEDSSL_DISABLE": ""}).stdout
     assert (ROOT / "docs" / "reference.md").read_text(encoding="utf-8") == made, "run: make docs"
+
+
+def test_what_the_monai_table_names_is_used_in_tests() -> None:
+    page = (ROOT / "docs" / "for-monai-users.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| [^|\n]+ \| ([^|\n]+) \|$", page.partition("## What was run")[2], re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"\b(?:[A-Z]\w*[A-Z]\w*|resnet\d+|Dataset|Subset|Trainer)\b", row)} - {"MONAI"}
+    places = ("tests/monai_bridge", "tests/networks", "tests/transfer", "tests/volumes", "docs/examples")
+    used = "".join(file.read_text(encoding="utf-8") for place in places for file in (ROOT / place).rglob("*.py"))
+    assert len(named) > 30
+    assert sorted(name for name in named if not re.search(rf"\b{name}\b", used)) == []

@@ -125,3 +125,13 @@ def test_the_loss_knows_two_dimensions_from_three() -> None:
     assert np.isfinite(float(loss(torch.randn(2, 8), target, torch.ones(2))))
     with pytest.raises(DataError, match="8 in 2D, 26 in 3D"):
         loss(torch.randn(2, 9), target, torch.ones(2))
+
+
+def test_an_answer_shares_no_memory_with_its_image() -> None:
+    pytest.importorskip("medssl_inpainting")
+    ask, image = PretextTaskd("image", "inpainting", block=4), torch.randn(1, 16, 16, 16)
+    kept = image.clone()
+    item = ask({"image": image})
+    image.add_(7.0)
+    item["image"].add_(5.0)
+    assert torch.equal(item["target"], kept)

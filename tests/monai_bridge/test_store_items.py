@@ -165,3 +165,17 @@ def test_pretraining_in_2d_on_a_datalist(files: list[dict[str, Any]], tmp_path: 
     run = medssl.pretrain(flat, files, [TASK], out=tmp_path / "run", size=[16, 16], batch=2, steps=1, verbose=False)
     assert run.state.step == 1
     assert json.loads((run.folder / "checkpoints" / "step-00000001" / "state.json").read_text())["size"] == [16, 16]
+
+
+def test_images_in_2d_are_stored_and_pretrained_on(tmp_path: Path) -> None:
+    pytest.importorskip("medssl_inpainting")
+    items = [{"image": torch.randn(1, 24, 20, generator=torch.Generator().manual_seed(n))} for n in range(4)]
+    assert store_items(items, tmp_path / "store").volumes == 4
+    store = Store(tmp_path / "store")
+    assert store.spatial_dims == 2
+    stored = {item["image"].numpy().tobytes() for item in store}
+    assert stored == {item["image"].numpy().tobytes() for item in items}
+    run = medssl.pretrain(
+        partial(SMALL, spatial_dims=2), items, [TASK], out=tmp_path / "run", size=[16, 16], batch=2, steps=1, verbose=False
+    )
+    assert run.state.step == 1

@@ -1,4 +1,4 @@
-"""The story on the lowest versions of every package that pyproject.toml allows, and on the newest, for each Python found.
+"""The story and the MONAI scripts on the lowest versions that pyproject.toml allows, and on the newest, for each Python found.
 
 `uv` asks the package registry. Elsewhere than on Linux, and with `UV_TORCH_BACKEND=cpu` everywhere, torch comes without CUDA.
 """
@@ -15,8 +15,9 @@ import pytest
 from uv import find_uv_bin
 
 ROOT = Path(__file__).resolve().parents[2]
-RUN = ["tests/test_story.py", "tests/test_command_line.py", "tests/archive"]
-"""All the way, the command line's own framework, and everything that reads pixels."""
+MONAI_PAGE = "tests/docs/test_docs.py::test_every_block_of_the_page_runs[for-monai-users.md]"
+RUN = ["tests/test_story.py", "tests/test_command_line.py", "tests/archive", "tests/monai_bridge", MONAI_PAGE]
+"""All the way, the command line's own framework, everything that reads pixels, and the six scripts for MONAI users."""
 
 
 def uv(*words: str | Path, code: int | None = 0) -> subprocess.CompletedProcess[str]:

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 import medssl
-from medssl.archive import Index, build_index
+from medssl.archive import Index, build_index, read_nifti
 from medssl.cli.app import app
-from medssl.errors import ConfigError
+from medssl.errors import ConfigError, DataError
 from medssl.testing.dicom import write_series
 from medssl.transfer import predict
 from medssl.volumes import ChannelOptions, CropLoader, DataOptions, Store, make_store, statistics
@@ -138,7 +138,7 @@ def test_numbered_files_of_nnunet_are_channels_by_themselves(tmp_path: Path, wri
     make_store([nnunet(tmp_path / "data", write_image)], tmp_path / "s")
     store = Store(tmp_path / "s")
     assert len(store) == 3 and len(set(store.patients.tolist())) == 3
-    assert [channel.modality for channel in store.volume(0).channels] == ["CT", "PT"]
+    assert [channel.modality for channel in store.volume(0).channels] == ["CT", "PT"] and store.channels == ("CT", "PET")
     found = {store.read_whole(number).tobytes() for number in range(3)}
     assert found == {np.stack([image(case), image(10 + case) + 900]).tobytes() for case in range(3)}
     # Files that count something else are images of their own.
@@ -146,6 +146,38 @@ def test_numbered_files_of_nnunet_are_channels_by_themselves(tmp_path: Path, wri
         write_image(tmp_path / "plain" / f"scan_{800 + number:04d}.nii.gz", image(number), AFFINE)
     make_store([tmp_path / "plain"], tmp_path / "p")
     assert len(Store(tmp_path / "p")) == 3 and Store(tmp_path / "p").channels == ("unknown",)
+
+
+@pytest.mark.parametrize(
+    ("listed", "names"),
+    [
+        ({"channel_names": {"0": "T1", "1": "T2 FLAIR"}}, ("T1", "T2 FLAIR")),
+        ({"modality": {"0": "T1w", "1": "t2w"}}, ("T1w", "t2w")),
+        ({"channel_names": {"0": "T1_Muster", "1": "T1ce contrast Zebulon"}}, ("T1", "T1ce contrast")),
+        ({"channel_names": {"0": "T1 pre", "1": "T1 post"}}, ("T1 pre", "T1 post")),
+        ({"channel_names": {"0": "T1", "1": "T1"}}, ("MR 0", "MR 1")),
+        ({"channel_names": {"0": "Muster", "1": "T2"}}, ("unknown", "MR")),
+        ({"channel_names": {"0": "T1", "1": "T2", "2": "FLAIR"}}, ("MR 0", "MR 1")),
+        ({"channel_names": ["T1", "T2"]}, ("unknown 0", "unknown 1")),
+    ],
+)
+def test_channels_are_named_as_the_data_set_names_them(
+    tmp_path: Path, write_image: Write, listed: dict[str, Any], names: tuple[str, ...]
+) -> None:
+    """As far as the words are known ones: any other may be somebody's name."""
+    data = nnunet(tmp_path / "data", write_image)
+    (data / "dataset.json").write_text(json.dumps(listed))
+    make_store([data], tmp_path / "s")
+    assert Store(tmp_path / "s").channels == names
+
+
+def test_a_fourth_axis_is_named_as_the_data_set_names_it(tmp_path: Path, write_image: Write) -> None:
+    array = np.stack([image(number) + 900 for number in range(2)], axis=3)
+    write_image(tmp_path / "four" / "imagesTr" / "one.nii.gz", array, AFFINE)
+    (tmp_path / "four" / "dataset.json").write_text(json.dumps({"modality": {"0": "FLAIR", "1": "CT"}}))
+    make_store([tmp_path / "four"], tmp_path / "f", channels={"fourth_axis": True})
+    found = Store(tmp_path / "f")
+    assert found.channels == ("FLAIR", "CT") and found.column("modalities") == [["MR", "CT"]]
 
 
 def test_channels_on_different_grids_are_left_out(tmp_path: Path, write_image: Write) -> None:
@@ -188,7 +220,7 @@ def test_pretraining_fine_tuning_and_prediction_see_the_same_channels(tmp_path: 
     data = nnunet(tmp_path / "data", write_image)
     rule = {"windows": {"CT": [[-1000, 200], [-160, 240]]}} if windows else {}
     make_store([data], tmp_path / "s", channels=rule)
-    names = ("CT[-1000,200]", "CT[-160,240]", "PT") if windows else ("CT", "PT")
+    names = ("CT[-1000,200]", "CT[-160,240]", "PET") if windows else ("CT", "PET")
     assert Store(tmp_path / "s").channels == names
     network = {"name": "SegResNet", "spatial_dims": 3, "in_channels": len(names), "options": {"init_filters": 8}}
     train = {"steps": 1, "checkpoint_every": 1, "picture_every": 0, "precision": "fp32"}
@@ -203,3 +235,38 @@ def test_pretraining_fine_tuning_and_prediction_see_the_same_channels(tmp_path: 
     assert cases.preparation == Store(tmp_path / "s").preparation
     assert [channel.array for channel in cases.volume(0).channels] == ([0, 0, 1] if windows else [0, 1])
     assert len(predict(run.folder, [data / "imagesTr"], tmp_path / "maps")) == 3
+
+
+def test_registered_series_of_an_index_are_predicted_by_the_rule(
+    tmp_path: Path, write_image: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = nnunet(tmp_path / "data", write_image)
+    network = {"name": "SegResNet", "spatial_dims": 3, "in_channels": 2, "out_channels": 2, "options": {"init_filters": 8}}
+    options = {"dataset": str(data), "size": [16, 16, 16], "validation": 0.3}
+    run = medssl.fine_tune(config={"network": network, "data": options, "train": {"steps": 1, "precision": "fp32"}}, out=tmp_path / "seg")
+    ct, pet = image(0), image(10) + 900
+    write_series(tmp_path / "dicom" / "ct", ct, AFFINE, series="ct")
+    write_series(tmp_path / "dicom" / "pt", pet, AFFINE, series="pt", modality="PT")
+    build_index([tmp_path / "dicom"], tmp_path / "index", workers=1)
+    # The network's own order counts, not that of the rule.
+    rule = "channels: {series: {PET: \"modality = 'PT'\", CT: \"modality = 'CT'\"}}\n"
+    (tmp_path / "store.yaml").write_text(rule)
+    words = ["predict", str(run.folder), str(tmp_path / "index"), "--out", str(tmp_path / "maps")]
+    with pytest.raises(SystemExit) as ended:
+        app([*words, "--config", str(tmp_path / "store.yaml")])
+    assert ended.value.code == 0
+    (found,) = (tmp_path / "maps").glob("*.nii.gz")
+    assert found.name.removesuffix(".nii.gz") in {record.volume for record in Index(tmp_path / "index").volumes("modality = 'CT'")}
+    write_image(tmp_path / "nifti" / "case_0000.nii.gz", ct, AFFINE)
+    write_image(tmp_path / "nifti" / "case_0001.nii.gz", pet, AFFINE)
+    (expected,) = predict(run.folder, [tmp_path / "nifti"], tmp_path / "expected")
+    assert np.array_equal(read_nifti(found).array, read_nifti(expected).array) and read_nifti(found).array.any()
+    with pytest.raises(DataError, match=r"1 channel\(s\), the network reads 2 \(CT, PET\). Say by `channels"):
+        predict(run.folder, [tmp_path / "index"], tmp_path / "none")
+    with pytest.raises(DataError, match="no series in its study is channel MR"):
+        predict(
+            run.folder, [tmp_path / "index"], tmp_path / "none", channels={"series": {"CT": "modality = 'CT'", "MR": "modality = 'MR'"}}
+        )
+    swapped = {"series": {"a": "modality = 'PT'", "b": "modality = 'CT'"}}
+    with pytest.raises(DataError, match="is PT, the network was fine-tuned on CT, PT images"):
+        predict(run.folder, [tmp_path / "index"], tmp_path / "none", channels=swapped)

@@ -54,7 +54,8 @@ _WANTED = (
     "RescaleIntercept ModalityLUTSequence PixelPaddingValue PixelPaddingRangeLimit ImagePositionPatient ImageOrientationPatient "
     "PixelSpacing SpacingBetweenSlices SliceThickness FrameOfReferenceUID EchoNumbers EchoTime InversionTime FlipAngle ConvolutionKernel "
     "TemporalPositionIdentifier AcquisitionNumber TriggerTime AcquisitionDate AcquisitionTime AcquisitionDateTime "
-    "ComplexImageComponent DiffusionBValue DiffusionGradientOrientation InstanceNumber SliceLocation StackID SeriesDescription"
+    "ComplexImageComponent DiffusionBValue DiffusionGradientOrientation InstanceNumber SliceLocation StackID SeriesDescription "
+    "AccessionNumber"
 )
 Field = Callable[[Header], Any]
 _NUMBERS = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept")
@@ -63,6 +64,7 @@ IDENTITY: dict[str, Field] = {
     "modality": lambda header: _modality(header),
     "patient": lambda header: "\n".join(filter(None, (text(header, "PatientID"), text(header, "IssuerOfPatientID")))),
     "study": lambda header: text(header, "StudyInstanceUID"),
+    "accession": lambda header: text(header, "AccessionNumber"),
     "series": lambda header: text(header, "SeriesInstanceUID"),
     "uid": lambda header: text(header, "SOPInstanceUID"),
     "sop_class": lambda header: text(header, "SOPClassUID") or _meta(header, "MediaStorageSOPClassUID"),
@@ -170,7 +172,7 @@ def read_dataset(file: BinaryIO, tags: Iterable[Any], pixels: bool) -> pydicom.D
 
 
 def wanted_elements(header: pydicom.Dataset) -> frozenset[int]:
-    """The tags that an index reads of this header: a source that fetches long values one by one need not fetch others."""
+    """The tags that an index reads of this header, of which ImageType must be there: a source need bring no others."""
     return _ALL if frames.is_mosaic(header) else _ALL - siemens.CSA
 
 

@@ -45,7 +45,7 @@ def is_projection(found: Instance, dataset: Header) -> bool:
     """Is the object a 2D image by itself?"""
     if found.sop_class in _CLASSES:
         return True
-    # A slice of nuclear medicine says elsewhere where it lies.
+    # A reconstructed slice of nuclear medicine has its place at its detector.
     plain = not has(dataset, "ImagePositionPatient") and not has(dataset, _ELSEWHERE) and not is_reconstruction(dataset)
     return plain and found.modality in _MODALITIES and int(number(dataset, "NumberOfFrames", 1)) == 1
 

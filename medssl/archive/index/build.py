@@ -17,14 +17,16 @@ import pyarrow.parquet as pq
 
 from medssl.archive import executors
 from medssl.archive.executors import HERE, Workers
-from medssl.archive.index.contents import Contents, studies
+from medssl.archive.index.contents import Contents, studies_of
 from medssl.archive.index.facts import MARKS, Changed, Facts, dropped, find_changes, read_repeated, write_buckets, write_repeated
 from medssl.archive.index.folder import Asked, IndexFolder, New
 from medssl.archive.index.pseudonyms import Pseudonyms
 from medssl.archive.index.records import IndexSummary
 from medssl.archive.index.registry import Chosen, Packed, Sources, write_archives
-from medssl.archive.index.scanning import Progress, Scan, read_new
+from medssl.archive.index.scanning import Keep, Progress, Scan, read_new
+from medssl.archive.index.selecting import Listed, Selection, read_forgotten, read_list
 from medssl.archive.index.settling import Bucket, settle
+from medssl.archive.index.summary import INSTANCES, VOLUMES
 from medssl.archive.instance import SCHEMA, Instance, from_table
 from medssl.archive.outcomes import Reason
 from medssl.archive.series.duplicates import mark_duplicates
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
 READS = 1
 """Raised whenever a file would be read otherwise than before though no column is new: then all files are read again."""
 
+BUCKETS = "buckets.parquet"
+
 
 def build_index(
     sources: Sequence[str | Path],
@@ -50,6 +54,7 @@ def build_index(
     plugins: Plugins | None = None,
     slice_location: bool = False,
     executor: Executor | None = None,
+    studies: str | Path | None = None,
 ) -> IndexSummary:
     """Read `sources` (folders, zip or tar files, what plugins open) into the index folder and say what they hold.
 
@@ -59,15 +64,20 @@ def build_index(
     `plugins` open what no source of medssl's own does; without them the installed ones.
     `slice_location`: SliceLocation along the slice normal stands in for a position that was removed, and the volume says so.
     `executor` reads the files instead of `workers` processes of this machine; it stays open.
+    `studies`: a CSV file of accession numbers, study UIDs or patient ids; other studies are counted and nothing of them is kept.
     Raises `UsageError`, `MissingInput` or `ArchiveError`.
     """
     if not sources:
         raise UsageError("no archive given. Name at least one folder, zip or tar file.")
+    listed = None if studies is None else read_list(studies)
     chosen = list(dict.fromkeys(source_class(source, plugins) for source in sources))
     try:
         with IndexFolder.held(Path(folder)) as root:
-            asked = Asked(slice_location, _read(), Pseudonyms.of(root.key).name("instance", ""))
-            _build(chosen, root, executors.given(executor) if executor else executors.local(workers), workers, progress, plugins, asked)
+            names = Pseudonyms.of(root.key)
+            asked = Asked(slice_location, _read(listed), names.name("instance", ""))
+            keep = Selection(listed, read_forgotten(root), names).keep
+            reading = executors.given(executor) if executor else executors.local(workers)
+            _build(chosen, root, reading, workers, progress, plugins, asked, keep)
             return Contents.of(root).summary()
     except MedsslError:  # MissingInput is an OSError too, and says more
         raise
@@ -75,9 +85,12 @@ def build_index(
         raise ArchiveError(fault(error, f"the index cannot be written to {folder}")) from error
 
 
-def _read() -> str:
+def _read(listed: Listed | None = None) -> str:
     """What tells rows apart that are read otherwise."""
-    return blake2b(f"{READS} {SCHEMA.to_string()}".encode(), digest_size=4).hexdigest()
+    return blake2b(
+        f"{READS} {SCHEMA.to_string()} {INSTANCES.to_string()} {VOLUMES.to_string()} {listed.digest if listed else ''}".encode(),
+        digest_size=4,
+    ).hexdigest()
 
 
 def _build(
@@ -88,11 +101,12 @@ def _build(
     progress: Progress | None,
     plugins: Plugins | None,
     asked: Asked,
+    keep: Keep,
 ) -> None:
     usable = _usable_tables(root, asked)
     with root.building() as new:
         facts = Facts(root, usable, new.work)
-        scan = Scan(root, facts, Sources.of(root.sources, plugins), reading, progress, lambda content: content, f"read-{asked.read}")
+        scan = Scan(root, facts, Sources.of(root.sources, plugins), reading, progress, keep, f"read-{asked.read}")
         read_new(scan, chosen)
         add_tables(scan, new, asked, workers)
         write_archives(scan.archives, root.archives)
@@ -116,17 +130,17 @@ def add_tables(scan: Scan, new: New, asked: Asked, workers: int) -> None:
         buckets = _distributed(connection, changed, scan, new, asked)
     _settle(buckets, new, Pseudonyms.of(root.key), asked, workers)
     earlier = () if changed.everything else usable
-    write_table(studies(root, earlier, new), new.public / "studies.parquet")
+    write_table(studies_of(root, earlier, new), new.public / "studies.parquet")
     root.take_over(new, earlier, asked)
 
 
-def _distributed(connection: duckdb.DuckDBPyConnection, changed: Changed, scan: Scan, new: New, asked: Asked) -> list[tuple[Path, ...]]:
+def _distributed(connection: duckdb.DuckDBPyConnection, changed: Changed, scan: Scan, new: New, asked: Asked) -> list[range]:
     """Buckets of the rows to be settled, after the duplicates among them were found, in public what no longer counts."""
     write_table(dropped(connection), new.public / "changes.parquet")
     several, marks = new.work / "several.parquet", new.work / "marks.parquet"
     write_repeated(connection, _usable(asked), several)
     _write_marks(_repeated(read_repeated(several), scan.sources, asked), scan.archives, marks)
-    return write_buckets(connection, changed.rows, marks, new.work)
+    return write_buckets(connection, changed.rows, marks, new.work / BUCKETS)
 
 
 def _usable(asked: Asked) -> list[str]:
@@ -155,9 +169,10 @@ def _write_marks(repeated: Iterable[tuple[Instance, str]], archives: dict[int, P
         writer.write_table(pa.Table.from_pylist(rows, schema=MARKS))
 
 
-def _settle(buckets: Sequence[tuple[Path, ...]], new: New, names: Pseudonyms, asked: Asked, workers: int) -> None:
+def _settle(buckets: Sequence[range], new: New, names: Pseudonyms, asked: Asked, workers: int) -> None:
     """One bucket after the other, or several at once where there are several and more than one process may work."""
-    tasks = [Bucket(files, part, new.public, new.private, names, asked.slice_location) for part, files in enumerate(buckets)]
+    file = new.work / BUCKETS
+    tasks = [Bucket(file, rows, part, new.public, new.private, names, asked.slice_location) for part, rows in enumerate(buckets)]
     among = executors.local(min(workers, len(tasks))) if tasks else HERE
     if among.start is None:
         for task in tasks:

@@ -35,7 +35,7 @@ class Contents:
     def volumes(self) -> pa.Table:
         """The public volume table, by patient, study, series and volume: an order that does not depend on where files lie."""
         parts = [
-            _without(read_table(volumes_file(self.folder.root / name, part), VOLUMES, UNKNOWN), "volume", self._changed(number, "volume"))
+            _without(read_table(volumes_file(self.folder.root / name, part), VOLUMES, UNKNOWN), "volume", self.changed(number, "volume"))
             for number, name in enumerate(self.names)
             for part in parts_of(self.folder.root / name)
         ]
@@ -50,7 +50,7 @@ class Contents:
         for number, name in enumerate(self.names):
             for part in parts_of(self.folder.private / name):
                 table = read_table(volumes_file(self.folder.private / name, part), SLICES)
-                table = _without(table, "volume", self._changed(number, "volume"))
+                table = _without(table, "volume", self.changed(number, "volume"))
                 for column, value in (("tables", number), ("part", part)):
                     table = table.append_column(column, pa.array([value] * len(table), pa.int64()))
                 found.append(table)
@@ -61,14 +61,14 @@ class Contents:
         for number, name in enumerate(self.names):
             for part in parts_of(self.folder.root / name):
                 table = read_table(instances_file(self.folder.root / name, part), INSTANCES, PLACE)
-                yield _without(table, "file", self._changed(number, "file"))
+                yield _without(table, "file", self.changed(number, "file"))
 
     def private(self) -> Iterator[pa.Table]:
         """The private instance table, part by part."""
         for number, name in enumerate(self.names):
             for part in parts_of(self.folder.private / name):
                 table = read_table(instances_file(self.folder.private / name, part), PRIVATE, PLACE)
-                yield _without(table, "file", self._changed(number, "file"))
+                yield _without(table, "file", self.changed(number, "file"))
 
     def summary(self) -> IndexSummary:
         """What the archive holds."""
@@ -77,7 +77,7 @@ class Contents:
             counts.add(table)
         return counts.summary(records_from(self.volumes))
 
-    def _changed(self, number: int, kind: str) -> pa.Array:
+    def changed(self, number: int, kind: str) -> pa.Array:
         """What later tables than the one of that number changed."""
         later = [read_table(self.folder.root / name / "changes.parquet", CHANGES) for name in self.names[number + 1 :]]
         table = pa.concat_tables([CHANGES.empty_table(), *later])
@@ -97,7 +97,7 @@ def _numbered(volumes: pa.Table, studies: pa.Table) -> pa.Table:
     return volumes.set_column(VOLUMES.get_field_index("study_number"), "study_number", numbers)
 
 
-def studies(folder: IndexFolder, earlier: tuple[str, ...], new: New) -> pa.Table:
+def studies_of(folder: IndexFolder, earlier: tuple[str, ...], new: New) -> pa.Table:
     """The order of each patient's studies by date, of the earlier tables and new ones that do not count yet; no date is told."""
     before = Contents(folder, earlier)
     changed = read_table(new.public / "changes.parquet", CHANGES)

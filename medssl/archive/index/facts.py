@@ -13,6 +13,7 @@ import glob
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,12 @@ from medssl.archive.outcomes import Reason
 from medssl.archive.tables import damaged
 from medssl.errors import ArchiveError
 
-MEMORY = "1GB"
+MEMORY = "2GB"
 """What DuckDB holds before it spills."""
 BUCKET = 2**16
 """Rows that are settled at once: some hundred MB."""
-_OPEN = 500
-"""Buckets that are open at once; a process may have some thousand files."""
+_ROWS = 2**14
+"""Rows of a row group of what is to be settled."""
 LISTING = pa.schema(
     {
         "source": pa.int64(),
@@ -300,20 +301,20 @@ def read_repeated(file: Path) -> Iterator[pa.Table]:
         yield waiting
 
 
-def write_buckets(connection: duckdb.DuckDBPyConnection, rows: int, marks: Path, folder: Path) -> list[tuple[Path, ...]]:
-    """Distribute the rows to be settled, with their marks, over files that hold whole series; those of each bucket."""
-    count = -(-rows // BUCKET)
-    whole = "CASE WHEN series = '' THEN hash(source, key) ELSE hash(patient, study, series) END"
-    marked = f"SELECT w.*, m.mark FROM work AS w LEFT JOIN read_parquet('{glob.escape(_name(marks))}') AS m USING (source, key, frame)"
-    if count <= 1:
-        file = folder / "bucket.parquet"
-        _done(connection, f"COPY ({marked}) TO '{_name(file)}' (FORMAT parquet)")
-        return [(file,)]
-    _done(connection, f"SET partitioned_write_max_open_files = {min(count, _OPEN)}")
+def write_buckets(connection: duckdb.DuckDBPyConnection, rows: int, marks: Path, file: Path) -> list[range]:
+    """Write the rows to be settled, with their marks, in an order in which series are whole; returns which rows each bucket has."""
+    count = max(1, -(-rows // BUCKET))
+    bucket = f"(CASE WHEN series = '' THEN hash(source, key) ELSE hash(patient, study, series) END) % {count}"
+    # Sorted rather than distributed over files: a sort spills what it cannot hold, a file for each bucket is a buffer for each.
     _done(
         connection,
-        f"COPY (SELECT *, {whole} % {count} AS bucket FROM ({marked})) "
-        f"TO '{_name(folder / 'buckets')}' (FORMAT parquet, PARTITION_BY (bucket))",
+        f"""
+        COPY (
+            SELECT w.*, m.mark FROM work AS w
+            LEFT JOIN read_parquet('{glob.escape(_name(marks))}') AS m USING (source, key, frame) ORDER BY {bucket}
+        ) TO '{_name(file)}' (FORMAT parquet, ROW_GROUP_SIZE {_ROWS})
+        """,
     )
-    found = sorted((folder / "buckets").iterdir(), key=lambda path: int(path.name.partition("=")[2]))
-    return [tuple(sorted(path.iterdir())) for path in found]
+    sizes = [size for _, size in _done(connection, f"SELECT {bucket} AS bucket, count(*) FROM work GROUP BY bucket ORDER BY bucket")]
+    ends = list(accumulate(sizes))
+    return [range(end - size, end) for end, size in zip(ends, sizes, strict=True)]

@@ -85,6 +85,16 @@ class IndexFolder:
         return self.private / "sources.parquet"
 
     @property
+    def forgotten(self) -> Path:
+        """Names of patients who are not to be indexed any more."""
+        return self.private / "forgotten.parquet"
+
+    @property
+    def revealed(self) -> Path:
+        """Who asked which files a volume is made of."""
+        return self.private / "revealed.log"
+
+    @property
     def archives(self) -> Path:
         """Zip and tar files as they were read."""
         return self.private / "archives.parquet"

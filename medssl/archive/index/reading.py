@@ -20,6 +20,7 @@ from medssl.archive.index.contents import Contents
 from medssl.archive.index.folder import IndexFolder
 from medssl.archive.index.left_out import LeftOut, left_out_of
 from medssl.archive.index.parts import instances_file
+from medssl.archive.index.pseudonyms import Pseudonyms
 from medssl.archive.index.query import select_volumes
 from medssl.archive.index.records import IndexSummary, Volume, VolumeRecord
 from medssl.archive.index.registry import Sources
@@ -27,6 +28,7 @@ from medssl.archive.index.summary import PLACE, PRIVATE, Counts, records_from
 from medssl.archive.instance import SCHEMA, Instance, from_table
 from medssl.archive.narrowing import narrow
 from medssl.archive.nifti.files import NiftiProblem, read_stream, read_stream_channels
+from medssl.archive.nifti.modality import channel_names
 from medssl.archive.outcomes import Reason
 from medssl.archive.pictures.files import PictureProblem, read_picture_stream
 from medssl.archive.pixels.filling import SliceProblem, clear_padding, fill
@@ -131,17 +133,27 @@ class Index:
         """The instances that a volume is made of, in order. Private: they hold names of files and real UIDs."""
         return tuple(self._slices(volume)) if volume in self._rows else ()
 
-    def left_out_for(self, reason: Reason) -> list[Instance]:
-        """The instances in no volume for that reason. Private, as `slices`."""
+    def channel_names(self, volume: str) -> dict[int, str]:
+        """Channel number -> name, where the `dataset.json` of a NIfTI file's data set says so; words that are not known are left out."""
+        source, key = self.file(volume)
+        return channel_names(self._source(source), key)
+
+    def left_out_for(self, *reasons: Reason) -> list[Instance]:
+        """The instances in no volume for one of these reasons. Private, as `slices`."""
         found: list[Instance] = []
+        wanted = pa.array([reason.value for reason in reasons])
         with self._same():
             for table in self._contents.private():
-                found += from_table(table.filter(pc.equal(table["outcome"], reason.value)).select(SCHEMA.names))
+                found += from_table(table.filter(pc.is_in(table["outcome"], wanted)).select(SCHEMA.names))
         return found
 
     def open(self, one: Instance) -> BinaryIO:
         """The file of an instance, to be closed; raises `OSError` where it is gone."""
         return self._source(one.source).open(os.fsdecode(one.key))
+
+    def pseudonym(self, patient: str) -> str:
+        """What a patient of that name is called, by the index's key: the same whenever it is asked, and no way back."""
+        return Pseudonyms.of(self._folder.key).name("patient", f"named\n{patient}")
 
     def moment(self, volume: str) -> tuple[tuple[float, str], ...]:
         """What orders the volumes of a dynamic series in time: to be compared within a series only."""
@@ -154,6 +166,11 @@ class Index:
         for tables, part in {(row["tables"], row["part"]) for row in self._placed.select(["tables", "part"]).to_pylist()}:
             with self._same():
                 read_groups(self._private(tables, part), PRIVATE, [])
+
+    @property
+    def places(self) -> list[str]:
+        """The location of each source by its number. Private."""
+        return self._sources.places
 
     @contextmanager
     def _same(self) -> Iterator[None]:
@@ -264,6 +281,8 @@ class Index:
             if isinstance(problem.cause, OSError):
                 raise _gone(record, problem.number, problem.cause) from None
             raise ArchiveError(f"slice {problem.number} of volume {record.volume}: {problem.cause}.") from None
+        except OSError as error:  # the source itself is gone, such as a zip file in the archive, whose name may tell whose it is
+            raise _gone(record, 0, error) from None
         return narrow(stacked.transpose(2, 1, 0))
 
 

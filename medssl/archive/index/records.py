@@ -116,11 +116,26 @@ class IndexSummary:
     rejected: dict[str, int]
     """Reason -> files, for all that are in no volume: duplicates, objects that are no images, and what cannot be used."""
 
+    @property
+    def by(self) -> dict[str, dict[str, dict[str, int]]]:
+        """ "modality", "body_part" and "manufacturer" -> value, the commonest first -> how many "volumes" and "files"; the value is empty
+        where the headers do not say."""
+        found: dict[str, dict[str, dict[str, int]]] = {}
+        for name in ("modality", "body_part", "manufacturer"):
+            counts: dict[str, dict[str, int]] = {}
+            for record in self.volumes:
+                count = counts.setdefault(getattr(record, name) or "", {"volumes": 0, "files": 0})
+                count["volumes"] += 1
+                count["files"] += record.instances
+            found[name] = dict(sorted(counts.items(), key=lambda item: (-item[1]["volumes"], item[0])))
+        return found
+
     def document(self) -> dict[str, Any]:
         """The JSON document of `medssl index`."""
         return {
             "files": self.files,
             "instances": self.instances,
+            "by": self.by,
             "volumes": [record.document() for record in self.volumes],
             "rejected": dict(self.rejected),
         }

@@ -23,7 +23,7 @@ from medssl.archive.index.summary import INSTANCES, PRIVATE, records_table
 from medssl.archive.instance import SCHEMA, Instance, from_table
 from medssl.archive.outcomes import Reason, ending
 from medssl.archive.series.locations import placed_by_location
-from medssl.archive.tables import read_table
+from medssl.archive.tables import read_rows
 
 ENTERED = "entered"
 """The outcome of a zip or tar file whose members are files of the archive: it is kept to know it again, and is none itself."""
@@ -37,7 +37,10 @@ ROWS = 2048
 class Bucket:
     """Work for one process."""
 
-    files: tuple[Path, ...]
+    file: Path
+    """Sorted by bucket."""
+    rows: range
+    """Which of its rows."""
     part: int
     public: Path
     """Folder of the tables to be."""
@@ -48,7 +51,7 @@ class Bucket:
 
 def settle(bucket: Bucket) -> int:
     """Write the part of a bucket; returns its rows."""
-    table = pa.concat_tables([read_table(file, MARKED, ("mark",)) for file in bucket.files])
+    table = read_rows(bucket.file, MARKED, bucket.rows, ("mark",))
     order = [(name, "ascending") for name in ("patient", "study", "series", "source", "key", "frame")]
     table = table.sort_by(order)
     with PartWriter(bucket.public, bucket.private, bucket.part) as writer:

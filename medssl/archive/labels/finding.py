@@ -72,8 +72,8 @@ def pair_labels(index: Index, records: Sequence[VolumeRecord]) -> Pairing:
 
 
 def _objects(index: Index) -> list[Instance]:
-    both = [*index.left_out_for(Reason.SEGMENTATION), *index.left_out_for(Reason.RADIOTHERAPY)]
-    return [one for one in both if one.sop_class in (*_SEG, *_RTSTRUCT)]
+    found = index.left_out_for(Reason.SEGMENTATION, Reason.RADIOTHERAPY)
+    return [one for one in found if one.sop_class in (*_SEG, *_RTSTRUCT)]
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class _Places:
     @classmethod
     def of(cls, index: Index, records: Sequence[VolumeRecord]) -> _Places:
         instances, series, frames = (defaultdict[str, dict[str, None]](dict) for _ in range(3))
-        names = [record.volume for record in records if record.kind == "dicom"]
+        names = [record.volume for record in records if record.kind == "dicom" and record.dimensions == 3]
         for volume in names:
             for one in index.slices(volume):
                 for places, name in ((instances, one.uid), (series, one.series), (frames, one.frame_of_reference)):

@@ -36,7 +36,7 @@ def write_seg(index: Index, record: VolumeRecord, classes: NDArray[Any], names: 
     Unlike all else that medssl writes it says whose it is, as the images do. Raises `LabelProblem` for volumes that a SEG cannot refer to.
     """
     slices = index.slices(record.volume)
-    if record.kind != "dicom" or any(one.tile for one in slices):
+    if record.kind != "dicom" or record.dimensions != 3 or any(one.tile for one in slices):
         raise LabelProblem(f"volume {record.volume} is no series of DICOM slices, on which a SEG could be written. Write NIfTI instead.")
     hd = _highdicom()
     with reading("series"):

@@ -34,6 +34,12 @@ _NAMES = {
     **dict.fromkeys(_MR_NAMES.split(), "MR"),
 }
 """How data sets and BIDS file names call what DICOM calls CT, PT, US and MR."""
+_MORE_WORDS = (
+    "ARTERIAL VENOUS PORTAL DELAYED NATIVE PRE POST EARLY LATE CONTRAST NONCONTRAST FAT WATER IN OUT OPPOSED PHASE MAP MASKED NORM NONORM "
+    "HBV LOW HIGH DOSE AX AXIAL SAG SAGITTAL COR CORONAL LUNG BONE SOFT TISSUE DYNAMIC DELTA SUBTRACTION"
+)
+_CHANNEL_WORDS = frozenset((*_NAMES, *_MORE_WORDS.split()))
+"""Of what a data set calls its channels this is kept: any other text may be somebody's name."""
 
 
 def modality_of(source: ArchiveSource, key: str, known: dict[str, Any]) -> str:
@@ -83,9 +89,27 @@ def _named(content: Any) -> str | None:
 
 
 def _channel(content: Any, name: str) -> str | None:
-    """Decathlon's `modality` and nnU-Net's `channel_names`: channel number -> name; `CASE_0001` is channel 1."""
+    """`CASE_0001` is channel 1."""
+    number = re.search(r"_(\d{4})$", name)
+    return named_modality(_channels(content).get(int(number.group(1)) if number else 0, ""))
+
+
+def _channels(content: Any) -> dict[int, str]:
+    """Decathlon's `modality` and nnU-Net's `channel_names`: channel number -> name."""
     channels = content.get("channel_names", content.get("modality")) if isinstance(content, dict) else None
     if not isinstance(channels, dict):
-        return None
-    number = re.search(r"_(\d{4})$", name)
-    return named_modality(str(channels.get(str(int(number.group(1))) if number else "0", "")))
+        return {}
+    return {int(number): str(name) for number, name in channels.items() if re.fullmatch(r"[0-9]{1,4}", str(number))}
+
+
+def channel_names(source: ArchiveSource, key: str) -> dict[int, str]:
+    """Channel number -> what `dataset.json` beside or above a file calls it, as far as the words are known ones."""
+    for folder in list(PurePath(key).parents)[:2]:
+        found = _channels(_side_file(source, str(folder / "dataset.json"), {}))
+        if found:
+            return {number: _known_words(name) for number, name in found.items()}
+    return {}
+
+
+def _known_words(name: str) -> str:
+    return " ".join(word for word in re.split(r"[^A-Za-z0-9]+", name) if word.upper() in _CHANNEL_WORDS)

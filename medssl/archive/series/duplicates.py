@@ -18,7 +18,7 @@ from medssl.archive.pixels.values import PixelProblem, rescaled, slice_values
 from medssl.source import ArchiveSource
 
 _NAMING = frozenset({"source", "key", "size", "version", "reason", "warnings"})
-_WRITING = frozenset({"decimals", "location", "number", "taken"})
+_WRITING = frozenset({"accession", "decimals", "location", "number", "taken"})
 _ENCODING = frozenset({"syntax", "pixels_at", "frame_at", "frame_length", "bits_allocated", "bits_stored", "high_bit", "padding"})
 """Fields that may differ between two files, between two ways of writing, and between two encodings of one image."""
 _CONTENT = [field.name for field in fields(Instance) if field.name not in _NAMING | _WRITING | _ENCODING]

@@ -28,7 +28,7 @@ from medssl.config import Seed, did_you_mean
 from medssl.errors import ConfigError, DataError
 from medssl.volumes.cases.datalists import Listed, folders, from_dataset, read_list
 from medssl.volumes.cases.label_values import LabelValues, check_given, check_named, label_values
-from medssl.volumes.cases.patients import OWN, Whose, check_pattern, patients_of, refuse_divided
+from medssl.volumes.cases.patients import OWN, Whose, patients_of, refuse_divided
 from medssl.volumes.cases.sources import (
     Image,
     IndexedImage,
@@ -41,6 +41,7 @@ from medssl.volumes.cases.sources import (
     label_grid,
 )
 from medssl.volumes.crops import LoadOptions
+from medssl.volumes.patients import check_pattern
 from medssl.volumes.preparation import COLOURS, Channel, check_windows, windowed
 
 Said = int | str

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from medssl.errors import ConfigError, DataError, MissingInput
-from medssl.faults import faults_as
+from medssl.errors import ConfigError
 from medssl.volumes.cases.datalists import Listed
+from medssl.volumes.patients import by_pattern, by_table
 
 _KNOWN = {
     "BIDS names (sub-01_...)": re.compile(r"(sub-[A-Za-z0-9]+)(?![A-Za-z0-9])"),
@@ -53,53 +52,12 @@ def patients_of(items: Iterable[Listed], pattern: str | None, table: str | None)
     """Case -> patient: what was told counts for all cases, and a case that it does not name is a `DataError`."""
     cases = {item.name: item for item in items}
     if pattern is not None:
-        return _by_pattern(list(cases), pattern)
+        found = by_pattern(list(cases), pattern, "data.patient")
+        return {name: Whose(patient, f"data.patient {pattern!r}") for name, patient in found.items()}
     if table is not None:
-        return _by_table(list(cases), Path(table))
+        listed = by_table(list(cases), Path(table), "data.patients")
+        return {name: Whose(patient, Path(table).name) for name, patient in listed.items()}
     return {name: _by_list_or_name(item) for name, item in cases.items()}
-
-
-def check_pattern(pattern: str) -> None:
-    """Raises `ValueError` for what is no regular expression with a group."""
-    try:
-        groups = re.compile(pattern).groups
-    except re.error as error:
-        raise ValueError(f"patient: {pattern!r} is no regular expression: {error}") from error
-    if not groups:
-        raise ValueError(f"patient: {pattern!r} has no group that is the patient, as in '(p[0-9]+)_'")
-
-
-def _by_pattern(names: Sequence[str], pattern: str) -> dict[str, Whose]:
-    compiled = re.compile(pattern)
-    group = "patient" if "patient" in compiled.groupindex else 1
-    found = {name: match[group] for name in names if (match := compiled.search(name)) and match[group]}
-    _all_named(names, found, f"data.patient {pattern!r} finds no patient in")
-    return {name: Whose(patient, f"data.patient {pattern!r}") for name, patient in found.items()}
-
-
-def _by_table(names: Sequence[str], path: Path) -> dict[str, Whose]:
-    if not path.is_file():
-        raise MissingInput(f"there is no file {path}. Give data.patients the path of a CSV file with the columns case and patient.")
-    try:
-        with faults_as(DataError, f"{path} cannot be read"), path.open(encoding="utf-8-sig", newline="") as stream:
-            rows = list(csv.DictReader(stream))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read as CSV: {error}") from error
-    if rows and not {"case", "patient"} <= rows[0].keys():
-        raise DataError(f"{path} has the columns {', '.join(map(str, rows[0]))}; data.patients needs case and patient.")
-    found: dict[str, str] = {}
-    for row in rows:
-        case, patient = (row["case"] or "").strip(), (row["patient"] or "").strip()
-        if patient and found.setdefault(case, patient) != patient:
-            raise DataError(f"{path} names two patients of the case '{case}': {found[case]} and {patient}. Correct one.")
-    _all_named(names, found, f"{path} names no patient of")
-    return {name: Whose(found[name], path.name) for name in names}
-
-
-def _all_named(names: Sequence[str], found: Mapping[str, str], what: str) -> None:
-    missing = [name for name in names if name not in found]
-    if missing:
-        raise DataError(f"{what} {len(missing)} of {len(names)} cases, such as '{missing[0]}'. Every case needs its patient.")
 
 
 def _by_list_or_name(item: Listed) -> Whose:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from medssl.archive.nifti.modality import named_modality
 from medssl.archive.nifti.names import is_nifti_name, numbered
 from medssl.config import BaseOptions
 from medssl.volumes.preparation import COLOURS, Channel, check_windows, windowed
@@ -33,7 +34,8 @@ class ChannelOptions(BaseOptions):
     """So many frames, evenly chosen in time, of each dynamic series, of a NIfTI file's fourth axis or of a 2D image over time become the
     channels frame 0, frame 1 and so on."""
     fourth_axis: bool = False
-    """The fourth axis of NIfTI files counts channels (Decathlon, BraTS). Without it and `frames` such files are left out."""
+    """The fourth axis of NIfTI files counts channels (Decathlon, BraTS), named as `dataset.json` says. Without it and `frames` such files
+    are left out."""
     windows: dict[str, tuple[tuple[float, float], ...]] = Field(default_factory=dict)
     """Intensity windows by modality, such as `{CT: [[-1000, 200], [-160, 240]]}`: each becomes a channel named CT[-160,240] of the same
     image, which is stored once."""
@@ -70,6 +72,8 @@ class Group:
         fourth = self.records[0].shape[3] if len(self.records[0].shape) == 4 else len(self.records)
         count = len(self.picked) or len(self.names) or fourth
         kinds = [known_modality(self.records[number if len(self.records) > 1 else 0], modality) for number in range(count)]
+        if len(self.records) == 1 and self.names:
+            kinds = [named_modality(name) or kind for name, kind in zip(self.names, kinds, strict=True)]
         alike = len(set(kinds)) < count
         names = self.names or [f"{kind} {number}" if alike else kind for number, kind in enumerate(kinds)]
         return windowed(map(Channel, names, kinds, range(count)), options.windows)
@@ -91,7 +95,7 @@ def grouped(
     elif options.frames is not None:
         groups = _dynamic(index, others, options.frames) + [_cine(record, options.frames, grey) for record in images]
     else:
-        groups = [_single(record, options) for record in others] if options.fourth_axis else _by_names(index, others, options)
+        groups = [_fourth_axis(index, record) for record in others] if options.fourth_axis else _by_names(index, others)
         groups += [_image(record, modality, grey) for record in images]
     return [_with_windows(group, options, modality) for group in groups]
 
@@ -103,10 +107,21 @@ def _with_windows(group: Group, options: ChannelOptions, modality: str | None) -
     return group
 
 
-def _single(record: VolumeRecord, options: ChannelOptions) -> Group:
-    if len(record.shape) == 4 and not options.fourth_axis:
+def _single(record: VolumeRecord) -> Group:
+    if len(record.shape) == 4:
         return Group((record,), reason="a fourth axis: channels.fourth_axis or channels.frames says what it counts")
     return Group((record,))
+
+
+def _fourth_axis(index: Index, record: VolumeRecord) -> Group:
+    return Group((record,), _listed(index, record, record.shape[3])) if len(record.shape) == 4 else Group((record,))
+
+
+def _listed(index: Index, record: VolumeRecord, count: int) -> tuple[str, ...]:
+    """What the data set of a file calls its channels, if it names so many, each by another name."""
+    found = index.channel_names(record.volume)
+    names = tuple(filter(None, (found.get(number, "") for number in range(count))))
+    return names if len(set(names)) == count == len(found) else ()
 
 
 def _image(record: VolumeRecord, modality: str | None, grey: bool) -> Group:
@@ -130,7 +145,7 @@ def _picked(whole: int, count: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
     return tuple(f"frame {number}" for number in range(count)), tuple(round(number * (whole - 1) / (count - 1)) for number in range(count))
 
 
-def _by_names(index: Index, records: Sequence[VolumeRecord], options: ChannelOptions) -> list[Group]:
+def _by_names(index: Index, records: Sequence[VolumeRecord]) -> list[Group]:
     """nnU-Net's `CASE_0000`, `CASE_0001` are channels of `CASE` where the whole folder is named so."""
     folders: dict[tuple[int, str], dict[str, VolumeRecord]] = defaultdict(dict)
     for record in records:
@@ -142,9 +157,10 @@ def _by_names(index: Index, records: Sequence[VolumeRecord], options: ChannelOpt
         cases = numbered(list(files)) if named else None
         several = cases is not None and (len(cases) > 1 or PurePath(folder).name in _IMAGES)
         if cases is None or not several or not 1 < len(next(iter(cases.values()))) <= MOST:
-            groups += [_single(record, options) for record in files.values()]
+            groups += [_single(record) for record in files.values()]
         else:
-            groups += [_on_one_grid(Group(tuple(files[name] for name in names))) for names in cases.values()]
+            names = _listed(index, next(iter(files.values())), len(next(iter(cases.values()))))
+            groups += [_on_one_grid(Group(tuple(files[file] for file in of_case), names)) for of_case in cases.values()]
     return groups
 
 
@@ -196,7 +212,7 @@ def _same_grid(one: VolumeRecord, other: VolumeRecord) -> bool:
 def _on_one_grid(group: Group) -> Group:
     if all(_same_grid(group.records[0], record) for record in group.records):
         return group
-    return replace(group, records=group.records[:1], reason="the images of its channels lie on different grids")
+    return replace(group, records=group.records[:1], names=(), reason="the images of its channels lie on different grids")
 
 
 def _dynamic(index: Index, records: Sequence[VolumeRecord], count: int) -> list[Group]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +50,7 @@ def store_items(
     modality: str | None = None,
     preparation: Preparation | None = None,
     spacing: float | Sequence[float] | None = None,
+    dimensions: Literal[2, 3] | None = None,
     codec: Codec = "lz4hc",
     workers: int = 2,
     progress: Progress | None = None,
@@ -58,7 +60,8 @@ def store_items(
     An image is a path (a NIfTI file, or a folder, zip or tar of DICOM) or a tensor (C, X, Y[, Z]), of which a MetaTensor knows where it
     lies. What transforms have made is stored as it is, and is what a network sees; paths are prepared by their modality, as those of any
     store; `modality` and `preparation` say otherwise. Transforms that draw at random are refused: an item is made once. Whose an item is
-    stands under its key `patient`; without one each item counts as a patient.
+    stands under its key `patient`; without one each item counts as a patient. `dimensions` says whether these are volumes or 2D images;
+    without it the first item that can be read does.
 
     Raises `UsageError` and `DataError` with what to do; an item that cannot be used costs a recorded reason and nothing else.
     """
@@ -73,6 +76,7 @@ def store_items(
         out,
         spacing=spacing,
         preparation=AS_THEY_ARE if as_they_are else preparation,
+        dimensions=dimensions or items.dimensions,
         codec=codec,
         workers=workers,
         progress=progress,
@@ -114,6 +118,14 @@ class _Items:
     def are_paths(self) -> bool:
         """Whether images are named rather than there."""
         return isinstance(self._known(0).get(self._image_key), str | Path)
+
+    @property
+    def dimensions(self) -> Literal[2, 3]:
+        """Of the first item that can be read: 2 of an image of one slice."""
+        for number in range(len(self._data)):
+            with suppress(DataError):
+                return 2 if self._image(number)[0].shape[-1] == 1 else 3
+        return 3
 
     def _known(self, number: int) -> Mapping[Any, Any]:
         """The item before the transforms, where the dataset has it, else as it is made; {} where it cannot be."""

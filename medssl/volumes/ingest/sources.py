@@ -20,6 +20,7 @@ from medssl.files import holds_file, make_folder, open_regular, take_folder, wri
 from medssl.volumes.ingest.channels import ChannelOptions, Group, grouped, known_modality
 from medssl.volumes.ingest.choice import OTHERS, PREVIEW, ChoiceOptions, candidates_of, choose, modalities_of, nothing_left
 from medssl.volumes.ingest.estimating import StoreEstimate, estimated
+from medssl.volumes.ingest.whose import regrouped
 from medssl.volumes.ingest.writing import Incoming, Progress, StoreSummary, Unusable, write_store
 from medssl.volumes.preparation import Preparation, as_grey, turned_round, usual_preparation, with_windows
 from medssl.volumes.store.frames import Codec
@@ -46,6 +47,11 @@ class StoreOptions(BaseOptions):
     """2D images in colour become grey."""
     invert_monochrome1: bool = False
     """2D images of which low values are meant to be bright (MONOCHROME1) are turned round."""
+    patient: str | None = None
+    """Regular expression whose group is the patient in the names of NIfTI files and pictures, folders included, such as `(p[0-9]+)_`;
+    null: BIDS and nnU-Net names, else each file is a patient's of its own."""
+    patients: str | None = None
+    """CSV file with the columns case (a file's name without ending) and patient, in place of `patient`."""
     channels: ChannelOptions = ChannelOptions()
     """What becomes the channels of one volume."""
     preparation: Preparation | None = None
@@ -66,6 +72,8 @@ def make_store(
     dimensions: Literal[2, 3] | None = None,
     grey: bool = False,
     invert_monochrome1: bool = False,
+    patient: str | None = None,
+    patients: str | Path | None = None,
     codec: Codec = "lz4hc",
     workers: int = 2,
     progress: Progress | None = None,
@@ -79,9 +87,10 @@ def make_store(
     pseudonyms only.
 
     A store holds volumes or 2D images: `dimensions` says which; without it what the store holds already, else volumes where there are any.
-    `grey` and `invert_monochrome1` are of 2D images, and become part of the preparation.
+    `grey` and `invert_monochrome1` are of 2D images, and become part of the preparation. `patient`, a regular expression, or `patients`, a
+    CSV file, says whose NIfTI files and pictures are.
     """
-    options, asked = _options(channels), _Asked(dimensions, grey, invert_monochrome1, preparation)
+    options, asked = _options(channels), _Asked(dimensions, grey, invert_monochrome1, preparation, patient, patients)
     indexes, unread = _indexes(sources, _beside(out), workers)
     selected = _selected(indexes, Path(out), where, modality, _choice(choice), options, asked)
     _refuse_nothing(selected, sources, where, unread)
@@ -112,6 +121,8 @@ def estimate_store(
     dimensions: Literal[2, 3] | None = None,
     grey: bool = False,
     invert_monochrome1: bool = False,
+    patient: str | None = None,
+    patients: str | Path | None = None,
     codec: Codec = "lz4hc",
     workers: int = 2,
 ) -> StoreEstimate:
@@ -119,7 +130,7 @@ def estimate_store(
 
     Folders that are no index are indexed first, in a private folder that is gone when this returns.
     """
-    options, asked = _options(channels), _Asked(dimensions, grey, invert_monochrome1, preparation)
+    options, asked = _options(channels), _Asked(dimensions, grey, invert_monochrome1, preparation, patient, patients)
     with TemporaryDirectory(prefix="medssl-") as folder:
         own = Path(folder) / "index"
         _give_names(_beside(out), own)
@@ -155,6 +166,8 @@ class _Asked:
     grey: bool
     invert_monochrome1: bool
     preparation: Preparation | None
+    patient: str | None
+    patients: str | Path | None
 
     def prepared(self, dimensions: Literal[2, 3]) -> Preparation:
         """As the store will say it."""
@@ -196,7 +209,7 @@ def _selected(
         scans = without_previews(records)
         not_chosen |= {record.volume: PREVIEW for record in records if record.kind == "picture" and len(scans) < len(records)}
         not_chosen |= {record.volume: OTHERS[dimensions] for record in scans if record.dimensions != dimensions}
-        alike = [record for record in scans if record.dimensions == dimensions]
+        alike = regrouped(index, [one for one in scans if one.dimensions == dimensions], asked.patient, asked.patients)
         chosen = choose(candidates_of(index, alike, named), choice, modalities)
         incoming |= {item.volume: item for item in from_records(index, chosen.chosen, named, options, preparation)}
         not_chosen |= chosen.left_out
@@ -299,7 +312,7 @@ def _incoming(index: Index, group: Group, options: ChannelOptions, modality: str
         first.patient,
         first.series,
         known_modality(first, modality),
-        partial(_load, index, group, preparation),
+        partial(load_group, index, group, preparation),
         channels,
         fingerprint="" if plain else made_of,
         scaled=bool(first.spacing),
@@ -308,7 +321,8 @@ def _incoming(index: Index, group: Group, options: ChannelOptions, modality: str
     )
 
 
-def _load(index: Index, group: Group, preparation: Preparation) -> tuple[NDArray[Any], NDArray[Any]]:
+def load_group(index: Index, group: Group, preparation: Preparation) -> tuple[NDArray[Any], NDArray[Any]]:
+    """(A, X, Y, Z) or (X, Y, Z) values and the affine to RAS+ mm; `Unusable` with the group's reason."""
     if group.reason is not None:
         raise Unusable(group.reason)
     if len(group.records) == 1 and group.records[0].kind != "nifti" and group.records[0].dimensions == 2:

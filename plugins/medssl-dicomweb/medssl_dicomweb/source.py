@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from hashlib import blake2b
@@ -33,9 +33,7 @@ FRAMES = 64
 KEPT = 2
 """Series whose headers are kept: a worker is asked for those of one series several times."""
 _UID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_STUDY, _SERIES, _INSTANCE, _COUNT = "0020000D", "0020000E", "00080018", "00201209"
-_LEFT_OUT = frozenset({"7FE00008", "7FE00009", "7FE00010", "00083002"})
-"""The pixels, and AvailableTransferSyntaxUID: frames are given uncompressed, and an opened object says itself how it is compressed."""
+_STUDY, _SERIES, _INSTANCE, _COUNT, _IMAGE_TYPE = "0020000D", "0020000E", "00080018", "00201209", "00080008"
 _NATIVE = ("", ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 """Transfer syntaxes of frames as a header without one promises them; a server may leave it unsaid."""
 
@@ -162,16 +160,17 @@ class DicomwebSource(ArchiveSource):
         return {_text(one, _INSTANCE): one for one in found}
 
     def _header(self, given: Json | None) -> Dataset | None:
-        """The header without the pixels, with those values that stand elsewhere (bulk data) and are read of it."""
-        if given is None or _is_mangled(given):
+        """What is read of a header, with those values that stand elsewhere (bulk data); None where it is not to be trusted."""
+        if given is None:
             return None
-        inline = {tag: element for tag, element in given.items() if tag not in _LEFT_OUT and "BulkDataURI" not in element}
         try:
-            header = Dataset.from_json(inline)
-            wanted = wanted_elements(header)
-            for tag in given.keys() - inline.keys() - _LEFT_OUT:
-                if int(tag, 16) in wanted:
-                    header[int(tag, 16)] = _element(tag, given[tag]["vr"], self._bulk(given[tag]["BulkDataURI"]))
+            wanted = _wanted(given)
+            if _is_mangled(wanted.values()):
+                return None
+            header = Dataset.from_json({tag: element for tag, element in wanted.items() if "BulkDataURI" not in element})
+            for tag, element in wanted.items():
+                if "BulkDataURI" in element:
+                    header[int(tag, 16)] = _element(tag, element["vr"], self._bulk(element["BulkDataURI"]))
         except (ValueError, TypeError, LookupError, AttributeError, BytesLengthException):
             return None
         return header
@@ -227,9 +226,17 @@ def _is_name(key: str) -> bool:
     return len(parts) == 3 and all(map(_UID.fullmatch, parts))
 
 
-def _is_mangled(given: Json) -> bool:
+def _wanted(given: Json) -> Json:
+    """The elements that an index reads: neither the pixels nor AvailableTransferSyntaxUID, since frames are given uncompressed and an
+    opened object says itself how it is compressed."""
+    kind = Dataset.from_json({tag: given[tag] for tag in (_IMAGE_TYPE,) if tag in given})
+    wanted = wanted_elements(kind)
+    return {tag: element for tag, element in given.items() if int(tag, 16) in wanted}
+
+
+def _is_mangled(elements: Iterable[Json]) -> bool:
     """Has the server lost values on the way to JSON? Orthanc does in headers of Japanese character sets, where it reads \\ as ¥."""
-    for element in given.values():
+    for element in elements:
         values = element.get("Value")
         if values == [] or (element.get("vr") == "CS" and not all(str(value).isascii() for value in values or ())):
             return True

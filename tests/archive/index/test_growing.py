@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -12,13 +13,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pydicom
 import pytest
 from pydicom.dataset import Dataset
 
-from medssl.archive import FolderSource, Index, Nifti, Reason, build_index, write_nifti
+from medssl.archive import FolderSource, Index, Nifti, Reason, build_index, compact, write_nifti
 from medssl.archive.index import facts, scanning
+from medssl.cli import main
+from medssl.errors import MissingInput
 from medssl.testing.dicom import made_affine, made_volume, write_series
 
 Rows = list[dict[str, Any]]
@@ -143,6 +147,34 @@ def test_changes_one_after_the_other_and_all_their_volumes_can_be_read(archive: 
     assert index.summary() == summary
     for record in index.volumes():
         assert index.read(record.volume).array.shape == record.shape
+
+
+def test_folding_changes_nothing_but_the_number_of_tables(
+    archive: Path, tmp_path: Path, opened: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medssl.archive.index.compacting.BUCKET", 9)
+    index = tmp_path / "index"
+    start(archive)
+    build_index([archive], index, workers=1)
+    for change in (add, copy, remove_a_slice, pack):
+        change(archive)
+        build_index([archive], index, workers=1)
+    wanted, read = tables(index), {record.volume: Index(index).read(record.volume).array for record in Index(index).volumes()}
+    assert len(list(index.glob("tables-*"))) == 5
+    opened.clear()
+    with pytest.raises(SystemExit):
+        main(["compact", str(index), "--json"])
+    done = json.loads(capsys.readouterr().out)
+    assert done["tables"] == 5 and done["after"] < done["before"] and opened == []
+    assert [path.name for path in index.glob("tables-*")] == ["tables-6"] and len(list(index.glob("tables-6/volumes-*"))) > 1
+    assert tables(index) == wanted
+    assert all(np.array_equal(Index(index).read(name).array, array) for name, array in read.items())
+    opened.clear()
+    build_index([archive], index, workers=1)
+    assert opened == [] and tables(index) == wanted
+    assert compact(index).tables == 1
+    with pytest.raises(MissingInput, match="no index folder"):
+        compact(tmp_path / "nowhere")
 
 
 def test_a_duplicate_whose_original_is_gone_is_an_original(archive: Path, tmp_path: Path) -> None:

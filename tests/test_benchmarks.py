@@ -73,6 +73,6 @@ def test_busy_loops_end_with_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_archive_costs_no_more_than_twice_what_its_bars_allow(tmp_path: Path) -> None:
     """In little: a machine that does other things may halve a ratio, a way that is not taken any more loses more."""
     rows = [archive.header_row("a header", archive.made_archive(tmp_path / "full", 2, archive.as_scanner), 3)]
-    sides = (256, 256, 12)
+    sides = (512, 512, 24)
     rows += archive.read_rows(archive.written(tmp_path / "plain", archive.made_ct(sides)), tmp_path / "index", 3)
     assert [(row.what, row.peer_name, row.ratio) for row in rows if row.ratio > 2 * row.bar] == []

@@ -36,13 +36,16 @@ lint: install ## ruff, mypy strict, import-linter
 	$(BIN)/mypy
 	$(BIN)/mypy $(wildcard plugins/medssl-*/medssl_*)
 
+# A process for each core, each with one thread: the tests are many and small.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
 .PHONY: test
 test: lint ## lint and every test that is not marked slow
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 .PHONY: test-all
 test-all: lint ## lint and every test
-	$(BIN)/python -m pytest -m ''
+	$(PYTEST) -m ''
 
 .PHONY: test-lowest
 test-lowest: install ## the story on the lowest versions that pyproject.toml allows

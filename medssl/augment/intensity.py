@@ -58,7 +58,7 @@ def add_normal_noise(images: Tensor, draw: Draw, amount: Tensor) -> Tensor:
     """
     seeds = draw.integers(0, 2**63 - 1, 1)[:, 0].tolist()
     if images.device.type == "cpu" and images.dtype == torch.float32:
-        scale, noisy = _column(amount, images.dim()) * spread(images), torch.empty(images.shape)
+        scale, noisy = _column(amount, images.dim()) * spread(images), torch.empty_like(images)
         for one, image, own, seed in zip(noisy, images, scale, seeds, strict=True):
             torch.index_select(_normal_values(), 0, _picks(image.numel(), seed), out=one.view(-1))
             one.mul_(own).add_(image.detach())

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from medssl.errors import ConfigError, MedsslError, NetworkError
+from medssl.errors import ConfigError, NetworkError
 from medssl.learn import Objective, build_objective, freeze_unreached
 from medssl.plugins import KNOWN_PACKAGES, Plugins
 from medssl.testing import make_crops
@@ -29,9 +29,10 @@ SIDES: dict[tuple[str, str], int] = {
     **{(task, "ResNet"): 96 for task in ("jigsaw", "relative-position")},
     ("volume-contrast", "ResNet"): 64,
 }
-"""Where 32 voxels are no side of a crop."""
+"""Where 32 voxels are no side of a crop that the network takes; what is refused in 3D is tried with 32."""
 LOSSES: dict[str, dict[str, Any]] = {
-    "moco": {"queue": 8},
+    "moco": {"queue": 8, "momentum": 0.996},
+    "moco-v3": {"momentum": 0.996},
     "pirl": {"bank": 37},
     "dino": {"prototypes": 24},
     "dense-agreement": {"points": 27},
@@ -51,32 +52,26 @@ def covering() -> Iterator[Case]:
             yield (task, loss, *PLACES[(row + column) % len(PLACES)])
 
 
-def refusal(task: str, loss: str, network: str, dims: int) -> tuple[type[MedsslError], str] | None:
-    """Why a case cannot be; None where it runs."""
+def refusals(task: str, loss: str, network: str, dims: int) -> list[str]:
+    """Why a case cannot be, in words of the message that says one of these; none where it runs."""
     cls, needs = PLUGINS.tasks()[task], PLUGINS.losses()[loss].needs if loss else frozenset()
-    in_pieces = {"jigsaw", "order-verification", "relative-position", "slice-order", "volume-contrast"}
-    if task == "masked-autoencoder" and network != "UNETR":
-        return NetworkError, "does not work on tokens"
-    if network == "UNETR" and task in in_pieces:
-        return NetworkError, "needs|alone"
-    if network == "ResNet" and task in {"slice-order", "order-verification"}:
-        return NetworkError, "needs"
-    if network == "ResNet" and dims == 3 and task in {"jigsaw", "relative-position"}:
-        return NetworkError, "needs"
     dense = {"inpainting", "context-encoder", "restoration", "cross-modality", "colorization", "denoising", "next-slice", "position"}
-    if network == "ResNet" and (task in {*dense, "region-matching"} or "feature_maps" in needs):
-        return NetworkError, "no dense output"
-    if "answers" in needs and not cls.same_for_views:
-        return ConfigError, "no task here gives both the same answer"
-    if loss == "uda" and cls.answer != "logits":
-        return ConfigError, "uda compares classes"
-    if loss == "pirl" and task in {"position"}:
-        return ConfigError, ""
-    return None
+    slabs, tiles = {"slice-order", "order-verification"}, {"jigsaw", "relative-position"}
+    reasons = {
+        "does not work on tokens": task == "masked-autoencoder" and network != "UNETR",
+        "needs|alone|half a patch": (network == "UNETR" and task in {*slabs, *tiles, "volume-contrast"})
+        or (network == "ResNet" and task in slabs),
+        "needs at least|half a patch": network == "ResNet" and dims == 3 and task in tiles,
+        "no dense output": network == "ResNet" and (task in {*dense, "region-matching"} or "feature_maps" in needs),
+        "no task here gives both the same answer": "answers" in needs and not cls.same_for_views,
+        "different momentum": (task, loss) == ("ibot", "moco"),
+        "uda compares classes": loss == "uda" and cls.answer != "logits",
+    }
+    return [words for words, applies in reasons.items() if applies]
 
 
 def one_step(task: str, loss: str, network: str, dims: int) -> None:
-    cls, side = PLUGINS.tasks()[task], SIDES.get((task, network), 32)
+    cls, side = PLUGINS.tasks()[task], 32 if refusals(task, loss, network, dims) else SIDES.get((task, network), 32)
     channels = cls.suite.get("channels", 1)
     options = {**NETWORKS[network], **({"img_size": [side] * dims} if network == "UNETR" else {})}
     spec = {"name": network, "spatial_dims": dims, "in_channels": channels, "options": options}
@@ -104,11 +99,11 @@ def step_of(objective: Objective, crops: Any) -> None:
 
 
 def take(case: Case) -> None:
-    expected = refusal(*case)
-    if expected is None:
+    expected = refusals(*case)
+    if not expected:
         one_step(*case)
         return
-    with pytest.raises(expected[0], match=expected[1]):
+    with pytest.raises((ConfigError, NetworkError), match="|".join(expected)):
         one_step(*case)
 
 

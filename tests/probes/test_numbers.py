@@ -76,7 +76,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Trained]]:
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_two_ranks_make_what_one_would(name: str, ranks: list[dict[str, Trained]]) -> None:
-    # A norm over four rows multiplies rounding about tenfold a step: 1e-7 of the losses after the first step, 1e-4 after the fourth.
+    # A norm over four rows multiplies rounding.
     rounding = 1.0 if SCENARIOS[name].divides else 100.0
     for rank in ranks:
         check(rank[name], whole(name), rounding)

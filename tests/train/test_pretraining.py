@@ -137,12 +137,6 @@ def test_tasks_can_be_ones_that_no_plugin_brings(task: Any, store: Path, tmp_pat
     assert set(run.state.metrics) == {"copy", "loss"}
 
 
-def test_a_live_network_is_refused_with_the_reason(store: Path, tmp_path: Path) -> None:
-    with pytest.raises(MedsslError, match="twice"):
-        medssl.pretrain(SegResNet(), store, tasks="inpainting", out=tmp_path / "run", **SMALL)
-    assert not (tmp_path / "run").exists()
-
-
 def test_slices_of_volumes_train_a_2d_network(config: Config, tmp_path: Path) -> None:
     changed = with_overrides(config, ["network.spatial_dims=2", "data.size=[16, 16]", "train.steps=2"])
     assert medssl.pretrain(config=changed, out=tmp_path / "run").state.step == 2

@@ -61,7 +61,7 @@ bench-training: install ## training beside busy jobs and alone, the engine besid
 
 .PHONY: bench-index
 bench-index: install ## size and time of an index of ten million made-up images; takes 20 minutes and 3 GB of disk
-	$(BIN)/python -m tests.benchmarks.index --instances 10000000
+	PYTHONPATH=tests $(BIN)/python -m benchmarks.index --instances 10000000
 
 .PHONY: bench-volumes
 bench-volumes: install ## crops, batches, writing, resampling and opening beside a copy in memory and beside peers

@@ -1,6 +1,6 @@
 """What an index of very many images takes: made-up rows straight into the shards, as the scan leaves them, and no files.
 
-python -m tests.benchmarks.index --instances 10000000 --out build/bench
+PYTHONPATH=tests python -m benchmarks.index --instances 10000000 --out build/bench
 """
 
 from __future__ import annotations

@@ -42,18 +42,22 @@ class RunState:
     """The best evaluation on validation cases."""
 
 
-@dataclass
+@dataclass(repr=False)
 class Run:
     """One training with its folder. `medssl_handlers(run)` receives it before the first step."""
 
     folder: Path
-    config: BaseModel = field(repr=False)
+    config: BaseModel
     """The resolved configuration."""
-    objective: nn.Module = field(repr=False)
+    objective: nn.Module
     """What is trained; `objective.network` is the plain network."""
     state: RunState
-    report: Any = field(default=None, repr=False)
+    report: Any = None
     """What was loaded from a pretrained checkpoint (`medssl.transfer.LoadReport`); None from scratch or after a resume."""
+
+    def __repr__(self) -> str:
+        best = f", best Dice {self.best.dice:.3f} at step {self.best.step}" if self.best.step else ""
+        return f"Run({str(self.folder)!r}, step {self.state.step} of {self.state.steps}{best})"
 
     def _repr_html_(self) -> str:
         rows = [(name, f"{value:.4g}") for name, value in self.state.metrics.items()]

@@ -39,6 +39,21 @@ def test_every_error_has_a_builtin_parent() -> None:
             assert issubclass(error, ValueError | RuntimeError | OSError), name
 
 
+def test_errors_of_files_survive_pickling() -> None:
+    from medssl.archive.limits import Refused
+    from medssl.archive.nifti.files import NiftiProblem
+    from medssl.archive.outcomes import Reason
+    from medssl.archive.pictures.files import PictureProblem
+    from medssl.archive.pixels.filling import SliceProblem
+    from medssl.archive.pixels.values import PixelProblem
+
+    for error in (Refused(Reason.TOO_LARGE), NiftiProblem(Reason.CORRUPT, "cut off"), PictureProblem(Reason.CORRUPT, "cut off")):
+        again = pickle.loads(pickle.dumps(error))
+        assert (type(again), str(again), again.reason) == (type(error), str(error), error.reason)
+    slice_problem = pickle.loads(pickle.dumps(SliceProblem(3, PixelProblem("is cut off"))))
+    assert slice_problem.number == 3 and str(slice_problem.cause) == "is cut off"
+
+
 def test_what_survives_pickling(tmp_path: Path) -> None:
     stopped = pickle.loads(pickle.dumps(Stopped(15, "stopped at step 3")))
     assert (stopped.signal, str(stopped), stopped.code) == (15, "stopped at step 3", 143)

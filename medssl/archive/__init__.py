@@ -8,7 +8,7 @@ from medssl.archive.index.left_out import LeftOut
 from medssl.archive.index.reading import Index
 from medssl.archive.index.records import IndexSummary, Volume, VolumeRecord, without_previews
 from medssl.archive.index.revealing import Revealed, reveal
-from medssl.archive.index.single import no_volume, read_single, single_modality
+from medssl.archive.index.single import Single, no_volume, read_single, single_modality
 from medssl.archive.narrowing import narrow
 from medssl.archive.nifti.files import Nifti, read_nifti, read_nifti_channels, write_nifti
 from medssl.archive.outcomes import Reason, counted
@@ -29,6 +29,7 @@ __all__ = [
     "Nifti",
     "Reason",
     "Revealed",
+    "Single",
     "Stat",
     "StatSource",
     "TarSource",

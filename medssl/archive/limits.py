@@ -35,6 +35,9 @@ class Refused(ArchiveError, OSError):
         super().__init__(reason.value)
         self.reason = reason
 
+    def __reduce__(self) -> tuple[type[Refused], tuple[Reason]]:
+        return Refused, (self.reason,)
+
 
 def most_unpacked(packed: int) -> int:
     """Bytes to which so many packed ones may unpack."""

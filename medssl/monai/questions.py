@@ -187,7 +187,7 @@ def _answer(batch: PretextBatch) -> dict[str, Tensor]:
 def _shown(batch: PretextBatch, image: Any, tensor: Tensor) -> Tensor:
     if batch.inputs is not None and len(batch.inputs) > 1:
         return _apart(batch.inputs, tensor)
-    shown = tensor if batch.inputs is None else _apart(batch.inputs, tensor)[0]
+    shown = _apart(tensor if batch.inputs is None else batch.inputs[0], tensor)
     return convert_to_dst_type(shown, image, dtype=torch.float32)[0] if isinstance(image, MetaTensor) else shown
 
 

@@ -11,8 +11,8 @@ from monai.data.image_reader import ImageReader
 from monai.utils import MetaKeys, SpaceKeys
 from numpy.typing import NDArray
 
-from medssl.archive import read_single
-from medssl.errors import DataError
+from medssl.archive import Single, read_single
+from medssl.errors import DataError, MedsslError
 
 
 class MedsslReader(ImageReader):  # type: ignore[misc]
@@ -34,16 +34,26 @@ class MedsslReader(ImageReader):  # type: ignore[misc]
         paths = [filename] if isinstance(filename, str | Path) else list(filename)
         return all(Path(path).is_dir() or Path(path).suffix.lower() in (".dcm", ".zip", ".tar", ".gz", ".nii", "") for path in paths)
 
-    def read(self, data: Any, **kwargs: Any) -> list[tuple[NDArray[Any], NDArray[np.float64]]]:
-        """Values and affine of each of the paths."""
-        paths = [data] if isinstance(data, str | Path) else list(data)
-        found = [read_single(path, self.modality) for path in paths]
-        return [(one.array, one.affine) for one in found]
+    def read(self, data: Any, **kwargs: Any) -> list[Single | MedsslError]:
+        """The volume of each of the paths, or why there is none: `get_data` raises that.
 
-    def get_data(self, img: Sequence[tuple[NDArray[Any], NDArray[np.float64]]]) -> tuple[NDArray[Any], dict[str, Any]]:
-        """The values, several channels first, and what a MetaTensor needs to know of them."""
-        arrays, affine = [array for array, _ in img], img[0][1]
-        if any(array.shape != arrays[0].shape or not np.allclose(other, affine, atol=1e-3) for array, other in img):
+        MONAI's `LoadImage` takes an error raised here for "try another reader", and the next one stacks whatever lies in the folder.
+        """
+        paths = [data] if isinstance(data, str | Path) else list(data)
+        return [_read(path, self.modality) for path in paths]
+
+    def get_data(self, img: Sequence[Single | MedsslError]) -> tuple[NDArray[Any], dict[str, Any]]:
+        """The values, several channels first, and what a MetaTensor needs to know of them.
+
+        Raises `DataError`, `UsageError` or another `MedsslError` where `read` found no volume, or several.
+        """
+        found: list[Single] = []
+        for one in img:
+            if isinstance(one, MedsslError):
+                raise one
+            found.append(one)
+        arrays, affine = [one.array for one in found], found[0].affine
+        if any(one.array.shape != arrays[0].shape or not np.allclose(one.affine, affine, atol=1e-3) for one in found):
             raise DataError("these images lie on different grids and cannot be the channels of one. Load each under a key of its own.")
         several = len(arrays) > 1 or arrays[0].ndim == 4
         array = (np.concatenate if arrays[0].ndim == 4 else np.stack)(arrays) if several else arrays[0]
@@ -54,3 +64,10 @@ class MedsslReader(ImageReader):  # type: ignore[misc]
             MetaKeys.SPACE: SpaceKeys.RAS,
             MetaKeys.ORIGINAL_CHANNEL_DIM: 0 if several else float("nan"),
         }
+
+
+def _read(path: str | Path, modality: str | None) -> Single | MedsslError:
+    try:
+        return read_single(path, modality)
+    except MedsslError as error:
+        return error

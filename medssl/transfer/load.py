@@ -11,11 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from medssl.config import did_you_mean
 from medssl.errors import TransferError, UsageError
 from medssl.networks import (
     Matched,
@@ -184,6 +185,8 @@ def _load(
     least = wanted.min_coverage
     if least is not None and not 0.0 <= least <= 1.0:
         raise UsageError(f"min_coverage is {least}; it is a share between 0 and 1.")
+    if wanted.stem not in get_args(Stem):
+        raise UsageError(f"stem is {wanted.stem!r}{did_you_mean(str(wanted.stem), get_args(Stem))}")
     label, targets = str(spec or type(network).__name__), unique_tensors(network)
     _check_patterns(wanted.allow_missing, targets, label)
     names = _renamed(weights, network, wanted.rename)

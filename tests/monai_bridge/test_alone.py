@@ -202,6 +202,14 @@ def test_a_series_is_loaded_as_its_volume_or_with_the_reason(tmp_path: Path) -> 
     torch.testing.assert_close(back.affine, wanted.affine, atol=1e-3, rtol=1e-3)
     loader = DataLoader(Dataset([{"image": tmp_path / "series"}] * 2, load), batch_size=1, num_workers=1)
     assert all(torch.equal(batch["image"][0], image) for batch in loader)
+    missing = sorted((tmp_path / "series").iterdir())[len(array[0, 0]) // 2]
+    (tmp_path / "gap").mkdir()
+    for file in (tmp_path / "series").iterdir():
+        if file != missing:
+            (tmp_path / "gap" / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(RuntimeError) as error:  # and is not stacked over the gap by the next reader
+        load({"image": tmp_path / "gap"})
+    assert "holds 2 volumes" in str(error.value.__cause__)
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "note.txt").write_text("nothing")
     with pytest.raises(RuntimeError) as error:

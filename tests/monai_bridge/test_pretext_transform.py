@@ -350,3 +350,13 @@ def test_samples_that_meet_in_a_loss_are_noticed() -> None:
 
     with pytest.raises(PluginError, match="broadcast against each other"):
         PretextLoss(Crossed)(torch.rand(2, 2), {"target": torch.tensor([0.0, 5.0]), "weight": torch.ones(2)})
+
+
+def test_a_task_that_shows_the_image_itself_does_not_hand_over_its_memory() -> None:
+    image = np.random.default_rng(0).random((1, 16, 16, 16), np.float32)
+    for given in (image, MetaTensor(torch.from_numpy(image))):
+        shown = PretextTaskd(
+            "image", "position", network={"name": "UNet", "spatial_dims": 3, "options": {"channels": [4, 8], "strides": [2]}}
+        )({"image": given})["image"]
+        shown.mul_(0)
+        assert float(image.max()) > 0.9

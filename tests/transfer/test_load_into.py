@@ -60,6 +60,8 @@ def test_one_channel_becomes_four(checkpoint: Path) -> None:
     one = medssl.load_pretrained(SMALL, checkpoint, out_channels=2)[0].state_dict()["convInit.conv.weight"]
     with pytest.raises(TransferError, match="stem='repeat', 'average' or 'new'"):
         medssl.load_into(SMALL(in_channels=4, out_channels=2), checkpoint)
+    with pytest.raises(UsageError, match="Did you mean 'repeat'"):
+        medssl.load_into(SMALL(in_channels=4, out_channels=2), checkpoint, stem="repeated")  # type: ignore[arg-type]
     for stem in ("repeat", "average"):
         network = SMALL(in_channels=4, out_channels=2)
         assert medssl.load_into(network, checkpoint, stem=stem).coverage == 1

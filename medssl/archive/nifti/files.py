@@ -100,7 +100,10 @@ class NiftiProblem(DataError):
 
     def __init__(self, reason: Reason, detail: str = "") -> None:
         super().__init__(f"{reason.value}{': ' + detail if detail else ''}")
-        self.reason = reason
+        self.reason, self.detail = reason, detail
+
+    def __reduce__(self) -> tuple[type[NiftiProblem], tuple[Reason, str]]:
+        return NiftiProblem, (self.reason, self.detail)
 
 
 def read_stream(stream: BinaryIO, unplaced: NDArray[np.float64] | None = None) -> Nifti:

@@ -50,7 +50,10 @@ class PictureProblem(DataError):
 
     def __init__(self, reason: Reason, detail: str = "") -> None:
         super().__init__(f"{reason.value}{': ' + detail if detail else ''}")
-        self.reason = reason
+        self.reason, self.detail = reason, detail
+
+    def __reduce__(self) -> tuple[type[PictureProblem], tuple[Reason, str]]:
+        return PictureProblem, (self.reason, self.detail)
 
 
 def is_picture(start: bytes) -> bool:

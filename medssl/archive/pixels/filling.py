@@ -33,7 +33,7 @@ class SliceProblem(Exception):
     """One slice cannot be had: its number, and the `OSError` or `PixelProblem` that says why."""
 
     def __init__(self, number: int, cause: OSError | PixelProblem) -> None:
-        super().__init__(number)
+        super().__init__(number, cause)
         self.number, self.cause = number, cause
 
 

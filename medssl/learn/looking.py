@@ -52,7 +52,7 @@ def freeze_unreached(objective: Objective, crops: Crops) -> list[str]:
     checks.check_clean(few, objective.by_key("tasks"))
     buffers = {name: buffer.clone() for name, buffer in objective.named_buffers()}
     asked = objective.ask_for(objective.weights, few, 0)
-    readings = [objective.read(view, asked.terms) for view in asked.views]
+    readings = [objective.read(view, asked.needs) for view in asked.views]
     network = dict(objective.network.named_parameters(prefix="network"))
     frozen = _without_gradient(network, [tensor for reading in readings for tensor in reading.tensors()])
     for name in frozen:
@@ -100,7 +100,7 @@ def pictures(objective: Objective, crops: Crops, step: int) -> dict[str, Tensor]
     with _looking(objective):
         asked = _asked(objective, crops, step)
         objective.teach(asked)
-        view, reading = asked.views[0], objective.read(asked.views[0], asked.terms)
+        view, reading = asked.views[0], objective.read(asked.views[0], asked.needs)
         for key, task in objective.by_key("tasks").items():
             answer = own_grid(view, objective.built_heads[key], key, reading.answers[key])
             with calling(task, key, "picture", view.crops):
@@ -138,7 +138,7 @@ def citations(objective: Objective) -> dict[str, str]:
 def _asked(objective: Objective, crops: Crops, step: int) -> Asked:
     """Every task's question about the crops as they are."""
     views = [objective.ask_about(clean_view(crops), list(objective.tasks), step)]
-    return Asked(crops, step, 0.0, views, frozenset(objective.tasks))
+    return Asked(crops, step, 0.0, views, frozenset(objective.tasks), frozenset())
 
 
 def _first(crops: Crops, count: int) -> Crops:

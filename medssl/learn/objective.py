@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from medssl.augment import ViewOptions
-from medssl.contracts import ConsistencyLoss, Crops, Draw, NetworkInfo, PretextBatch, PretextTask, Views
+from medssl.contracts import ConsistencyLoss, Crops, Draw, Needs, NetworkInfo, PretextBatch, PretextTask, Views
 from medssl.learn import checks
 from medssl.learn.heads import build_head
 from medssl.learn.joining import joined, summed
@@ -41,6 +41,8 @@ class Asked:
     views: list[View]
     terms: frozenset[str]
     """The terms that count in this step; tasks that are asked beside them answer for consistency losses alone."""
+    needs: frozenset[Needs]
+    """What the consistency losses among them need."""
 
     def answerable(self, key: str) -> list[Tensor]:
         """For each view that a task asks about: (B,) 1 where a sample can be answered, else 0."""
@@ -115,19 +117,21 @@ class Objective(nn.Module):
         """`ask` for `terms`, whoever's turn it is."""
         checks.check_crops(crops, self.info)
         counted = frozenset(terms)
-        tasks = {key: task for key, task in self.by_key("tasks").items() if key in counted or self._compares(task, counted)}
+        needs = self.needed_by(counted)
+        shows = bool(needs & {"embeddings", "feature_maps"})
+        tasks = {key: task for key, task in self.by_key("tasks").items() if key in counted or _looked_at(task, needs)}
         with exact(crops):
             views = list(make_views(crops, self.views, self.seed, step, any(key in counted for key in self.losses)))
             for number, view in enumerate(views):
                 asked = [key for key, task in tasks.items() if task.same_for_views or not view.moved]
-                self.ask_about(view, asked, step, number, progress, counted)
+                self.ask_about(view, asked, step, number, progress, shows)
             rest = [key for key in tasks if not any(key in view.questions for view in views)]
             if rest:
                 # Augmentation changes the answer of these tasks (a flip changes "left of"), so they ask about the clean crops alone.
-                views.append(self.ask_about(clean_view(crops), rest, step, 0, progress, counted))
-            return Asked(crops, step, progress, views, counted)
+                views.append(self.ask_about(clean_view(crops), rest, step, 0, progress))
+            return Asked(crops, step, progress, views, counted, needs)
 
-    def needed_by(self, terms: Iterable[str]) -> frozenset[str]:
+    def needed_by(self, terms: Iterable[str]) -> frozenset[Needs]:
         """What the consistency losses among `terms` need."""
         losses = self.by_key("losses")
         return frozenset(need for key in terms if key in losses for need in losses[key].needs)
@@ -136,11 +140,12 @@ class Objective(nn.Module):
         """By term: over all micro batches `asked` of a step and all ranks, how many samples count; by `TERM/all`: how many there are."""
         zero = torch.zeros((), device=asked[0].crops.images.device)
         counts: dict[str, Tensor] = {}
-        for key in (key for key in self.tasks if key in asked[0].terms):
+        tasks, losses = self._counted(asked[0])
+        for key in tasks:
             shares = [share for one in asked for share in one.answerable(key)]
             counts[key] = torch.stack([share.sum() for share in shares]).sum()
             counts[f"{key}/all"] = zero + sum(len(share) for share in shares)
-        for key in (key for key in self.losses if key in asked[0].terms):
+        for key in losses:
             counts[key] = zero + sum(len(one.crops) for one in asked)
         return dict(zip(counts, summed(torch.stack(list(counts.values()))), strict=True))
 
@@ -152,19 +157,19 @@ class Objective(nn.Module):
         """
         totals = self.totals([asked]) if totals is None else totals
         # Only network and heads run in the caller's autocast: questions, views and losses in bf16 would be other ones.
-        readings = [self.read(view, asked.terms) for view in asked.views]
+        readings = [self.read(view, asked.needs) for view in asked.views]
         lessons = self.teach(asked)
         with exact(asked.crops):
             pending = self._begin_pending(asked.step)
             terms: dict[str, Tensor] = {}
             measures: dict[str, Tensor] = {}
-            for key in (key for key in self.tasks if key in asked.terms):
+            tasks, losses = self._counted(asked)
+            for key in tasks:
                 terms[key], further = self._task_part(key, asked, readings, totals, pending)
                 measures |= further
-            compared = [key for key in self.losses if key in asked.terms]
-            if compared:
+            if losses:
                 views = self._compared(asked, readings, lessons)
-                terms |= {key: self._loss_part(key, views, totals, pending) for key in compared}
+                terms |= {key: self._loss_part(key, views, totals, pending) for key in losses}
             total = self._total(terms, pending)
         self.reached |= {key for key, term in terms.items() if term.requires_grad}
         return {**terms, **measures, "loss": total}
@@ -205,23 +210,22 @@ class Objective(nn.Module):
         step: int,
         number: int = 0,
         progress: float = 0.0,
-        terms: frozenset[str] = frozenset(),
+        shows: bool = False,
     ) -> View:
-        """The view with the questions of the tasks `names`, and the forward passes that answer them and that `terms` need."""
+        """The view with the questions of the tasks `names`, and the passes that answer them; with `shows` one of the view itself too."""
         tasks = self.by_key("tasks")
         for key in (key for key in tasks if key in names):
             draw = Draw(self.seed, step, view.crops.index, key, view.crops.images.device, progress).fork(f"view {number}")
             view.questions[key] = ask(key, tasks[key], view.crops, draw, self.built_heads[key])
-        show_view = view.compared and bool(self.needed_by(terms) & {"embeddings", "feature_maps"})
-        view.passes = arrange(list(view.questions.values()), checks.clean_input(view.crops, tasks), show_view=show_view)
+        view.passes = arrange(list(view.questions.values()), checks.clean_input(view.crops, tasks), show_view=shows)
         for one in view.passes:
             checks.check_channels(one, self.spec.in_channels)
             checks.check_size(one, self.spec)
         return view
 
-    def read(self, view: View, terms: Iterable[str]) -> Reading:
-        """What network and heads make of a view, as far as `terms` need it."""
-        return read(view, self._trunk, self.built_heads, self._modules_of_heads(), list(self.tasks), self.needed_by(terms))
+    def read(self, view: View, needs: frozenset[Needs]) -> Reading:
+        """What network and heads make of a view, for its questions and for losses with these `needs`."""
+        return read(view, self._trunk, self.built_heads, self._modules_of_heads(), list(self.tasks), needs)
 
     def teach(self, asked: Asked) -> Lessons:
         """What the teacher makes of the same views; tasks that need it find its lesson in their batches."""
@@ -270,11 +274,10 @@ class Objective(nn.Module):
 
     def _compared(self, asked: Asked, readings: Sequence[Reading], lessons: Lessons) -> Views:
         tasks, heads = self.by_key("tasks"), self.built_heads
-        needs = self.needed_by(asked.terms)
-        views = gather_views(asked.crops, asked.views, readings, tasks, heads, needs, asked.progress)
+        views = gather_views(asked.crops, asked.views, readings, tasks, heads, asked.needs, asked.progress)
         if not lessons.views:
             return views
-        return replace(views, teacher=gather_views(asked.crops, asked.views, lessons.views, tasks, heads, needs, asked.progress))
+        return replace(views, teacher=gather_views(asked.crops, asked.views, lessons.views, tasks, heads, asked.needs, asked.progress))
 
     def _total(self, terms: Mapping[str, Tensor], pending: Pending) -> Tensor:
         """What is trained on; where gradients are balanced, every so often their sizes are measured too."""
@@ -287,10 +290,9 @@ class Objective(nn.Module):
                 pending.gradients = gradients_of(terms, [p for p in self.network.parameters() if p.requires_grad])
         return torch.stack([self.weights[key] * factors[key] * term for key, term in terms.items()]).sum()
 
-    def _compares(self, task: PretextTask, terms: frozenset[str]) -> bool:
-        """Whether a loss among `terms` looks at what the network makes of this task."""
-        needs = self.needed_by(terms)
-        return "task_embeddings" in needs or ("answers" in needs and task.same_for_views)
+    def _counted(self, asked: Asked) -> tuple[list[str], list[str]]:
+        """The tasks and the losses that count in this step, in the order in which they were given."""
+        return [key for key in self.tasks if key in asked.terms], [key for key in self.losses if key in asked.terms]
 
     def _begin_pending(self, step: int) -> Pending:
         self._pending = [one for one in self._pending if one.step == step]
@@ -302,6 +304,11 @@ class Objective(nn.Module):
 
     def _terms(self) -> dict[str, Any]:
         return {**self.by_key("tasks"), **self.by_key("losses")}
+
+
+def _looked_at(task: PretextTask, needs: frozenset[Needs]) -> bool:
+    """Whether losses with these `needs` look at what the network makes of this task."""
+    return "task_embeddings" in needs or ("answers" in needs and task.same_for_views)
 
 
 def part_of_mean(values: Tensor, counted: Tensor, total: Tensor) -> Tensor:

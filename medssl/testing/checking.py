@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -51,10 +50,10 @@ def contract_of(name: str) -> type[Any]:
     raise UsageError(f"no plugin offers '{name}'{did_you_mean(name, [*tasks, *losses]) or '.'} See: medssl plugins list")
 
 
-def check_plugin(name: str, told: Callable[[Checked], None] = lambda _: None) -> list[Checked]:
+def check_plugin(name: str) -> list[Checked]:
     """Every check of the contract on the installed task or loss `name`, as `PretextTaskContract` and `ConsistencyLossContract` make it."""
     contract_of(name)
-    results = _Results(told)
+    results = _Results()
     with TemporaryDirectory() as folder:
         # A module is imported once by its name, whatever folder it lies in.
         file = Path(folder) / f"test_contract_{uuid4().hex}.py"
@@ -67,16 +66,14 @@ def check_plugin(name: str, told: Callable[[Checked], None] = lambda _: None) ->
 class _Results:
     """A pytest plugin that keeps how each test ended."""
 
-    def __init__(self, told: Callable[[Checked], None]) -> None:
+    def __init__(self) -> None:
         self.found: list[Checked] = []
-        self._told = told
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when != "call" and report.passed:
             return
         outcome: dict[str, Literal["holds", "does not hold", "left out"]] = {"passed": "holds", "skipped": "left out"}
         self.found.append(Checked(_words(report.nodeid), outcome.get(report.outcome, "does not hold"), _why(report)))
-        self._told(self.found[-1])
 
 
 def _words(node: str) -> str:

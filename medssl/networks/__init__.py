@@ -22,10 +22,11 @@ if TYPE_CHECKING:
         unique_tensors,
     )
     from medssl.networks.encoding import Encoder, decoder_parameters, encoder, encoder_parameters
+    from medssl.networks.instances import first_convolution
     from medssl.networks.layout import encoder_end, encoder_layout
     from medssl.networks.probe import dense_output, fixed_size, main_output
     from medssl.networks.sizes import check_crop, crop_problem, network_info
-    from medssl.networks.spec import NetworkSpec, as_spec, first_convolution
+    from medssl.networks.spec import NetworkSpec, as_spec
     from medssl.networks.stored import described_spec, stored_spec
     from medssl.networks.transferable import Matched, first_network, load_matching
     from medssl.networks.trunk import Trunk
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "NetworkSpec": "spec",
     "as_spec": "spec",
-    "first_convolution": "spec",
+    "first_convolution": "instances",
     "dense_head": "difference",
     "head_module": "difference",
     "head_modules": "difference",

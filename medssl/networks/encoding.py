@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from medssl.errors import NetworkError
-from medssl.networks.spec import first_convolution
+from medssl.networks.instances import first_convolution
 from medssl.networks.trunk import Trunk
 
 _END = frozenset({"encoder_end"})

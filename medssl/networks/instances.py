@@ -72,13 +72,19 @@ def _tensors(output: Any) -> list[Tensor]:
     return [tensor for part in parts for tensor in _tensors(part)]
 
 
+def first_convolution(network: nn.Module) -> tuple[str, nn.Conv2d | nn.Conv3d] | None:
+    """Name and layer of the first convolution: what reads the images, as far as a network that exists can tell; None without one."""
+    return next(((name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d | nn.Conv3d)), None)
+
+
 def examples(network: nn.Module, device: str = "cpu") -> Iterator[Tensor]:
     """Two images of several sizes for a network, as its first convolution says what it takes."""
-    first = next((layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Conv3d)), None)
-    if first is None:
+    found = first_convolution(network)
+    if found is None:
         raise NetworkError(
             f"a live {type(network).__name__} has no convolution that says what images it takes. Give a partial of its class."
         )
+    _, first = found
     stream = torch.Generator().manual_seed(0)
     for side in _SIDES:
         shape = (2, first.in_channels, *[side] * (first.weight.dim() - 2))

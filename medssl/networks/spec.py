@@ -22,7 +22,7 @@ from medssl.config import BaseOptions, check
 from medssl.errors import NetworkError
 from medssl.networks.defaults import with_defaults
 from medssl.networks.factories import Factory, default_of, factory_by_name, factory_by_path, factory_of, import_path
-from medssl.networks.instances import Copies, alike, head_layers, said_by
+from medssl.networks.instances import Copies, alike, first_convolution, head_layers, said_by
 
 NetworkLike = "NetworkSpec | str | Mapping[str, Any] | Callable[..., nn.Module] | nn.Module"
 
@@ -315,11 +315,6 @@ def _measured(spec: NetworkSpec, given: Collection[str]) -> NetworkSpec:
     _, first = found
     read = {"spatial_dims": first.weight.dim() - 2, "in_channels": first.in_channels}
     return spec.model_copy(update={field: read[field] for field, missing in unknown.items() if missing})
-
-
-def first_convolution(network: nn.Module) -> tuple[str, nn.Conv2d | nn.Conv3d] | None:
-    """Name and layer of the first convolution: what reads the images, as far as a network that exists can tell; None without one."""
-    return next(((name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d | nn.Conv3d)), None)
 
 
 def as_json(value: Any, where: str) -> Any:

@@ -187,7 +187,7 @@ class Objective(nn.Module):
         pending, self._pending = self._pending, []
         if not pending:
             return
-        if self.balance is not None and pending[0].gradients:
+        if self.balance is not None and any(one.gradients for one in pending):
             self.balance.update([one.gradients for one in pending])
         with torch.no_grad():
             for key in pending[0].views:

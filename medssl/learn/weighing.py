@@ -57,9 +57,10 @@ class Balance(nn.Module):
         """After a step that was taken, with the gradients of each of its micro batches; they are added up over the ranks."""
         places = _shared(measured)
         for number, key in enumerate(self.keys):
-            if key not in measured[0]:
+            rows = [one[key] for one in measured if key in one]
+            if not rows:
                 continue
-            parts = [torch.cat([g.flatten() for g in (one[key][place] for place in places) if g is not None]) for one in measured]
+            parts = [torch.cat([g.flatten() for g in (row[place] for place in places) if g is not None]) for row in rows]
             size, before = summed(torch.stack(parts).sum(dim=0)).norm(), self.sizes[number]
             self.sizes[number] = torch.where(before > 0, KEPT * before + (1 - KEPT) * size, size)
 
@@ -72,9 +73,10 @@ def _shared(measured: Sequence[Gradients]) -> list[int]:
 
 
 def gradients_of(terms: Mapping[str, Tensor], parameters: Sequence[Tensor]) -> Gradients:
-    """The gradient of each of `terms` that has one; the graph stays for the backward pass."""
-    return {
+    """The gradient of each of `terms` that reaches one of the parameters; the graph stays for the backward pass."""
+    rows: Gradients = {
         key: list(torch.autograd.grad(term, list(parameters), retain_graph=True, allow_unused=True))
         for key, term in terms.items()
         if term.requires_grad
     }
+    return {key: row for key, row in rows.items() if any(gradient is not None for gradient in row)}

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medssl.learn import Objective, build_objective, freeze_unreached
-from medssl.learn.weighing import MEASURE_EVERY, Combine, gradients_of, turn
+from medssl.learn.weighing import MEASURE_EVERY, Balance, Combine, gradients_of, turn
 from medssl.plugins import Plugins
 from medssl.testing import make_crops
 
@@ -108,6 +108,16 @@ def test_a_term_without_a_gradient_leaves_the_others_alone(terms: Plugins) -> No
     assert objective.balance is not None
     objective.balance.update([{"copy": [torch.ones(3)]}])
     assert [float(factor) for factor in objective.balance.factors().values()] == [1.0, 1.0]
+
+
+def test_a_term_may_be_without_a_gradient_in_some_micro_batches_and_reach_nothing_of_the_network() -> None:
+    weight, own = torch.ones(3, requires_grad=True), torch.ones(3, requires_grad=True)
+    balance = Balance(["always", "sometimes", "never"])
+    first = {"always": 2 * weight.sum(), "sometimes": torch.tensor(0.0), "never": own.sum()}
+    second = {"always": 2 * weight.sum(), "sometimes": weight.sum(), "never": own.sum()}
+    balance.update([gradients_of(terms, [weight]) for terms in (first, second)])
+    assert balance.sizes.tolist() == pytest.approx([4 * 3**0.5, 3**0.5, 0])
+    assert float(balance.factors()["never"]) == 1
 
 
 def test_sizes_are_measured_every_so_often_after_steps_that_were_taken(terms: Plugins) -> None:

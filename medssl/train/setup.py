@@ -9,13 +9,13 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from medssl.augment import ViewOptions
 from medssl.config import check
 from medssl.contracts import ConsistencyLoss, PretextTask
-from medssl.errors import ConfigError, PluginError, TransferError
+from medssl.errors import ConfigError, PluginError, TransferError, UsageError
 from medssl.learn import Objective, build_objective, check_crop
 from medssl.learn.joining import rank, world
 from medssl.learn.terms import Term, TermOptions, resolve_losses, resolve_tasks
@@ -246,4 +246,11 @@ def _data(data: Any) -> dict[str, Any]:
         return data.model_dump(exclude_unset=True)
     if isinstance(data, Mapping):
         return dict(data)
-    return {"store": str(data.folder if isinstance(data, Store) else data)}
+    if isinstance(data, Store):
+        return {"store": str(data.folder)}
+    if isinstance(data, str | PurePath):
+        return {"store": str(data)}
+    what = "an empty list" if isinstance(data, list | tuple) and not data else f"a {type(data).__name__}"
+    raise UsageError(
+        f"data is {what}. Give a store or its folder, the options of `data:`, a list of dictionaries, or a dataset of them (not a loader)."
+    )

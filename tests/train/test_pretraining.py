@@ -19,12 +19,13 @@ from monai.handlers import StatsHandler
 from monai.networks.nets import SegResNet
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 import medssl
 from medssl import hookimpl
 from medssl.config import BaseOptions, with_overrides
 from medssl.contracts import Crops, DenseHead, Draw, PretextBatch, PretextTask
-from medssl.errors import ConfigError, MedsslError, PluginError, StoreError, TrainingError, TransferError
+from medssl.errors import ConfigError, MedsslError, PluginError, StoreError, TrainingError, TransferError, UsageError
 from medssl.plugins import Plugins
 from medssl.testing.fixtures import make_info
 from medssl.train import device, find_checkpoint
@@ -124,6 +125,12 @@ def test_all_forms_of_a_network_learn_alike(network: Any, usual_loss: float, sto
 def test_all_forms_of_a_task_learn_alike(tasks: Any, weight: float, usual_loss: float, store: Path, tmp_path: Path) -> None:
     run = medssl.pretrain(SPEC, store, tasks=tasks, out=tmp_path / "run", **SMALL)
     assert run.state.metrics == pytest.approx({"inpainting": usual_loss, "loss": weight * usual_loss})
+
+
+@pytest.mark.parametrize(("data", "named"), [([], "an empty list"), (DataLoader([{"image": 1}]), "a DataLoader"), (["a", "b"], "a list")])
+def test_data_that_is_no_store_and_no_dataset_is_named(data: Any, named: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=rf"^data is {named}\. Give a store"):
+        medssl.pretrain("UNet", data, ["inpainting"], size=[16, 16, 16], out=tmp_path / "run")
 
 
 def test_a_configuration_may_name_its_tasks_alone(config: Config, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from medssl.archive.headers.elements import (
     tolerant,
     whole,
 )
-from medssl.archive.headers.frames import Frame, frames_of
+from medssl.archive.headers.frames import Frame, frame_count, frames_of
 from medssl.archive.headers.kinds import is_coloured, is_unplaced, kind_of
 from medssl.archive.headers.pixel_element import DEFLATED, UNCOMPRESSED, Bytes, frame_places
 from medssl.archive.headers.plain import META, PlainHeader
@@ -243,7 +243,7 @@ def slices_of(found: Instance, header: Header) -> list[Frame] | Reason | None:
         return None
     if is_coloured(header):
         return Reason.COLOUR
-    slices = frames_of(header, int(number(header, "NumberOfFrames", 1)))
+    slices = frames_of(header, frame_count(header))
     return Reason.PROJECTION if slices is None and is_unplaced(found, header) else slices
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from medssl.archive.decoders import can_decode
 from medssl.archive.geometry import usable_spacing
 from medssl.archive.headers.elements import Header, count, has, number, numbers, text, texts, tolerant, values
-from medssl.archive.headers.frames import MOST_FRAMES
+from medssl.archive.headers.frames import MOST_FRAMES, frame_count
 from medssl.archive.headers.nuclear import is_reconstruction
 from medssl.archive.headers.pixel_element import UNCOMPRESSED
 from medssl.archive.instance import Instance
@@ -47,7 +47,7 @@ def is_projection(found: Instance, dataset: Header) -> bool:
         return True
     # A reconstructed slice of nuclear medicine has its place at its detector.
     plain = not has(dataset, "ImagePositionPatient") and not has(dataset, _ELSEWHERE) and not is_reconstruction(dataset)
-    return plain and found.modality in _MODALITIES and int(number(dataset, "NumberOfFrames", 1)) == 1
+    return plain and found.modality in _MODALITIES and frame_count(dataset) == 1
 
 
 def as_image(filled: Instance, dataset: Header) -> Instance:
@@ -56,7 +56,7 @@ def as_image(filled: Instance, dataset: Header) -> Instance:
     one = replace(
         filled,
         samples=3 if filled.photometric == PALETTE else count(dataset, "SamplesPerPixel", 1),
-        frames=max(1, int(number(dataset, "NumberOfFrames", 1))),
+        frames=max(1, frame_count(dataset)),
         position=(),
         orientation=(),
         pixel_spacing=spacing,

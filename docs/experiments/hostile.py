@@ -4,7 +4,7 @@
     python docs/experiments/hostile.py --count 50 --seed 3 --only checkpoint configuration
 
 A table of what happened is printed; the program ends with 1 where a file was neither counted nor refused with one of medssl's own
-errors, took more than 2 s of processor time, or was written outside its folder.
+errors, was not what pydicom alone makes of it, took more than 2 s of processor time, or was written outside its folder.
 """
 
 from __future__ import annotations

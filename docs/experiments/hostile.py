@@ -4,7 +4,7 @@
     python docs/experiments/hostile.py --count 50 --seed 3 --only checkpoint configuration
 
 A table of what happened is printed; the program ends with 1 where a file was neither counted nor refused with one of medssl's own
-errors, took more than 2 s of processor time, or was written outside its folder.
+errors, was not what pydicom alone makes of it, took more than 2 s of processor time, or was written outside its folder.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import argparse
 import gzip
 import io
 import json
-import re
 import resource
 import shutil
 import sys
@@ -25,25 +24,17 @@ import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable
-from contextlib import redirect_stderr, suppress
-from copy import deepcopy
+from contextlib import redirect_stderr
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import imagecodecs
 import numpy as np
 import yaml
-from pydicom import Dataset, dcmread, uid
-from pydicom.encaps import encapsulate
+from damage import Draw, Make, Use, damaging, misstated, mutated
+from damaged_dicom import mutated_dicom, scanned_both_ways
 
-from medssl.archive import FolderSource, Nifti, build_index, read_nifti, write_nifti
-from medssl.archive.headers.dicom import read_instances
-from medssl.archive.headers.reader import HeaderReader, Unread
-from medssl.archive.headers.scan import quiet_pydicom, scan_file
-from medssl.archive.instance import Instance
-from medssl.archive.limits import watched
-from medssl.archive.pixels.filling import SliceProblem, fill
+from medssl.archive import Nifti, build_index, read_nifti, write_nifti
 from medssl.config import load_config
 from medssl.errors import MedsslError
 from medssl.faults import is_fault
@@ -53,226 +44,20 @@ from medssl.testing.dicom import made_affine, made_volume, write_series
 from medssl.train import PretrainConfig, load_checkpoint, pretrain, save_checkpoint
 from medssl.train.checkpoint_state import STATE, checksum_of
 from medssl.train.config import read_config
-from medssl.train.setup import _network, make_plan
+from medssl.train.setup import make_plan
 from medssl.transfer.load import load_pretrained
 from medssl.transfer.options import FinetuneConfig
 from medssl.transfer.prediction import load_segmenter
 from medssl.volumes import Incoming, Store, training_cases, write_store
 
 SLOWEST = 2.0
-Draw = np.random.Generator
-Make = Callable[[Draw], bytes]
-"""A content, damaged."""
-Use = Callable[[Path, bytes], str]
-"""What is done with a damaged content in an empty folder; says how it ended."""
 
 
-def mutated(content: bytes, draw: Draw) -> bytes:
-    """A few bytes changed, a stretch overwritten, zeroed, repeated or taken out, or the end cut off."""
-    damaged = bytearray(content)
-    for _ in range(draw.integers(1, 4)):
-        at = int(draw.integers(0, len(damaged)))
-        length = int(draw.choice([1, 1, 1, 4, 16, 300, 2000]))
-        kind = draw.integers(0, 6)
-        if kind == 0:
-            damaged[at : at + length] = bytes(len(damaged[at : at + length]))
-        elif kind == 1:
-            damaged[at : at + length] = b"\xff" * len(damaged[at : at + length])
-        elif kind == 2:
-            damaged[at : at + length] = draw.bytes(len(damaged[at : at + length]))
-        elif kind == 3:
-            damaged[at : at + length] = damaged[at : at + length] * 2
-        elif kind == 4 and len(damaged) > length + 1:
-            del damaged[at : at + length]
-        elif kind == 5 and at > 0:
-            del damaged[at:]
-    return bytes(damaged)
-
-
-ODD: list[Any] = [None, True, -1, 0, 3, 2**31, 2**70, 1e300, 0.5, "", "x" * 1000, "../x", "/etc/passwd", "os.system", "\x1b[31m"]
-ODD += [[], {}, [1], [[]], ["x"], {"a": 1}, {"": None}]
-"""What stands where something else was."""
-
-
-def misstated(document: Any, draw: Draw) -> Any:
-    """The same mappings and lists with a few values replaced, taken out, renamed, or put where others were."""
-    document = deepcopy(document)
-    for _ in range(draw.integers(1, 4)):
-        places = [(inner, key) for inner in _within(document) for key in (inner if isinstance(inner, dict) else range(len(inner)))]
-        if not places:
-            break
-        inner, key = places[int(draw.integers(0, len(places)))]
-        other, there = places[int(draw.integers(0, len(places)))]
-        kind = draw.integers(0, 6)
-        if kind <= 2:
-            inner[key] = ODD[int(draw.integers(0, len(ODD)))]
-        elif kind == 3:
-            del inner[key]
-        elif kind == 4 and isinstance(inner, dict):
-            inner[f"{key}x"] = inner.pop(key)
-        elif kind == 5:
-            inner[key] = deepcopy(other[there])
-    return document
-
-
-def _within(value: Any) -> list[Any]:
-    """All mappings and lists in it, itself too."""
-    if not isinstance(value, dict | list):
-        return []
-    return [value, *(one for inner in (value.values() if isinstance(value, dict) else value) for one in _within(inner))]
-
-
-def damaging(make: Make) -> Make:
-    """The content with bytes that are not what they were."""
-    return lambda draw: mutated(make(draw), draw)
-
-
+@cache
 def dicom_files() -> dict[str, bytes]:
     """A small series."""
     with tempfile.TemporaryDirectory() as folder:
         return {path.name: path.read_bytes() for path in write_series(folder, made_volume((12, 10, 5)), made_affine())}
-
-
-def dicom_kinds() -> list[bytes]:
-    """A slice in each way of writing, of a header with private elements and sequences within sequences, and objects of many frames."""
-    found: list[bytes] = []
-    with tempfile.TemporaryDirectory() as folder:
-        for syntax in (uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian, uid.ExplicitVRBigEndian, uid.DeflatedExplicitVRLittleEndian):
-            found.append(_slice(folder, syntax))
-        plain = found[0]
-        for syntax, stream in _streams().items():
-            dataset = dcmread(io.BytesIO(plain))
-            dataset.PixelData = encapsulate([stream])
-            dataset["PixelData"].VR, dataset["PixelData"].is_undefined_length = "OB", True
-            found.append(_saved(dataset, syntax))
-        rle = dcmread(io.BytesIO(plain))
-        rle.compress(uid.RLELossless)
-        found += [_saved(rle, uid.RLELossless), _saved(_enhanced(dcmread(io.BytesIO(plain))), uid.ExplicitVRLittleEndian)]
-    return found
-
-
-def _slice(folder: str, syntax: str) -> bytes:
-    def adjust(dataset: Dataset, z: int) -> None:
-        inner, outer = Dataset(), Dataset()
-        inner.ReferencedSOPInstanceUID = "1.2.3"
-        outer.ReferencedImageSequence = [inner, Dataset()]
-        dataset.ReferencedStudySequence, dataset.ReferencedPatientSequence = [outer, outer], [inner]
-        dataset["ReferencedStudySequence"].is_undefined_length = outer["ReferencedImageSequence"].is_undefined_length = True
-        dataset.add_new(0x00190010, "LO", "SIEMENS MR HEADER")
-        dataset.add_new(0x0019100C, "IS", "1000")
-        dataset.SliceLocation, dataset.EchoTime, dataset.SpecificCharacterSet = "2.5", "30", "ISO_IR 100"
-
-    (file,) = write_series(folder, made_volume((12, 10, 1)), made_affine(), modality="MR", adjust=adjust, syntax=syntax)
-    return file.read_bytes()
-
-
-def _saved(dataset: Dataset, syntax: str) -> bytes:
-    target = io.BytesIO()
-    dataset.file_meta.TransferSyntaxUID = uid.UID(syntax)
-    dataset.save_as(target)
-    return target.getvalue()
-
-
-def _streams() -> dict[str, bytes]:
-    picture = np.ascontiguousarray(made_volume((12, 10, 1))[:, :, 0].T.astype(np.uint16))
-    return {
-        uid.JPEGLosslessSV1: imagecodecs.jpeg8_encode(picture, lossless=True, predictor=1, bitspersample=16),
-        uid.JPEGLSLossless: imagecodecs.jpegls_encode(picture),
-        uid.JPEG2000Lossless: imagecodecs.jpeg2k_encode(picture, level=0, codecformat="j2k", reversible=True),
-    }
-
-
-def _enhanced(dataset: Dataset) -> Dataset:
-    dataset.SOPClassUID, dataset.NumberOfFrames, dataset.PixelData = uid.EnhancedMRImageStorage, 3, dataset.PixelData * 3
-    groups: list[Dataset] = []
-    for z in range(3):
-        place, frame = Dataset(), Dataset()
-        place.ImagePositionPatient = [0, 0, 2 * z]
-        frame.PlanePositionSequence = [place]
-        groups.append(frame)
-    dataset.PerFrameFunctionalGroupsSequence = groups
-    return dataset
-
-
-def mutated_dicom(draw: Draw) -> bytes:
-    """One of `dicom_kinds`: elements misstated, taken out, repeated or moved, or bytes that are not what they were."""
-    kinds = dicom_kinds_once()
-    content = kinds[int(draw.integers(0, len(kinds)))]
-    return mutated(content, draw) if draw.random() < 0.3 else restructured(content, draw)
-
-
-ELEMENT = re.compile(rb"[\x02\x08\x10\x18\x19\x20\x28]\0..[A-Z]{2}|\xfe\xff..|\xe0\x7f\x10\0", re.DOTALL)
-"""What begins as an element does, or an item, or the pixels."""
-TAGS = [b"\x08\0\x18\0", b"\x28\0\x10\0", bytes(4), b"\xfe\xff\x0d\xe0", b"\xe0\x7f\x10\0", b"\x02\0\x10\0"]
-REPRESENTATIONS = [b"SQ", b"UN", b"OB", b"UT", b"US", b"FD", b"DS", b"ZZ", bytes(2)]
-LENGTHS = [0, 1, 2, 7, 0xFFFE, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFE, 0xFFFFFFFF]
-"""What a length is set to."""
-
-
-def restructured(content: bytes, draw: Draw) -> bytes:
-    """A few elements, found by their tags as little endian has them, with another tag, representation, length or place, or nested."""
-    damaged = bytearray(content)
-    for _ in range(draw.integers(1, 4)):
-        places = [
-            one.start() for one in re.finditer(rb"[\x02\x08\x10\x18\x19\x20\x28]\0..[A-Z]{2}|\xfe\xff..|\xe0\x7f\x10\0", damaged, re.DOTALL)
-        ]
-        if not places:
-            break
-        at, other = (places[int(draw.integers(0, len(places)))] for _ in range(2))
-        kind = draw.integers(0, 7)
-        if kind == 0:
-            damaged[at : at + 4] = draw.choice(
-                [b"\x08\0\x18\0", b"\x28\0\x10\0", b"\0\0\0\0", b"\xfe\xff\x0d\xe0", b"\xe0\x7f\x10\0", b"\x02\0\x10\0"]
-            )
-        elif kind == 1:
-            damaged[at + 4 : at + 6] = REPRESENTATIONS[int(draw.integers(0, len(REPRESENTATIONS)))]
-        elif kind == 2:
-            damaged[at + 6 : at + 8] = int(draw.choice(LENGTHS)).to_bytes(8, "little")[:2]
-        elif kind == 3:
-            damaged[at + 8 : at + 12] = int(draw.choice(LENGTHS)).to_bytes(8, "little")[:4]
-        elif kind == 4:
-            del damaged[at : at + int(draw.integers(1, 60))]
-        elif kind == 5:
-            damaged[at:at] = damaged[other : other + int(draw.integers(8, 200))]
-        else:
-            nested = b"\x08\0\x15\x11SQ\0\0\xff\xff\xff\xff\xfe\xff\0\xe0\xff\xff\xff\xff"
-            damaged[at:at] = nested * int(draw.choice([1, 5, 50, 3000]))
-    return bytes(damaged)
-
-
-@cache
-def dicom_kinds_once() -> list[bytes]:
-    """Written once."""
-    return dicom_kinds()
-
-
-class PydicomAlone(HeaderReader):
-    """Reads every header by pydicom."""
-
-    def read(self, file: BinaryIO, head: bytes, unread: Unread) -> list[Instance]:
-        return read_instances(watched(file), unread.instance())
-
-
-def scanned_both_ways() -> Use:
-    """Scan the file as an index does, beside the one before it, and by pydicom alone: both must say the same. Then read its pixels."""
-    ours, alone = HeaderReader(), PydicomAlone()
-
-    def use(folder: Path, content: bytes) -> str:
-        (folder / "x").write_bytes(content)
-        source = FolderSource(str(folder))
-        with quiet_pydicom():
-            found, other = scan_file(source, 0, "x", ours), scan_file(source, 0, "x", alone)
-            if found != other or not found:
-                return "NOT THE SAME"
-            sound = [one for one in found if not one.reason]
-            if not sound:
-                return found[0].reason
-            with suppress(SliceProblem):
-                fill(np.empty((len(sound), sound[0].rows, sound[0].columns), np.float32), sound[:8], lambda _: source)
-                return "whole"
-        return "pixels refused"
-
-    return use
 
 
 def zipped(draw: Draw) -> bytes:
@@ -349,6 +134,7 @@ def of_checkpoint(run: Path) -> tuple[Make, Use]:
     """A state that says something else, or bytes of a file that changed, under checksums that fit; and the run used in every way."""
     (checkpoint,) = (run / "checkpoints").iterdir()
     names = sorted(path.name for path in checkpoint.iterdir())
+    plugins = Plugins.load()
 
     def content(draw: Draw) -> bytes:
         state = json.loads((checkpoint / STATE).read_text())
@@ -368,9 +154,7 @@ def of_checkpoint(run: Path) -> tuple[Make, Use]:
         with redirect_stderr(io.StringIO()):
             used = [
                 _try(lambda: load_pretrained(None, copy, out_channels=2)),
-                _try(
-                    lambda: _network(config.model_copy(update={"network": None, "from_": str(copy)}), load_checkpoint(copy)).build(seed=0)
-                ),
+                _try(lambda: make_plan(config.model_copy(update={"network": None, "from_": str(copy)}), [], {}, plugins).objective()),
                 _try(lambda: load_segmenter(copy)),
                 _try(lambda: pretrain(config=config, out=folder / "run", resume=True)),
             ]

@@ -16,6 +16,9 @@ WHOLE = -1
 """The frame number of a file that is one image."""
 UNNUMBERED = -(2**53)
 """The InstanceNumber of an image that has none."""
+PALETTE = "PALETTE COLOR"
+"""The photometric interpretation of an image whose pixels are numbers of colours."""
+_INVERTED, _UPRIGHT = "MONOCHROME1", "MONOCHROME2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +147,16 @@ class Instance:
     def is_image(self) -> bool:
         """Is it a 2D image by itself, a radiograph or a photograph, rather than a part of a volume?"""
         return self.frames > 0
+
+    @property
+    def is_grey(self) -> bool:
+        """Has a pixel one value, its brightness, by the photometric interpretation?"""
+        return self.photometric in (_INVERTED, _UPRIGHT)
+
+    @property
+    def is_inverted(self) -> bool:
+        """Are low values meant to be bright?"""
+        return self.photometric == _INVERTED
 
     @property
     def identity(self) -> tuple[int, bytes, int]:

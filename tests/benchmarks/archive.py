@@ -236,8 +236,8 @@ def codec_rows(volume: NDArray[Any], folder: Path, repeat: int) -> Iterator[Row]
 
 def _rows(folder: Path, repeat: int) -> Iterator[Row]:
     small = made_archive(folder / "small", MANY)
-    yield header_row("header of a small CT file, 42 elements", small, repeat)
-    yield header_row("header of a CT file, 100 elements", made_archive(folder / "full", 10, as_scanner), repeat)
+    yield header_row("header of a small CT file, 44 elements", small, repeat)
+    yield header_row("header of a CT file, 98 elements", made_archive(folder / "full", 10, as_scanner), repeat)
     yield from index_rows(small, folder / "index", repeat)
     volume = made_ct()
     yield from read_rows(written(folder / "plain", volume), folder / "index", repeat)

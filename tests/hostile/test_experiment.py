@@ -13,6 +13,12 @@ from medssl.archive import Reason, build_index, limits
 SCRIPT = Path(__file__).parents[2] / "docs" / "experiments" / "hostile.py"
 
 
+@pytest.fixture(autouse=True)
+def beside_its_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the script is started by its path."""
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+
+
 def test_no_damaged_file_is_a_fault_slow_or_uncounted(capsys: pytest.CaptureFixture[str]) -> None:
     main = runpy.run_path(str(SCRIPT))["main"]
     kinds = ["zip", "tar", "NIfTI", "store", "configuration"]

@@ -6,21 +6,17 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from io import BytesIO
 from typing import Any, BinaryIO
 
 import pydicom
 from pydicom.tag import BaseTag, Tag
 
-from medssl.archive.decoders import can_decode
-from medssl.archive.geometry import usable_orientation, usable_position, usable_spacing
 from medssl.archive.headers import acquisition, diffusion, frames, nuclear, projections, siemens
 from medssl.archive.headers.elements import (
     Header,
     count,
     decimals,
-    has,
     number,
     number_warnings,
     numbers,
@@ -30,14 +26,14 @@ from medssl.archive.headers.elements import (
     tolerant,
     whole,
 )
-from medssl.archive.headers.frames import Frame, frames_of
+from medssl.archive.headers.flaws import flaw
+from medssl.archive.headers.frames import Frame, frame_count, frames_of
 from medssl.archive.headers.kinds import is_coloured, is_unplaced, kind_of
 from medssl.archive.headers.pixel_element import DEFLATED, UNCOMPRESSED, Bytes, frame_places
 from medssl.archive.headers.plain import META, PlainHeader
 from medssl.archive.headers.projections import as_image, is_projection
 from medssl.archive.instance import UNNUMBERED, WHOLE, Instance
 from medssl.archive.limits import inflated, most_unpacked
-from medssl.archive.narrowing import fits_float32
 from medssl.archive.nifti.modality import MODALITIES
 from medssl.archive.outcomes import Reason
 
@@ -243,7 +239,7 @@ def slices_of(found: Instance, header: Header) -> list[Frame] | Reason | None:
         return None
     if is_coloured(header):
         return Reason.COLOUR
-    slices = frames_of(header, int(number(header, "NumberOfFrames", 1)))
+    slices = frames_of(header, frame_count(header))
     return Reason.PROJECTION if slices is None and is_unplaced(found, header) else slices
 
 
@@ -286,41 +282,6 @@ def _allocated(header: Header) -> int:
 
 def _stored(header: Header) -> int:
     return count(header, "BitsStored", _allocated(header))
-
-
-def flaw(found: Instance, header: Header) -> Reason | None:
-    """Why a slice cannot be used."""
-    if has(header, "ModalityLUTSequence"):
-        return Reason.MODALITY_TABLE
-    if not _is_readable(found.syntax):
-        return Reason.NO_DECODER
-    grey = found.photometric in ("MONOCHROME1", "MONOCHROME2")
-    sizes = found.rows > 0 and found.columns > 0
-    if not (sizes and grey and found.has_usable_bits and _is_usable_scaling(found.slope, found.intercept, found.bits_allocated)):
-        return Reason.BAD_PIXELS
-    return flaw_of_position(found.position) if _is_usable_plane(found.pixel_spacing, found.orientation) else Reason.BAD_GEOMETRY
-
-
-def flaw_of_position(position: tuple[float, ...]) -> Reason | None:
-    """Why a slice has no place, whatever else its header says."""
-    if not position:
-        return Reason.NO_POSITION
-    return None if len(position) == 3 and usable_position(position) else Reason.BAD_GEOMETRY
-
-
-@lru_cache(maxsize=128)
-def _is_readable(syntax: str) -> bool:
-    return syntax in UNCOMPRESSED or can_decode(syntax)
-
-
-@lru_cache(maxsize=512)
-def _is_usable_scaling(slope: float, intercept: float, bits: int) -> bool:
-    return fits_float32(slope, abs(slope) * 2.0 ** min(bits, 64) + abs(intercept))
-
-
-@lru_cache(maxsize=512)
-def _is_usable_plane(spacing: tuple[float, ...], orientation: tuple[float, ...]) -> bool:
-    return len(spacing) == 2 and usable_spacing(spacing) and usable_orientation(orientation)
 
 
 def transfer_syntax(dataset: Header) -> str:

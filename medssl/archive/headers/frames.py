@@ -87,6 +87,14 @@ class Frame:
     """Dimension indices that count neither places nor stacks, only ever compared."""
 
 
+def frame_count(dataset: Header) -> int:
+    """NumberOfFrames, 1 where it is not stated; raises `ValueError` beyond the 32 bits of the standard, which no table could hold."""
+    stated = number(dataset, "NumberOfFrames", 1)
+    if not abs(stated) < 2**31:
+        raise ValueError("NumberOfFrames is no number of 32 bits")
+    return int(stated)
+
+
 def frames_of(dataset: Header, frames: int) -> list[Frame] | Reason | None:
     """The slices of an object that holds many; None where it is one slice, a reason where its slices have no position of their own.
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import BinaryIO, Literal, NamedTuple
 
-from medssl.archive.instance import Instance
+from medssl.archive.instance import PALETTE, Instance
 
 DEFLATED = "1.2.840.10008.1.2.1.99"
 UNCOMPRESSED = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", DEFLATED)
 """Transfer syntaxes whose pixels lie as they are: implicit, explicit, big endian, deflated."""
-_ITEM, _END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
+ITEM, _END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
+"""How an item of encapsulated pixels begins, and what follows the last."""
 
 
 @dataclass(slots=True)
@@ -49,7 +50,7 @@ def plane_length(one: Instance) -> int:
     """Bytes of the plane that an instance is or lies in, where it is not compressed."""
     rows, columns = one.tile[:2] or (one.rows, one.columns)
     # A palette's colours lie elsewhere; of 4:2:2 two pixels share their two colour differences.
-    samples = 1 if one.photometric == "PALETTE COLOR" else 2 if one.photometric == "YBR_FULL_422" else one.samples
+    samples = 1 if one.photometric == PALETTE else 2 if one.photometric == "YBR_FULL_422" else one.samples
     return rows * columns * samples * one.bits_allocated // 8
 
 
@@ -101,7 +102,7 @@ def _fragments(content: Bytes, at: int, size: int) -> list[Place] | None:
             return found
         length = int.from_bytes(start[4:], "little")
         at += 8
-        if start[:4] != _ITEM or length > size - at:
+        if start[:4] != ITEM or length > size - at:
             return None
         found.append(Place(at, length))
         at += length

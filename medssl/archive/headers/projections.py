@@ -8,15 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from medssl.archive.decoders import can_decode
 from medssl.archive.geometry import usable_spacing
 from medssl.archive.headers.elements import Header, count, has, number, numbers, text, texts, tolerant, values
-from medssl.archive.headers.frames import MOST_FRAMES
+from medssl.archive.headers.flaws import flaw_of_pixels
+from medssl.archive.headers.frames import MOST_FRAMES, frame_count
 from medssl.archive.headers.nuclear import is_reconstruction
-from medssl.archive.headers.pixel_element import UNCOMPRESSED
-from medssl.archive.instance import Instance
+from medssl.archive.instance import PALETTE, Instance
 from medssl.archive.limits import PIXELS
-from medssl.archive.narrowing import fits_float32
 from medssl.archive.outcomes import Reason
 
 _STORAGE = "1.2.840.10008.5.1.4.1.1."
@@ -32,9 +30,7 @@ ELEMENTS = (
     "ImagerPixelSpacing NominalScannedPixelSpacing EstimatedRadiographicMagnificationFactor SequenceOfUltrasoundRegions "
     "BurnedInAnnotation RedPaletteColorLookupTableDescriptor"
 )
-_GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
-PALETTE = "PALETTE COLOR"
 _SCREENS = frozenset({"US", "IVUS", "XA", "RF", "ES", "GM"})
 """Modalities whose machines write names into the picture."""
 _TWO_DIMENSIONS, _CENTIMETRES = 1, 3
@@ -47,7 +43,7 @@ def is_projection(found: Instance, dataset: Header) -> bool:
         return True
     # A reconstructed slice of nuclear medicine has its place at its detector.
     plain = not has(dataset, "ImagePositionPatient") and not has(dataset, _ELSEWHERE) and not is_reconstruction(dataset)
-    return plain and found.modality in _MODALITIES and int(number(dataset, "NumberOfFrames", 1)) == 1
+    return plain and found.modality in _MODALITIES and frame_count(dataset) == 1
 
 
 def as_image(filled: Instance, dataset: Header) -> Instance:
@@ -56,7 +52,7 @@ def as_image(filled: Instance, dataset: Header) -> Instance:
     one = replace(
         filled,
         samples=3 if filled.photometric == PALETTE else count(dataset, "SamplesPerPixel", 1),
-        frames=max(1, int(number(dataset, "NumberOfFrames", 1))),
+        frames=max(1, frame_count(dataset)),
         position=(),
         orientation=(),
         pixel_spacing=spacing,
@@ -67,16 +63,14 @@ def as_image(filled: Instance, dataset: Header) -> Instance:
 
 
 def _flaw(one: Instance, dataset: Header) -> Reason | None:
-    if has(dataset, "ModalityLUTSequence"):
-        return Reason.MODALITY_TABLE
-    if not (one.syntax in UNCOMPRESSED or can_decode(one.syntax)):
-        return Reason.NO_DECODER
-    scaling = fits_float32(one.slope, abs(one.slope) * 2.0 ** min(one.bits_allocated, 64) + abs(one.intercept))
-    if not (one.rows > 0 and one.columns > 0 and one.has_usable_bits and scaling and one.frames <= MOST_FRAMES):
+    reason = flaw_of_pixels(one, dataset)
+    if reason is not None:
+        return reason
+    if one.frames > MOST_FRAMES:
         return Reason.BAD_PIXELS
     if one.rows * one.columns > PIXELS:
         return Reason.TOO_MANY_PIXELS
-    if one.photometric in _GREY and one.samples == 1:
+    if one.is_grey and one.samples == 1:
         return None
     if one.photometric == PALETTE:
         return None if has(dataset, "RedPaletteColorLookupTableDescriptor") and not one.signed else Reason.COLOUR_SPACE
@@ -128,7 +122,7 @@ def _warnings(filled: Instance, dataset: Header) -> Iterator[str]:
         yield f"text may be burned into the image: it is {filled.modality}, and BurnedInAnnotation does not say NO"
     elif said != "NO" and ("SCREEN SAVE" in types or "SECONDARY" in types[1:2]):
         yield "text may be burned into the image: it is a secondary image, and BurnedInAnnotation does not say NO"
-    if filled.photometric == "MONOCHROME1":
+    if filled.is_inverted:
         yield "MONOCHROME1: low values are meant to be bright"
     padded = tolerant(dataset, "PixelPaddingValue")
     if padded:

@@ -11,13 +11,12 @@ from medssl.archive.headers.dicom import (
     IDENTITY,
     OF_A_SLICE,
     PLAIN_TAGS,
-    flaw,
-    flaw_of_position,
     from_header,
     read_instances,
     slices_of,
     with_places,
 )
+from medssl.archive.headers.flaws import flaw, flaw_of_position
 from medssl.archive.headers.pixel_element import Bytes, frames_from
 from medssl.archive.headers.plain import NotPlain, PlainHeader, walk
 from medssl.archive.instance import WHOLE, Instance

@@ -88,7 +88,7 @@ def _from_image(one: Instance, names: Pseudonyms) -> Made:
             dimensions=2,
             frames=one.frames,
             colours=one.samples,
-            inverted=one.photometric == "MONOCHROME1",
+            inverted=one.is_inverted,
             warnings=one.warnings,
             **_taken((one,)),
         ),

@@ -16,17 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medssl.archive.decoders import Picture, decoded_stream
-from medssl.archive.headers.pixel_element import UNCOMPRESSED, pixel_element
+from medssl.archive.headers.pixel_element import ITEM, UNCOMPRESSED, pixel_element
 from medssl.archive.instance import Instance
-from medssl.archive.pixels.values import PixelProblem, problems, rescaled, series_values, significant
+from medssl.archive.pixels.values import MOVED, PixelProblem, problems, rescaled, series_values, significant
 from medssl.source import ArchiveSource, FrameSource
 
 SourceOf = Callable[[int], ArchiveSource]
 THREADS = 2
 """Slices that are decoded at once: decoders let others run meanwhile, and beside the volume two slices are held."""
 _PLAIN = UNCOMPRESSED[:2]
-_ITEM = b"\xfe\xff\x00\xe0"
-_MOVED = "the pixels are not where they were when the archive was indexed; index it again"
 
 
 class SliceProblem(Exception):
@@ -81,7 +79,7 @@ def _read_plain(source_of: SourceOf, one: Instance, out: NDArray[Any], buffer: b
     with source_of(one.source).open(os.fsdecode(one.key)) as file, problems():
         file.seek(one.pixels_at)
         if pixel_element(file.read(12), one.syntax) is None:
-            raise PixelProblem(_MOVED)
+            raise PixelProblem(MOVED)
         file.seek(one.frame_at)
         if _read_into(file, buffer) < len(buffer):
             raise PixelProblem("the pixels end before they should")
@@ -131,8 +129,8 @@ def _read_compressed(source_of: SourceOf, one: Instance, out: NDArray[Any]) -> N
     with source.open(os.fsdecode(one.key)) as file, problems():
         file.seek(one.frame_at - 8)
         item = file.read(8)
-        if item[:4] != _ITEM or int.from_bytes(item[4:], "little") != one.frame_length:
-            raise PixelProblem(_MOVED)
+        if item[:4] != ITEM or int.from_bytes(item[4:], "little") != one.frame_length:
+            raise PixelProblem(MOVED)
         stream = file.read(one.frame_length)
         if len(stream) < one.frame_length:
             raise PixelProblem("the pixels end before they should")

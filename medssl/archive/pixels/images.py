@@ -13,8 +13,7 @@ from pydicom.pixels.processing import apply_color_lut
 
 from medssl.archive.decoders import decoded
 from medssl.archive.headers.dicom import read_dataset, transfer_syntax
-from medssl.archive.headers.projections import PALETTE
-from medssl.archive.instance import WHOLE, Instance
+from medssl.archive.instance import PALETTE, WHOLE, Instance
 from medssl.archive.pixels.values import PixelProblem, problems, rescaled, stored_values
 from medssl.source import ArchiveSource
 

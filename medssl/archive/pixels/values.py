@@ -27,6 +27,7 @@ _WANTED = (
     "Rows Columns SamplesPerPixel PhotometricInterpretation BitsAllocated BitsStored HighBit PixelRepresentation NumberOfFrames PixelData"
 )
 _BIG_ENDIAN = UNCOMPRESSED[2]
+MOVED = "the pixels are not where they were when the archive was indexed; index it again"
 
 
 class PixelProblem(ArchiveError):
@@ -171,7 +172,7 @@ def _at_offset(file: BinaryIO, instance: Instance) -> NDArray[Any]:
     file.seek(instance.pixels_at)
     element = pixel_element(file.read(12), instance.syntax)
     if element is None:
-        raise PixelProblem("the pixels are not where they were when the archive was indexed; index it again")
+        raise PixelProblem(MOVED)
     big, words = instance.syntax == _BIG_ENDIAN, element.vr == b"OW"
     start = max(instance.frame, 0) * plane_length(instance)
     if start % 2 and big and words:

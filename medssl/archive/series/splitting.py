@@ -169,7 +169,7 @@ def _warnings(slices: Sequence[Instance], run: Run, affine: NDArray[np.float64])
         between = stated.most_common(1)[0][0]
         if abs(between - step) > max(0.05 * step, 0.01):
             yield f"SpacingBetweenSlices says {between:.3f} mm, the positions say {step:.3f} mm; the positions count"
-    if slices[0].photometric == "MONOCHROME1":
+    if slices[0].is_inverted:
         yield "MONOCHROME1: low values are meant to be bright"
     padded = sorted({one.padding[0] for one in slices if one.padding})
     if padded:

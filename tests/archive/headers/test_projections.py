@@ -210,12 +210,16 @@ def test_what_cannot_be_read_is_a_reason(archive: Path, indexed: Indexed) -> Non
     save(image(grey(), SKIN, "XC", PhotometricInterpretation="PALETTE COLOR"), archive / "no palette")
     save(image(colour(), "1.2.840.10008.5.1.4.1.1.77.1.6", "SM"), archive / "slide")
     save(image(colour(), CT, "CT"), archive / "coloured CT")
+    endless = image(grey(), US_CINE, "US")
+    endless.add_new("NumberOfFrames", "LO", "1e30")
+    save(endless, archive / "endless")
     assert indexed(archive).rejected() == {
         Reason.COLOUR_SPACE: 2,
         Reason.TOO_MANY_PIXELS: 1,
         Reason.TRUNCATED: 1,
         Reason.WHOLE_SLIDE: 1,
         Reason.COLOUR: 1,
+        Reason.CORRUPT: 1,
     }
 
 

@@ -205,10 +205,15 @@ def load_segmenter(
     built = spec.build(seed=0)
     _load_all(built, checkpoint)
     windows = Windows(tuple(state["size"]), state["overlap"], choose_dtype(precision, place))
-    classes = int(spec.out_channels or 0)
+    classes, values = int(spec.out_channels or 0), _values(checkpoint)
+    if values.outputs is not None and classes > values.outputs:
+        raise CheckpointError(
+            f"the network in {checkpoint.path} has {classes} outputs and {values.said_by} names {values.outputs} classes: what the others "
+            f"predict has no value in a label map. Fine-tune again with network.out_channels={values.outputs}."
+        )
     called = state.get("label_names") or {}
     names = {number: str(called.get(str(number), f"class {number}")) for number in range(1, classes)}
-    return Segmenter(built.to(place).eval(), ImageForm.of_document(state), windows, place, classes, _values(checkpoint), names)
+    return Segmenter(built.to(place).eval(), ImageForm.of_document(state), windows, place, classes, values, names)
 
 
 def label_values_of_run(run_dir: str | Path) -> LabelValues:

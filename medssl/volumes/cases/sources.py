@@ -24,7 +24,8 @@ from medssl.errors import DataError
 from medssl.faults import faults_as
 from medssl.files import open_regular
 from medssl.volumes.ingest import Unusable
-from medssl.volumes.ingest.sources import image_of
+from medssl.volumes.ingest.channels import Group
+from medssl.volumes.ingest.sources import load_group
 from medssl.volumes.preparation import Preparation, as_grey
 
 Affine = NDArray[np.float64]
@@ -151,10 +152,8 @@ def _read_image(image: Image, unplaced: Affine | None, preparation: Preparation)
     if isinstance(image, Path):
         found = read_nifti_channels(image, unplaced)
         return found.array, found.affine
-    if image.record.dimensions == 2 and image.record.kind != "nifti":
-        return image_of(image.index, image.record, preparation)
-    array = image.index.read(image.record.volume).array
-    return array.reshape(-1, *array.shape[-3:]), image.record.affine
+    array, affine = load_group(image.index, Group((image.record,)), preparation)
+    return array.reshape(-1, *array.shape[-3:]), affine
 
 
 def read_labels(label: Labels, grid: Callable[[], Grid], classes: Classes | None, resample: bool) -> RawLabels | LabelMap:

@@ -15,7 +15,7 @@ from medssl.archive.labels.placing import WAY_OUT, Grid, place_of
 from medssl.errors import DataError
 from medssl.volumes.cases.case import Case
 from medssl.volumes.cases.options import LabelledOptions
-from medssl.volumes.cases.sources import header, is_scaled, label_grid
+from medssl.volumes.cases.sources import grid_of, header, is_scaled, label_grid
 
 
 def checked(options: LabelledOptions, training: Sequence[Case], validation: Sequence[Case] = ()) -> tuple[list[Case], list[Case]]:
@@ -33,8 +33,8 @@ def checked(options: LabelledOptions, training: Sequence[Case], validation: Sequ
     unplaced: list[str] = []
     placed: dict[str, Case] = {}
     for case in cases:
-        placed[case.name] = _on_one_grid(replace(case, resample=options.resample_labels), unplaced)
-        _refuse_one_slice(placed[case.name], options)
+        placed[case.name], grid = _on_one_grid(replace(case, resample=options.resample_labels), unplaced)
+        _refuse_one_slice(case, grid, options)
         count = channel_count(case)
         # Colours may all become grey: that is seen when they are read.
         if count != usual and is_scaled(case.images):
@@ -56,20 +56,19 @@ def channel_count(case: Case) -> int:
     return len(case.images) if len(case.images) > 1 or len(shape) < 4 else shape[3]
 
 
-def _refuse_one_slice(case: Case, options: LabelledOptions) -> None:
-    sides = case.grid.shape
-    if min(sides) == 1 and len(options.size) == 3:
+def _refuse_one_slice(case: Case, grid: Grid, options: LabelledOptions) -> None:
+    if min(grid.shape) == 1 and len(options.size) == 3:
         two = [side for side in options.size if side > 1][:2]
         raise DataError(
-            f"case '{case.name}' is one slice ({' x '.join(map(str, sides))} voxels), and data.size has three sides. Train in 2D: "
+            f"case '{case.name}' is one slice ({' x '.join(map(str, grid.shape))} voxels), and data.size has three sides. Train in 2D: "
             f"data.size={two} and network.spatial_dims=2."
         )
 
 
-def _on_one_grid(case: Case, unplaced: list[str]) -> Case:
-    """The case with what says where its images lie; raises `DataError` where a further image or a whole label map lies on another grid.
+def _on_one_grid(case: Case, unplaced: list[str]) -> tuple[Case, Grid]:
+    """The case with what says where its images lie, and their grid; what is `unplaced` is named there.
 
-    What is `unplaced` is named there.
+    Raises `DataError` where a further image or a whole label map lies on another grid.
     """
     shape, affine = header(case.images[0])
     of_label = label_grid(case.label) if case.label is not None else None
@@ -80,7 +79,7 @@ def _on_one_grid(case: Case, unplaced: list[str]) -> Case:
             raise DataError(f"case '{case.name}': {_nowhere(case)}, and its label has another shape: {list(of_label[0])}.")
     if affine is None:
         raise DataError(f"case '{case.name}': {_nowhere(case)}. Convert it again with its orientation.")
-    image = case.grid
+    image = grid_of(shape, affine)
     for path in case.images[1:]:
         other_shape, other = header(path)
         near = other is not None and np.allclose(affine, other, rtol=0, atol=1e-2 * max(1e-3, min(voxel_spacing(affine))))
@@ -88,16 +87,16 @@ def _on_one_grid(case: Case, unplaced: list[str]) -> Case:
             where = f"{path} {_grid(other_shape, other) if other is not None else 'says not where it lies'}"
             raise _differs(case, image, f"image {where}. Resample the image onto the image's grid.", "image")
     if of_label is None:
-        return case
+        return case, image
     own_shape, own = of_label
     if own is None:
         unplaced.append(str(case.label))
         own = affine
-    label = Grid(_three(own_shape), own)
+    label = grid_of(own_shape, own)
     place = place_of(label, image)
     if not case.resample and (len(own_shape) > 3 or place is None or not place.is_whole(label.shape, image.shape)):
         raise _differs(case, image, f"label {case.label} {_grid(own_shape, own)}. {WAY_OUT}", "label")
-    return case
+    return case, image
 
 
 def _nowhere(case: Case) -> str:
@@ -109,9 +108,4 @@ def _differs(case: Case, image: Grid, other: str, what: str) -> DataError:
 
 
 def _grid(shape: tuple[int, ...], affine: NDArray[np.float64]) -> str:
-    return f"{Grid(_three(shape), affine)}{f' and a fourth axis of {shape[3]}' if len(shape) > 3 else ''}"
-
-
-def _three(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    x, y, z = (*shape[:3], *(1,) * (3 - len(shape)))
-    return x, y, z
+    return f"{grid_of(shape, affine)}{f' and a fourth axis of {shape[3]}' if len(shape) > 3 else ''}"

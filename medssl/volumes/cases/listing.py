@@ -153,15 +153,15 @@ def _splits(options: LabelledOptions) -> dict[str, list[Case]]:
 
 def _indexed(folder: str, where: str | None) -> list[Listed]:
     """The labelled volumes of an index; what was paired is said where some label objects have no volume."""
-    found, said = indexed_cases(Index(folder), where)
+    found, pairing = indexed_cases(Index(folder), where)
     if not found:
         raise DataError(
-            f"no volume of the index {folder}{f' where {where}' if where else ''} has a label object: {said}. "
+            f"no volume of the index {folder}{f' where {where}' if where else ''} has a label object: {pairing}. "
             f"`medssl labels {folder}` shows what there is."
         )
-    if ";" in said:
-        warnings.warn(f"{said}. `medssl labels {folder}` shows what there is.", stacklevel=2)
-    return [Listed(image.name, (image,), labels, image.record.patient) for image, labels in found]
+    if pairing.unpaired:
+        warnings.warn(f"{pairing}. `medssl labels {folder}` shows what there is.", stacklevel=2)
+    return [Listed(one.name, (one.image,), one, one.image.record.patient) for one in found]
 
 
 def _split_file(options: LabelledOptions) -> dict[str, list[str]]:

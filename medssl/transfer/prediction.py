@@ -184,9 +184,7 @@ def _raise_left_out(errors: Sequence[MedsslError], written: Sequence[Path], out:
         raise DataError(f"{count}; the label maps of the others are in {out}.\n{reasons}")
 
 
-def load_segmenter(
-    run_dir: str | Path, device: str = "auto", precision: str = "fp32", trusted: Sequence[str] = (), network: Any = None
-) -> Segmenter:
+def load_segmenter(run_dir: str | Path, precision: str = "fp32", trusted: Sequence[str] = (), network: Any = None) -> Segmenter:
     """The network of a fine-tuning run or checkpoint, every tensor of it loaded, in evaluation mode; `network` as for training."""
     checkpoint = find_checkpoint(run_dir, series="best")
     if checkpoint.state.get("kind") != "finetune":
@@ -195,7 +193,7 @@ def load_segmenter(
         )
     checkpoint.need("network", "size", "overlap", "preparation", "spacing", "channel_names", "modalities", "arrays")
     fit_threads()
-    state, place = checkpoint.state, choose_device(device)
+    state, place = checkpoint.state, choose_device("auto")
     stored = described_spec(state["network"], f"the network in {checkpoint.path}")
     if network is None:
         spec = stored_spec(state["network"], f"the network in {checkpoint.path}", trusted)

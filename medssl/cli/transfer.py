@@ -29,7 +29,7 @@ def finetune(
 
 def predict(
     run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A fine-tuning run, or one of its checkpoints.")],
-    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="NIfTI files, folders of NIfTI, or folders of DICOM.")],
+    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="NIfTI files or pictures, folders of them, an index, or DICOM.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the label maps go.")],
     precision: Annotated[
         str, typer.Option(metavar="auto|fp32|bf16", help="auto: bf16 on GPUs that have it, else fp32. Faster, may move borders by a voxel.")
@@ -62,7 +62,7 @@ def evaluate(
     labels: Annotated[Path, typer.Option("--labels", metavar="DIR", help="True label maps of the same names.")],
     run: Annotated[
         Path | None,
-        typer.Option(metavar="RUN_DIR", help="The run that predicted, where its data.label_values merge, drop or ignore values."),
+        typer.Option(metavar="RUN_DIR", help="The run that predicted, where its configuration merges, drops or ignores values."),
     ] = None,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the rows as CSV.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,

@@ -174,8 +174,8 @@ class Evaluation:
 def evaluate(predictions: str | Path, labels: str | Path, run: str | Path | None = None) -> Evaluation:
     """Dice of every case that has a prediction and a label of the same file name.
 
-    `run` is the fine-tuning run that predicted, where its `data.label_values` should count: values that it merged are one class, those
-    it dropped are background, and voxels it ignores count for nothing; classes have the numbers of its training.
+    `run` is the fine-tuning run that predicted, where its `data.classes` or `data.label_values` should count: values that it
+    merged are one class, those it dropped are background, and what it ignored counts for nothing; classes have the numbers of its training.
 
     Raises:
         MissingInput: a folder is not there or holds no NIfTI file.

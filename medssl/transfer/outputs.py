@@ -30,6 +30,7 @@ def with_outputs(spec: NetworkSpec, values: LabelValues, training: Store, valida
     else:
         outputs = spec.out_channels
         _refuse_beyond({0, *found}, outputs, found, values)
+        _refuse_unnamed(outputs, values)
     bare = sum(1 for volume in training.volumes if not any(value > 0 for value in volume.classes or ()))
     if bare:
         warnings.warn(
@@ -77,6 +78,14 @@ def _refuse_beyond(known: set[int], outputs: int, found: Counter[int], values: L
         raise DataError(f"{said} Set network.out_channels to {len(known)}, or merge or drop classes by data.label_values.")
     also = f" and set network.out_channels to {len(known)}" if len(known) > outputs else ""
     raise DataError(f"{said} Number them by {_mapped(known)}{also}.")
+
+
+def _refuse_unnamed(outputs: int, values: LabelValues) -> None:
+    if values.outputs is not None and outputs > values.outputs:
+        raise DataError(
+            f"network.out_channels is {outputs} and {values.said_by} names {values.outputs} classes, background included: what the others "
+            f"predict has no value in a label map. Set network.out_channels to {values.outputs}, or leave it out."
+        )
 
 
 def _refuse_undeclared(values: LabelValues, found: Counter[int]) -> None:

@@ -184,9 +184,7 @@ def _raise_left_out(errors: Sequence[MedsslError], written: Sequence[Path], out:
         raise DataError(f"{count}; the label maps of the others are in {out}.\n{reasons}")
 
 
-def load_segmenter(
-    run_dir: str | Path, device: str = "auto", precision: str = "fp32", trusted: Sequence[str] = (), network: Any = None
-) -> Segmenter:
+def load_segmenter(run_dir: str | Path, precision: str = "fp32", trusted: Sequence[str] = (), network: Any = None) -> Segmenter:
     """The network of a fine-tuning run or checkpoint, every tensor of it loaded, in evaluation mode; `network` as for training."""
     checkpoint = find_checkpoint(run_dir, series="best")
     if checkpoint.state.get("kind") != "finetune":
@@ -195,7 +193,7 @@ def load_segmenter(
         )
     checkpoint.need("network", "size", "overlap", "preparation", "spacing", "channel_names", "modalities", "arrays")
     fit_threads()
-    state, place = checkpoint.state, choose_device(device)
+    state, place = checkpoint.state, choose_device("auto")
     stored = described_spec(state["network"], f"the network in {checkpoint.path}")
     if network is None:
         spec = stored_spec(state["network"], f"the network in {checkpoint.path}", trusted)
@@ -205,10 +203,15 @@ def load_segmenter(
     built = spec.build(seed=0)
     _load_all(built, checkpoint)
     windows = Windows(tuple(state["size"]), state["overlap"], choose_dtype(precision, place))
-    classes = int(spec.out_channels or 0)
+    classes, values = int(spec.out_channels or 0), _values(checkpoint)
+    if values.outputs is not None and classes > values.outputs:
+        raise CheckpointError(
+            f"the network in {checkpoint.path} has {classes} outputs and {values.said_by} names {values.outputs} classes: what the others "
+            f"predict has no value in a label map. Fine-tune again with network.out_channels={values.outputs}."
+        )
     called = state.get("label_names") or {}
     names = {number: str(called.get(str(number), f"class {number}")) for number in range(1, classes)}
-    return Segmenter(built.to(place).eval(), ImageForm.of_document(state), windows, place, classes, _values(checkpoint), names)
+    return Segmenter(built.to(place).eval(), ImageForm.of_document(state), windows, place, classes, values, names)
 
 
 def label_values_of_run(run_dir: str | Path) -> LabelValues:

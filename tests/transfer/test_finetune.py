@@ -19,11 +19,11 @@ from ignite.engine import Events
 from monai.handlers import MetricLogger
 
 import medssl.archive
-from medssl.errors import ConfigError, DataError, PluginError, TrainingError, UsageError
+from medssl.errors import CheckpointError, ConfigError, DataError, PluginError, TrainingError, UsageError
 from medssl.plugins import Plugins
 from medssl.run import Run
 from medssl.train import checkpoint as checkpoints
-from medssl.train.checkpoint import load_checkpoint, newest_good
+from medssl.train.checkpoint import load_checkpoint, newest_good, save_checkpoint
 from medssl.train.run_folder import read_rows
 from medssl.train.stopping import Stopped
 from medssl.transfer import evaluate, predict
@@ -485,6 +485,23 @@ def test_the_same_classes_by_any_values_are_the_same_run(tmp_path: Path, finetun
         assert evaluate(tmp_path / "odd maps", tmp_path / "odd" / "labels", given).dice == pytest.approx(odd.best.dice, abs=1e-9)
     again = fine_tune(config=tmp_path / "b" / "config.yaml", out=tmp_path / "c")
     assert rows(again.folder) == rows(odd.folder)
+
+
+@pytest.mark.parametrize("said", [{"label_values": {1: 1, 2: 1}}, {"classes": {"both": [1, 2]}}])
+def test_outputs_without_a_class_are_refused(tmp_path: Path, finetune_config: Config, said: dict[str, Any]) -> None:
+    config = finetune_config(1, **said)
+    with pytest.raises(DataError, match=rf"data\.{next(iter(said))} names 2 classes.*Set network.out_channels to 2"):
+        fine_tune(config=config, overrides=["network.out_channels=3"], out=tmp_path / "run")
+    fine_tune(config=config, overrides=["network.out_channels=2"], out=tmp_path / "run")
+
+
+def test_a_run_with_outputs_without_a_class_predicts_nothing(tuned: Run, cases: Path, tmp_path: Path) -> None:
+    last = newest_good(tuned.folder)
+    assert last is not None
+    old = save_checkpoint(tmp_path / "old", last.step, last.tensors, {**last.state, "label_values": {"0": 0, "1": 1, "2": 1}})
+    with pytest.raises(CheckpointError, match=r"has 3 outputs and .* names 2 classes.*with network.out_channels=2"):
+        predict(old, [cases / "images"], tmp_path / "maps")
+    assert not (tmp_path / "maps").exists()
 
 
 def test_merged_and_ignored_values_in_validation_and_evaluation(tmp_path: Path, finetune_config: Config, case_maker: Any) -> None:

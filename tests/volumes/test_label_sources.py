@@ -243,6 +243,17 @@ def test_predictions_of_segments_without_a_value_have_numbers_of_their_own() -> 
     assert back.classes_in(np.array([0, 2, 3, 1])).tolist() == [0, 1, 2, 3]
 
 
+def test_padding_of_an_index_is_background_as_in_the_pretraining(tmp_path: Path) -> None:
+    truth = made_volume(SHAPE)
+    padded = truth.copy()
+    padded[:3] = -2000
+    images = write_series(tmp_path / "archive", padded, AFFINE, adjust=lambda one, _: one.add_new("PixelPaddingValue", "SS", -2000))
+    write_seg(tmp_path / "archive" / "seg", slices_of(images), {"Liver": LIVER})
+    build_index([tmp_path / "archive"], tmp_path / "index", workers=1)
+    store = stored(options(index=tmp_path / "index", classes={"liver": "Liver"}), tmp_path / "store")
+    assert store.read_whole(0).min() == truth[3:].min()
+
+
 def test_real_images_of_an_index(shared_data: Path, tmp_path: Path) -> None:
     folder = shared_data / "dcmqi" / "segmentations"
     shutil.copytree(folder / "ct-3slice", tmp_path / "archive")

@@ -33,6 +33,11 @@ def is_label_name(name: str) -> bool:
     return is_nifti_name(name) or is_picture_name(name) or _ENDING.search(name) is not None
 
 
+def label_files(folder: Path) -> list[Path]:
+    """The files in a folder that are called as labels are, sorted; hidden ones are left out."""
+    return sorted(path for path in folder.iterdir() if is_label_name(path.name) and not path.name.startswith(".") and path.is_file())
+
+
 def label_stem(name: str | PurePath) -> str:
     """The name of the case: without folders and ending."""
     return _ENDING.sub("", stem(name))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medssl.archive.index.reading import Index
-from medssl.archive.labels.files import is_label_name, read_names
+from medssl.archive.labels.files import label_files, read_names
 from medssl.archive.labels.finding import pair_labels
 from medssl.archive.labels.objects import LabelObject
 from medssl.archive.labels.placing import LabelProblem
@@ -57,7 +57,7 @@ def list_labels(path: str | Path) -> Listing:
         if place.is_file():
             found = read_names(place)
             return Listing(_counted([found] if found else []), () if found else ("1 file without named segments",))
-        files = sorted(file for file in place.iterdir() if is_label_name(file.name) and not file.name.startswith(".") and file.is_file())
+        files = label_files(place)
     return _of_files(files)
 
 

@@ -86,7 +86,7 @@ def label_map(objects: Sequence[LabelObject], classes: Classes, grid: Grid, resa
     if not voxels:
         count = sum(len(one.segments) for one in objects)
         raise LabelProblem(
-            f"none of the label's {count} segments has a name or number of data.labels ({', '.join(classes.named)}). "
+            f"none of the label's {count} segments has a name or number of data.classes ({', '.join(classes.named)}). "
             "`medssl labels` lists the names of an index, folder or file."
         )
     absent = [name for name in classes.named if name not in voxels and name not in (IGNORE, BACKGROUND)]

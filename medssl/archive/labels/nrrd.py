@@ -77,7 +77,7 @@ def read_nrrd(path: Path, voxels: bool = True) -> Nrrd:
         if not path.is_file():
             raise MissingInput(f"there is no file {path}.")
         with open_regular(path) as stream:
-            content = stream.read(MOST_BYTES)
+            content = stream.read(MOST_BYTES if voxels else MOST_HEADER)
     try:
         header, at = _header(content)
         shape, affine = _geometry(header)

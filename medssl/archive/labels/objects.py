@@ -45,6 +45,11 @@ class Mask:
     """What a person should know, without any name."""
 
 
+def no_mask(segment: Segment, grid: Grid, resample: bool) -> Mask:
+    """The masks of an object of which only the header was read."""
+    raise ValueError("only the header was read")
+
+
 @dataclass(frozen=True, eq=False)
 class LabelObject:
     """A file with labels."""

@@ -21,7 +21,7 @@ from medssl.archive.headers.dicom import read_dataset
 from medssl.archive.headers.elements import tag_of, text, texts, values, whole
 from medssl.archive.labels.contours import inside, joined
 from medssl.archive.labels.elements import items, reading, series_referred, uids
-from medssl.archive.labels.objects import LabelObject, Mask, Refers, Segment
+from medssl.archive.labels.objects import LabelObject, Mask, Refers, Segment, no_mask
 from medssl.archive.labels.placing import IN_PLACE, WAY_OUT, Grid, LabelProblem, OtherGrid
 
 _REFERENCES = "ReferencedFrameOfReferenceSequence"
@@ -53,9 +53,9 @@ def read_rtstruct(stream: BinaryIO, contours: bool = True) -> LabelObject:
     with reading("structure set"):
         dataset = read_dataset(stream, [*HEADER, *(["ROIContourSequence"] if contours else [])], pixels=False)
         segments = tuple(_rois(dataset))
-        by_number: Mapping[int, Sequence[Dataset]] = _by_number(dataset) if contours else {}
+        mask = partial(_mask, _by_number(dataset)) if contours else no_mask
         refers = _refers(dataset)
-    return LabelObject("RTSTRUCT", segments, refers, partial(_mask, by_number))
+    return LabelObject("RTSTRUCT", segments, refers, mask)
 
 
 def _rois(dataset: Dataset) -> Iterator[Segment]:

@@ -22,7 +22,7 @@ from medssl.archive.headers.elements import count, number, numbers, text, values
 from medssl.archive.headers.pixel_element import UNCOMPRESSED
 from medssl.archive.instance import Instance
 from medssl.archive.labels.elements import item, items, reading, series_referred, uids
-from medssl.archive.labels.objects import LabelObject, Mask, Refers, Segment
+from medssl.archive.labels.objects import LabelObject, Mask, Refers, Segment, no_mask
 from medssl.archive.labels.placing import WAY_OUT, Grid, LabelProblem, OtherGrid, nearest, paste, place_of
 from medssl.archive.pixels.values import frame_values
 
@@ -75,13 +75,9 @@ def read_seg(stream: BinaryIO, pixels: bool = True) -> LabelObject:
         refers = series_referred(series, "ReferencedInstanceSequence")
         refers = Refers(refers.series, refers.instances, uids([dataset], "FrameOfReferenceUID"))
         if not pixels:
-            return LabelObject("SEG", segments, refers, _no_mask)
+            return LabelObject("SEG", segments, refers, no_mask)
         seg = _opened(dataset)
     return LabelObject("SEG", segments, refers, partial(_mask, seg))
-
-
-def _no_mask(segment: Segment, grid: Grid, resample: bool) -> Mask:
-    raise ValueError("only the header was read")
 
 
 def _segments(dataset: Dataset) -> Iterator[Segment]:
@@ -142,8 +138,9 @@ def _frames(dataset: Dataset, labelled: bool) -> Iterator[_Frame]:
 def _plane(seg: _Seg, frame: _Frame, segment: int) -> NDArray[np.bool_]:
     """(columns, rows): where the frame shows the segment."""
     stored = _stored(seg, frame.number)
-    shown = {"LABELMAP": stored == segment, "FRACTIONAL": stored >= seg.top / 2, "BINARY": stored != 0}
-    return np.asarray(shown[seg.kind], np.bool_).T
+    if seg.kind == "FRACTIONAL":
+        return np.asarray(stored >= seg.top / 2, np.bool_).T
+    return np.asarray(stored == segment if seg.kind == "LABELMAP" else stored != 0, np.bool_).T
 
 
 def _stored(seg: _Seg, frame: int) -> NDArray[Any]:

@@ -1,5 +1,6 @@
 """Labelled cases: which image belongs to which label, whose they are, what their values mean, and a store of them."""
 
+from medssl.volumes.cases.case import Case
 from medssl.volumes.cases.label_values import LabelValues, proposal
 from medssl.volumes.cases.labelled import (
     Prepared,
@@ -12,14 +13,8 @@ from medssl.volumes.cases.labelled import (
     store_cases,
     stored_cases,
 )
-from medssl.volumes.cases.listing import (
-    Case,
-    LabelledOptions,
-    channels_of,
-    find_cases,
-    label_values_of,
-    training_cases,
-)
+from medssl.volumes.cases.listing import channels_of, find_cases, label_values_of, training_cases
+from medssl.volumes.cases.options import LabelledOptions
 from medssl.volumes.cases.patients import describe_patients
 from medssl.volumes.cases.sources import header
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medssl.archive.labels.files import is_label_name, label_stem
+from medssl.archive.labels.files import label_files, label_stem
 from medssl.archive.nifti.names import case_of, channel_numbers, image_files, numbered, stem
 from medssl.errors import ConfigError, DataError, MissingInput
 from medssl.faults import faults_as
@@ -114,16 +114,16 @@ def folders(images: Path, labels: Path | None, channels: int | None = None) -> l
 
     Raises `DataError` for a label without image.
     """
-    label_files = _whole(_label_files(labels)) if labels else {}
+    label_of = _whole(_label_files(labels)) if labels else {}
     found = _files(images)
-    image_files = grouped_by_case(found, channels, label_files)
-    orphans = sorted(set(label_files) - set(image_files))
+    image_files = grouped_by_case(found, channels, label_of)
+    orphans = sorted(set(label_of) - set(image_files))
     if orphans:
         raise DataError(
-            f"{len(orphans)} labels in {labels} have no image in {images}, such as {label_files[orphans[0]][0].name}. "
+            f"{len(orphans)} labels in {labels} have no image in {images}, such as {label_of[orphans[0]][0].name}. "
             f"Image and label of a case must have the same file name, {_about_channels(found)}."
         )
-    return [Listed(name, paths, label_files[name][0] if name in label_files else None) for name, paths in sorted(image_files.items())]
+    return [Listed(name, paths, label_of[name][0] if name in label_of else None) for name, paths in sorted(image_files.items())]
 
 
 def grouped_by_case(paths: Sequence[Path], channels: int | None = None, labels: Collection[str] = ()) -> dict[str, tuple[Path, ...]]:
@@ -162,10 +162,9 @@ def _whole(paths: Sequence[Path]) -> dict[str, tuple[Path, ...]]:
 
 
 def _label_files(folder: Path) -> list[Path]:
-    """Label maps of any format; hidden ones are left out."""
     if not folder.is_dir():
         raise MissingInput(f"there is no folder {folder}. Give a folder of label files: NIfTI, NRRD, DICOM SEG or RTSTRUCT.")
-    return sorted(path for path in folder.iterdir() if is_label_name(path.name) and not path.name.startswith(".") and path.is_file())
+    return label_files(folder)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -61,6 +61,11 @@ class LabelValues:
         restored: NDArray[Any] = table.astype(kind)[classes]
         return restored
 
+    @property
+    def outputs(self) -> int | None:
+        """How many outputs the named classes take, background included; None where each value is its class."""
+        return None if self.classes is None else 1 + max(self._values())
+
     def _values(self) -> dict[int, int]:
         """Class -> its value."""
         first: dict[int, int] = {}

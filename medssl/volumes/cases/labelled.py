@@ -20,8 +20,8 @@ from medssl.archive.labels.placing import LabelProblem
 from medssl.archive.nifti.names import is_picture_name
 from medssl.archive.pictures.files import read_picture_labels
 from medssl.errors import DataError
+from medssl.volumes.cases.case import Case, pseudonym
 from medssl.volumes.cases.label_values import LabelValues
-from medssl.volumes.cases.listing import Case, pseudonym
 from medssl.volumes.cases.sources import Image, fingerprint, header, is_scaled, read_images, read_labels
 from medssl.volumes.grid import as_spacing, restore_nearest
 from medssl.volumes.ingest import Incoming, Progress, Unusable, placed, write_store

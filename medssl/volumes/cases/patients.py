@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from medssl.errors import ConfigError
+from medssl.volumes.cases.case import OWN, Case
 from medssl.volumes.cases.datalists import Listed
 from medssl.volumes.patients import by_pattern, by_table
 
@@ -20,8 +20,6 @@ _KNOWN = {
     "BraTS names (BraTS-GLI-00001-000)": re.compile(r"(BraTS-[A-Za-z]+-[0-9]{5})-[0-9]{3}(?![0-9])", re.IGNORECASE),
 }
 """Names whose form says what the patient is. A number alone may be a site, a visit or a scan: such names are left to `data.patient`."""
-OWN = ""
-"""How the patient of a case is known of which nothing says whose it is."""
 
 
 @dataclass(frozen=True)
@@ -30,22 +28,6 @@ class Whose:
 
     patient: str
     by: str
-
-
-class HasPatient(Protocol):
-    """A `Case`."""
-
-    @property
-    def name(self) -> str:
-        """The case's."""
-
-    @property
-    def patient(self) -> str:
-        """The patient's."""
-
-    @property
-    def patient_by(self) -> str:
-        """How it is known; `OWN` where it is not."""
 
 
 def patients_of(items: Iterable[Listed], pattern: str | None, table: str | None) -> dict[str, Whose]:
@@ -70,7 +52,7 @@ def _by_list_or_name(item: Listed) -> Whose:
     return Whose(item.name, OWN)
 
 
-def refuse_divided(training: Sequence[HasPatient], validation: Sequence[HasPatient]) -> None:
+def refuse_divided(training: Sequence[Case], validation: Sequence[Case]) -> None:
     """`ConfigError` where cases of one patient are trained on and validated with."""
     trained = {case.patient: case for case in training}
     both = [(trained[case.patient], case) for case in validation if case.patient in trained]
@@ -84,7 +66,7 @@ def refuse_divided(training: Sequence[HasPatient], validation: Sequence[HasPatie
         )
 
 
-def describe_patients(training: Sequence[HasPatient], validation: Sequence[HasPatient]) -> str:
+def describe_patients(training: Sequence[Case], validation: Sequence[Case]) -> str:
     """A line: how many cases of how many patients are trained on and validated with, and how the patients are known."""
     cases = [*training, *validation]
     ways = Counter(case.patient_by for case in cases)
@@ -102,7 +84,7 @@ def describe_patients(training: Sequence[HasPatient], validation: Sequence[HasPa
     return "; ".join(part for part in parts if part)
 
 
-def _counted(cases: Sequence[HasPatient]) -> str:
+def _counted(cases: Sequence[Case]) -> str:
     patients = len({case.patient for case in cases})
     return f"{len(cases)} case{'s' * (len(cases) != 1)} of {patients} patient{'s' * (patients != 1)}" if cases else "none"
 

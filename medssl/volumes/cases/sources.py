@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from medssl.archive import Index, VolumeRecord, read_nifti_channels
 from medssl.archive.geometry import image_affine
 from medssl.archive.labels.files import RawLabels, read_label
-from medssl.archive.labels.finding import Found, labels_of, pair_labels
+from medssl.archive.labels.finding import Found, Pairing, labels_of, pair_labels
 from medssl.archive.labels.merging import Classes, LabelMap
 from medssl.archive.labels.nrrd import is_nrrd_name, read_nrrd
 from medssl.archive.labels.placing import Grid
@@ -24,7 +24,8 @@ from medssl.errors import DataError
 from medssl.faults import faults_as
 from medssl.files import open_regular
 from medssl.volumes.ingest import Unusable
-from medssl.volumes.ingest.sources import image_of
+from medssl.volumes.ingest.channels import Group
+from medssl.volumes.ingest.sources import load_group
 from medssl.volumes.preparation import Preparation, as_grey
 
 Affine = NDArray[np.float64]
@@ -66,12 +67,11 @@ Image = Path | IndexedImage
 Labels = Path | IndexedLabels
 
 
-def indexed_cases(index: Index, where: str | None) -> tuple[list[tuple[IndexedImage, IndexedLabels]], str]:
-    """The volumes of an index, or those for which SQL `where` holds, that have label objects; and how the objects were paired."""
+def indexed_cases(index: Index, where: str | None) -> tuple[list[IndexedLabels], Pairing]:
+    """The label objects of the volumes of an index, or of those for which SQL `where` holds, and how they were paired."""
     records = {record.volume: record for record in index.volumes(where)}
     pairing = pair_labels(index, list(records.values()))
-    images = {volume: IndexedImage(index, records[volume]) for volume in pairing.objects}
-    return [(image, IndexedLabels(image, pairing.objects[volume])) for volume, image in images.items()], str(pairing)
+    return [IndexedLabels(IndexedImage(index, records[volume]), objects) for volume, objects in pairing.objects.items()], pairing
 
 
 def header(image: Image) -> tuple[tuple[int, ...], Affine | None]:
@@ -116,8 +116,13 @@ def grid_of_image(images: Sequence[Image], placed_by: Path | None = None) -> Gri
         affine = header(placed_by)[1]
     if affine is None:
         raise Unusable("its image says not where it lies (qform and sform codes are 0)")
-    sides = (*shape[:3], *(1,) * (3 - len(shape)))
-    return Grid((sides[0], sides[1], sides[2]), affine)
+    return grid_of(shape, affine)
+
+
+def grid_of(shape: Sequence[int], affine: Affine) -> Grid:
+    """The grid of an array of two axes or more: of a missing third one voxel, a fourth does not count."""
+    x, y, z = (*shape[:3], *(1,) * (3 - len(shape)))
+    return Grid((x, y, z), affine)
 
 
 def is_scaled(images: Sequence[Image]) -> bool:
@@ -151,10 +156,8 @@ def _read_image(image: Image, unplaced: Affine | None, preparation: Preparation)
     if isinstance(image, Path):
         found = read_nifti_channels(image, unplaced)
         return found.array, found.affine
-    if image.record.dimensions == 2 and image.record.kind != "nifti":
-        return image_of(image.index, image.record, preparation)
-    array = image.index.read(image.record.volume).array
-    return array.reshape(-1, *array.shape[-3:]), image.record.affine
+    array, affine = load_group(image.index, Group((image.record,)), preparation)
+    return array.reshape(-1, *array.shape[-3:]), affine
 
 
 def read_labels(label: Labels, grid: Callable[[], Grid], classes: Classes | None, resample: bool) -> RawLabels | LabelMap:
@@ -162,7 +165,7 @@ def read_labels(label: Labels, grid: Callable[[], Grid], classes: Classes | None
     if isinstance(label, Path):
         return read_label(label, grid(), classes, resample)
     if classes is None:
-        raise Unusable("has named segments, and data.labels names none")
+        raise Unusable("has named segments, and data.classes names none")
     return labels_of(label.image.index, label.image.record, label.objects, classes, resample)
 
 

@@ -127,10 +127,22 @@ def write_store(
     Until the last of them is there the store is unfinished (`Store.check_finished`). Raises `UsageError` where `out` holds something
     else and `StoreError` where it cannot be written.
     """
-    folder, items = Path(out), list(incoming)
-    _check_names(items)
     preparation = preparation or usual_preparation(dimensions)
-    wanted = Manifest(spacing=as_spacing(spacing), preparation=preparation, axis=axis, dimensions=dimensions)
+    manifest = Manifest(spacing=as_spacing(spacing), preparation=preparation, axis=axis, dimensions=dimensions)
+    return fill_store(list(incoming), Path(out), manifest, codec=codec, workers=workers, progress=progress)
+
+
+def fill_store(
+    items: Sequence[Incoming],
+    folder: Path,
+    wanted: Manifest,
+    *,
+    codec: Codec = "lz4hc",
+    workers: int = 2,
+    progress: Progress | None = None,
+) -> StoreSummary:
+    """As `write_store`, into the store that `wanted` describes."""
+    _check_names(items)
     with _opened(folder, wanted):
         done = _done(folder)
         todo = [item for item in items if not _is_there(item, folder, done)]

@@ -101,14 +101,14 @@ def lower_resolution(images: Tensor, factor: Tensor) -> Tensor:
 def _coarse_and_back(side: int, factor: Tensor, device: torch.device) -> Tensor:
     """(B, side, side): triangles as wide as a coarse voxel at the coarse centres, then linear between these."""
     step = factor.clamp(1, side).view(-1, 1, 1)
-    fine, coarse = (torch.arange(side, device=device, dtype=factor.dtype) for _ in range(2))
+    number = torch.arange(side, device=device, dtype=factor.dtype)
     # As many centres as fit, about the middle of the side; those beyond it are never asked for.
     count = torch.floor((side - 1) / step) + 1
-    centre = (coarse - (count - 1) / 2) * step + (side - 1) / 2
-    down = (1 - (fine - centre.mT).abs() / step).clamp_min(0)
+    centre = (number - (count - 1) / 2) * step + (side - 1) / 2
+    down = (1 - (number - centre.mT).abs() / step).clamp_min(0)
     down = down / down.sum(dim=2, keepdim=True).clamp_min(torch.finfo(factor.dtype).tiny)
-    where = ((fine.view(1, -1, 1) - (side - 1) / 2) / step + (count - 1) / 2).clamp_min(0).minimum(count - 1)
-    up = (1 - (where - coarse).abs()).clamp_min(0)
+    where = ((number.view(1, -1, 1) - (side - 1) / 2) / step + (count - 1) / 2).clamp_min(0).minimum(count - 1)
+    up = (1 - (where - number).abs()).clamp_min(0)
     return up @ down
 
 

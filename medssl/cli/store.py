@@ -14,11 +14,6 @@ from medssl.errors import StoreError
 if TYPE_CHECKING:
     from medssl.volumes import StoreEstimate, StoreSummary
 
-_TAKEN = (
-    *("spacing", "modality", "choice", "dimensions", "grey", "invert_monochrome1"),
-    *("patient", "patients", "channels", "preparation"),
-)
-"""Options of a store that are handed on as they stand."""
 MANY = 20
 """Volumes left out that are listed one by one."""
 
@@ -73,7 +68,7 @@ def store(
     """
     from medssl.train.config import read_config
     from medssl.train.progress import counting
-    from medssl.volumes import StoreOptions, estimate_store, make_store
+    from medssl.volumes import StoreOptions, estimate_store, store_as
 
     given: dict[str, Any] = {
         "where": where,
@@ -84,14 +79,13 @@ def store(
     given |= {"dimensions": dimensions, "grey": grey or None, "invert_monochrome1": invert_monochrome1 or None}
     given |= {"patient": patient, "patients": str(patients) if patients else None}
     options = read_config(StoreOptions, config, (), {key: value for key, value in given.items() if value not in (None, {})}, "store")
-    wanted: dict[str, Any] = {name: getattr(options, name) for name in _TAKEN}
-    wanted["where"] = _condition(options.where, max_deviation)
+    options = options.model_copy(update={"where": _condition(options.where, max_deviation)})
     if dry_run:
-        _print_estimate(estimate_store(sources, out, **wanted), out, as_json)
+        _print_estimate(estimate_store(sources, out, options), out, as_json)
         return
     share(out, group)
     with counting("storing volumes") as report:
-        summary = make_store(sources, out, **wanted, progress=report)
+        summary = store_as(sources, out, options, progress=report)
     if as_json:
         print_json(summary.document())
         _refuse_nothing(summary)

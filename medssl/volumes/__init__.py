@@ -42,6 +42,7 @@ from medssl.volumes.ingest import (
     are_items,
     estimate_store,
     make_store,
+    store_as,
     store_items,
     write_store,
 )
@@ -95,6 +96,7 @@ __all__ = [
     "proposal",
     "restore_labels",
     "statistics",
+    "store_as",
     "store_cases",
     "store_items",
     "stored_cases",

@@ -122,18 +122,20 @@ def loader_rows(volume: Array, store: Store, repeat: int) -> list[Row]:
     slots = cycle(images)
 
     def floor(corner: tuple[int, ...]) -> None:
-        """Into one of as many batches as are under way in a loop: each is another part of memory."""
+        """Into one of as many batches as are under way in a loop: each is another part of memory.
+
+        Into one image, which then never leaves the processor's cache, the same copy costs a quarter to a third less.
+        """
         _copied(volume, corner, raw)
         np.copyto(next(slots), raw)
 
     place = CropPlan(store, options).place
     image = np.empty((1, *SIZE), np.float32)
     scratch: dict[Any, Array] = {}
+    samples = count()
 
     def alone(_: tuple[int, ...]) -> None:
         read_crop(store, place(0, next(samples)), image, scratch=scratch)
-
-    samples = count()
 
     found = alternately(
         {
@@ -146,7 +148,7 @@ def loader_rows(volume: Array, store: Store, repeat: int) -> list[Row]:
     )
     ours, least, peer, reading = (1000 * found[name].cpu / (batches * BATCH) for name in ("ours", "floor", "torch", "alone"))
     return [
-        Row("prepared crop in the loop, batches of 4", ours, least, "strided copy and int16 -> float32", "CPU ms", 3.5),
+        Row("prepared crop in the loop, batches of 4", ours, least, "strided copy and int16 -> float32, into 16 images", "CPU ms", 3.5),
         Row("prepared crop in the loop, batches of 4", ours, peer, "DataLoader, 2 workers, the same crops", "CPU ms", 1 / 2.2),
         Row("bringing a prepared crop to the loop", ours - reading, 1.0, "a millisecond", "CPU ms", 1.0),
     ]

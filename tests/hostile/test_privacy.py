@@ -22,7 +22,8 @@ import medssl
 from medssl.archive import Index, build_index, write_volumes
 from medssl.cli.app import app, main
 from medssl.transfer import predict
-from medssl.volumes import Store, estimate_store, make_store
+from medssl.volumes import Store, StoreOptions, estimate_store, make_store
+from medssl.volumes.ingest.choice import EVERYTHING
 from medssl.volumes.overview import write_overview
 
 NETWORK = {"name": "SegResNet", "spatial_dims": 3, "in_channels": 1, "options": {"init_filters": 8}}
@@ -239,7 +240,7 @@ def broken(root: Path, here: Path, heard: Heard, index: Index) -> None:
     write_volumes(index, here / "left-nifti")  # warns
     heard.raises(lambda: predict(here / "tuned", [here / "index"], here / "maps3"))
     heard.said.append(("summary", repr(make_store([here / "index"], here / "left1"))))
-    heard.said.append(("estimate", repr(estimate_store([here / "index"], here / "left2"))))
+    heard.said.append(("estimate", repr(estimate_store([here / "index"], here / "left2", StoreOptions(choice=EVERYTHING)))))
     write_overview(index, here / "left.png")
 
 

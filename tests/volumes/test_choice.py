@@ -19,8 +19,8 @@ from medssl.cli.app import main
 from medssl.config import check
 from medssl.errors import ConfigError, UsageError
 from medssl.testing.dicom import made_affine, made_volume, write_series
-from medssl.volumes import ChoiceOptions, Store, estimate_store, make_store
-from medssl.volumes.ingest.choice import DERIVED, REFORMAT, SECOND, choose, modalities_of
+from medssl.volumes import ChoiceOptions, Store, StoreOptions, estimate_store, make_store, store_as
+from medssl.volumes.ingest.choice import DERIVED, EVERYTHING, REFORMAT, SECOND, choose, modalities_of
 from medssl.volumes.ingest.reconstructions import Candidate
 
 Said = Callable[..., tuple[str, str]]
@@ -291,7 +291,7 @@ def test_a_dry_run_tells_and_writes_nothing(archive: Path, tmp_path: Path, said:
     make_store([tmp_path / "index"], tmp_path / "s", choice=ChoiceOptions())
     real = sum(path.stat().st_size for path in (tmp_path / "s" / "volumes").iterdir())
     assert found["bytes"] == real
-    again = estimate_store([tmp_path / "index"], tmp_path / "s")
+    again = estimate_store([tmp_path / "index"], tmp_path / "s", StoreOptions(choice=EVERYTHING))
     assert (again.volumes, again.there) == (5, 2)
 
 
@@ -300,12 +300,12 @@ def test_an_estimate_is_near_what_is_made(tmp_path: Path) -> None:
         write_series(tmp_path / "a" / str(number), made_volume((16, 16, 8 + 4 * number), number), made_affine(), patient=str(number))
     write_series(tmp_path / "a" / "flat", np.zeros((16, 16, 12), np.int16), made_affine(), patient="flat", modality="MR")
     for spacing in (None, 1.3):
-        store = tmp_path / f"s{spacing}"
-        found = estimate_store([tmp_path / "a"], store, spacing=spacing)
-        done = make_store([tmp_path / "a"], store, spacing=spacing)
+        store, options = tmp_path / f"s{spacing}", StoreOptions(spacing=spacing, choice=EVERYTHING)
+        found = estimate_store([tmp_path / "a"], store, options)
+        done = store_as([tmp_path / "a"], store, options)
         real = sum(path.stat().st_size for path in (store / "volumes").iterdir())
         assert found.bytes == pytest.approx(real, rel=0.25) and found.seconds > 0
         assert (found.volumes, list(found.left_out.values())) == (done.volumes, list(done.left_out.values()))
         assert found.measured == 4
-        again = estimate_store([tmp_path / "a"], store, spacing=spacing)
+        again = estimate_store([tmp_path / "a"], store, options)
         assert (again.there, again.bytes, again.left_out) == (7, 0, done.left_out)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from medssl.errors import ConfigError, UsageError
 from medssl.testing.dicom import made_affine, made_volume, write_series
-from medssl.volumes import CropLoader, CropOptions, DataOptions, Preparation, Store, estimate_store, make_store
+from medssl.volumes import CropLoader, CropOptions, DataOptions, Preparation, Store, StoreOptions, estimate_store, make_store
 from medssl.volumes.crops import crop_at
 from medssl.volumes.preparation import usual_preparation
 from medssl.volumes.showing import kinds, write_sheet
@@ -180,7 +180,7 @@ def test_previews_beside_scans_are_no_images_of_a_store(tmp_path: Path) -> None:
 
 def test_what_a_store_of_images_will_cost_is_estimated(tmp_path: Path) -> None:
     folder = pictures(tmp_path / "in", *(radiograph(seed=number) for number in range(3)))
-    found = estimate_store([folder], tmp_path / "s", modality="DX")
+    found = estimate_store([folder], tmp_path / "s", StoreOptions(modality="DX"))
     assert found.volumes == 3 and not found.left_out and not (tmp_path / "s").exists()
     make_store([folder], tmp_path / "s", modality="DX")
     stored = sum(path.stat().st_size for path in (tmp_path / "s" / "volumes").iterdir())

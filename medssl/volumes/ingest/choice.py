@@ -100,6 +100,10 @@ class ChoiceOptions(BaseOptions):
     """Before the default choice, in order: the first rule that is true of a volume decides."""
 
 
+EVERYTHING = ChoiceOptions(min_slices=1, reconstructions="all")
+"""Leaves nothing out."""
+
+
 @dataclass(frozen=True)
 class Choice:
     """Every volume that was there is in exactly one of both."""
@@ -119,12 +123,10 @@ OTHERS = {2: "a volume, beside 2D images", 3: "a 2D image, beside volumes"}
 _RECONSTRUCTIONS = (SECOND, REFORMAT, DERIVED)
 
 
-def choose(candidates: Sequence[Candidate], options: ChoiceOptions | None, modalities: Collection[str] = ()) -> Choice:
-    """The volumes that a store takes of `candidates`; `options` None: all of the `modalities`, and no modalities: all of them."""
+def choose(candidates: Sequence[Candidate], options: ChoiceOptions, modalities: Collection[str] = ()) -> Choice:
+    """The volumes that a store takes of those of the `modalities`, and no modalities: of all."""
     left: dict[str, str] = {one.record.volume: f"of modality {one.modality}" for one in candidates if not _wanted(one, modalities)}
-    rest = [one for one in candidates if one.record.volume not in left]
-    if options is not None:
-        left |= _by_rules(rest, options)
+    left |= _by_rules([one for one in candidates if one.record.volume not in left], options)
     return Choice(tuple(one.record for one in candidates if one.record.volume not in left), left)
 
 

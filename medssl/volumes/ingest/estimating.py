@@ -9,13 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from medssl.volumes.grid import as_spacing
 from medssl.volumes.ingest.writing import Incoming, attempted, pending
-from medssl.volumes.preparation import Preparation
 from medssl.volumes.store.frames import Codec
 from medssl.volumes.store.manifest import Manifest
 
@@ -64,18 +62,9 @@ class _Cost:
 
 
 def estimated(
-    incoming: Sequence[Incoming],
-    out: str | Path,
-    *,
-    spacing: float | Sequence[float] | None = None,
-    preparation: Preparation | None = None,
-    axis: Literal["slice", "time"] | None = None,
-    dimensions: Literal[2, 3] = 3,
-    codec: Codec = "lz4hc",
-    workers: int = 2,
+    incoming: Sequence[Incoming], out: str | Path, manifest: Manifest, *, codec: Codec = "lz4hc", workers: int = 2
 ) -> StoreEstimate:
-    """What `write_store` would do with the same arguments; `out` is only read."""
-    manifest = Manifest(spacing=as_spacing(spacing), preparation=preparation or Preparation(), axis=axis, dimensions=dimensions)
+    """What `fill_store` would do with the same arguments; `out` is only read."""
     todo = pending(incoming, Path(out))
     kinds: dict[str, list[Incoming]] = defaultdict(list)
     for item in todo:

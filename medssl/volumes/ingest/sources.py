@@ -17,14 +17,15 @@ from medssl.config import BaseOptions, check
 from medssl.errors import ArchiveError, UsageError
 from medssl.faults import faults_as
 from medssl.files import holds_file, make_folder, open_regular, take_folder, write_atomically
+from medssl.volumes.grid import as_spacing
 from medssl.volumes.ingest.channels import ChannelOptions, Group, grouped, known_modality
-from medssl.volumes.ingest.choice import OTHERS, PREVIEW, ChoiceOptions, candidates_of, choose, modalities_of, nothing_left
+from medssl.volumes.ingest.choice import EVERYTHING, OTHERS, PREVIEW, ChoiceOptions, candidates_of, choose, modalities_of, nothing_left
 from medssl.volumes.ingest.estimating import StoreEstimate, estimated
 from medssl.volumes.ingest.whose import regrouped
-from medssl.volumes.ingest.writing import Incoming, Progress, StoreSummary, Unusable, write_store
+from medssl.volumes.ingest.writing import Incoming, Progress, StoreSummary, Unusable, fill_store
 from medssl.volumes.preparation import Preparation, as_grey, turned_round, usual_preparation, with_windows
 from medssl.volumes.store.frames import Codec
-from medssl.volumes.store.manifest import MANIFEST, read_manifest
+from medssl.volumes.store.manifest import MANIFEST, Manifest, read_manifest
 
 if TYPE_CHECKING:
     from medssl.archive import Index, VolumeRecord
@@ -90,133 +91,107 @@ def make_store(
     `grey` and `invert_monochrome1` are of 2D images, and become part of the preparation. `patient`, a regular expression, or `patients`, a
     CSV file, says whose NIfTI files and pictures are.
     """
-    options, asked = _options(channels), _Asked(dimensions, grey, invert_monochrome1, preparation, patient, patients)
+    given = {
+        "where": where,
+        "spacing": as_spacing(spacing),
+        "modality": modality if modality is None or isinstance(modality, str) else tuple(modality),
+        "choice": EVERYTHING if choice is None else _plain(choice),
+        "preparation": preparation,
+        "channels": _plain(channels or {}),
+        "dimensions": dimensions,
+        "grey": grey,
+        "invert_monochrome1": invert_monochrome1,
+        "patient": patient,
+        "patients": patients,
+    }
+    return store_as(sources, out, check(StoreOptions, given, "store"), codec=codec, workers=workers, progress=progress)
+
+
+def _plain(given: BaseOptions | Mapping[str, Any]) -> BaseOptions | dict[str, Any]:
+    return given if isinstance(given, BaseOptions) else dict(given)
+
+
+def store_as(
+    sources: Sequence[str | Path],
+    out: str | Path,
+    options: StoreOptions,
+    *,
+    codec: Codec = "lz4hc",
+    workers: int = 2,
+    progress: Progress | None = None,
+) -> StoreSummary:
+    """As `make_store`, with what is asked as one record: that of `medssl store --config`."""
     indexes, unread = _indexes(sources, _beside(out), workers)
-    selected = _selected(indexes, Path(out), where, modality, _choice(choice), options, asked)
-    _refuse_nothing(selected, sources, where, unread)
-    done = write_store(
-        selected.incoming,
-        out,
-        spacing=spacing,
-        preparation=with_windows(selected.preparation, options.windows),
-        axis=options.axis,
-        dimensions=selected.dimensions,
-        codec=codec,
-        workers=workers,
-        progress=progress,
-    )
+    selected = _selected(indexes, Path(out), options)
+    _refuse_nothing(selected, sources, options.where, unread)
+    done = fill_store(selected.incoming, Path(out), selected.manifest, codec=codec, workers=workers, progress=progress)
     return replace(done, unread=unread, not_chosen=selected.not_chosen)
 
 
 def estimate_store(
-    sources: Sequence[str | Path],
-    out: str | Path,
-    *,
-    where: str | None = None,
-    spacing: float | Sequence[float] | None = None,
-    modality: str | Sequence[str] | None = None,
-    choice: ChoiceOptions | Mapping[str, Any] | None = None,
-    preparation: Preparation | None = None,
-    channels: ChannelOptions | Mapping[str, Any] | None = None,
-    dimensions: Literal[2, 3] | None = None,
-    grey: bool = False,
-    invert_monochrome1: bool = False,
-    patient: str | None = None,
-    patients: str | Path | None = None,
-    codec: Codec = "lz4hc",
-    workers: int = 2,
+    sources: Sequence[str | Path], out: str | Path, options: StoreOptions, *, codec: Codec = "lz4hc", workers: int = 2
 ) -> StoreEstimate:
-    """What `make_store` with the same arguments would make: measured on a few volumes, and nothing is written.
+    """What `store_as` with the same arguments would make: measured on a few volumes, and nothing is written.
 
     Folders that are no index are indexed first, in a private folder that is gone when this returns.
     """
-    options, asked = _options(channels), _Asked(dimensions, grey, invert_monochrome1, preparation, patient, patients)
     with TemporaryDirectory(prefix="medssl-") as folder:
         own = Path(folder) / "index"
         _give_names(_beside(out), own)
         indexes, unread = _indexes(sources, own, workers)
-        selected = _selected(indexes, Path(out), where, modality, _choice(choice), options, asked)
-        _refuse_nothing(selected, sources, where, unread)
-        found = estimated(
-            selected.incoming,
-            out,
-            spacing=spacing,
-            preparation=with_windows(selected.preparation, options.windows),
-            axis=options.axis,
-            dimensions=selected.dimensions,
-            codec=codec,
-            workers=workers,
-        )
+        selected = _selected(indexes, Path(out), options)
+        _refuse_nothing(selected, sources, options.where, unread)
+        found = estimated(selected.incoming, out, selected.manifest, codec=codec, workers=workers)
     return replace(found, unread=unread, not_chosen=selected.not_chosen)
-
-
-def _options(channels: ChannelOptions | Mapping[str, Any] | None) -> ChannelOptions:
-    return channels if isinstance(channels, ChannelOptions) else check(ChannelOptions, dict(channels or {}), "channels")
-
-
-def _choice(choice: ChoiceOptions | Mapping[str, Any] | None) -> ChoiceOptions | None:
-    return choice if choice is None or isinstance(choice, ChoiceOptions) else check(ChoiceOptions, dict(choice), "choice")
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """What a store is to hold, as far as it is said."""
-
-    dimensions: Literal[2, 3] | None
-    grey: bool
-    invert_monochrome1: bool
-    preparation: Preparation | None
-    patient: str | None
-    patients: str | Path | None
-
-    def prepared(self, dimensions: Literal[2, 3]) -> Preparation:
-        """As the store will say it."""
-        also = {name: True for name in ("grey", "invert_monochrome1") if getattr(self, name)}
-        return (self.preparation or usual_preparation(dimensions)).model_copy(update=also)
 
 
 @dataclass(frozen=True)
 class _Selected:
     incoming: list[Incoming]
     not_chosen: dict[str, str]
-    dimensions: Literal[2, 3]
-    preparation: Preparation
+    manifest: Manifest
 
 
-def _selected(
-    indexes: Sequence[Index],
-    out: Path,
-    where: str | None,
-    modality: str | Sequence[str] | None,
-    choice: ChoiceOptions | None,
-    options: ChannelOptions,
-    asked: _Asked,
-) -> _Selected:
+def _selected(indexes: Sequence[Index], out: Path, options: StoreOptions) -> _Selected:
     from medssl.archive import without_previews
 
-    modalities = modalities_of(modality)
-    if choice is not None and (options.series or options.frames):
+    modalities, choice = modalities_of(options.modality), options.choice
+    named = modalities[0] if len(modalities) == 1 else None
+    if options.channels.series or options.channels.frames:
         # These say themselves which volumes of a study or series belong together.
         choice = choice.model_copy(update={"reconstructions": "all"})
-    found = [(index, index.volumes(where)) for index in indexes]
-    dimensions = asked.dimensions or _dimensions(out, [record for _, records in found for record in without_previews(records)])
-    preparation = asked.prepared(dimensions)
+    listed = [index.volumes(options.where) for index in indexes]
+    without = [without_previews(records) for records in listed]
+    manifest = _manifest(options, options.dimensions or _dimensions(out, [record for scans in without for record in scans]))
+    dimensions, preparation = manifest.dimensions, manifest.preparation
     incoming: dict[str, Incoming] = {}
     not_chosen: dict[str, str] = {}
-    for index, records in found:
+    for index, records, scans in zip(indexes, listed, without, strict=True):
         index.check_readable()
-        named = modalities[0] if len(modalities) == 1 else None
-        scans = without_previews(records)
         not_chosen |= {record.volume: PREVIEW for record in records if record.kind == "picture" and len(scans) < len(records)}
         not_chosen |= {record.volume: OTHERS[dimensions] for record in scans if record.dimensions != dimensions}
-        alike = regrouped(index, [one for one in scans if one.dimensions == dimensions], asked.patient, asked.patients)
+        alike = regrouped(index, [one for one in scans if one.dimensions == dimensions], options.patient, options.patients)
         chosen = choose(candidates_of(index, alike, named), choice, modalities)
-        incoming |= {item.volume: item for item in from_records(index, chosen.chosen, named, options, preparation)}
+        for group in grouped(index, chosen.chosen, options.channels, named, preparation.grey):
+            item = _incoming(index, group, options.channels, named, preparation)
+            incoming[item.volume] = item
         not_chosen |= chosen.left_out
     if dimensions == 2:
         _refuse_mixed(list(incoming.values()))
     left = {volume: reason for volume, reason in not_chosen.items() if volume not in incoming}
-    return _Selected(list(incoming.values()), left, dimensions, preparation)
+    return _Selected(list(incoming.values()), left, manifest)
+
+
+def _manifest(options: StoreOptions, dimensions: Literal[2, 3]) -> Manifest:
+    """As the store will say it."""
+    also = {name: True for name in ("grey", "invert_monochrome1") if getattr(options, name)}
+    preparation = (options.preparation or usual_preparation(dimensions)).model_copy(update=also)
+    return Manifest(
+        spacing=as_spacing(options.spacing),
+        preparation=with_windows(preparation, options.channels.windows),
+        axis=options.channels.axis,
+        dimensions=dimensions,
+    )
 
 
 def _dimensions(out: Path, records: Sequence[VolumeRecord]) -> Literal[2, 3]:
@@ -286,14 +261,6 @@ def is_index(folder: Path) -> bool:
     """Is this the folder of an index, rather than a folder of images?"""
     with faults_as(UsageError, f"{folder} cannot be read"):
         return holds_file(folder / "index.json") and (folder / "private").is_dir()
-
-
-def from_records(
-    index: Index, records: Sequence[VolumeRecord], modality: str | None, options: ChannelOptions, preparation: Preparation
-) -> list[Incoming]:
-    """Volumes of an index, joined as `options` say and read when their turn comes; `modality` where the index knows none."""
-    groups = grouped(index, records, options, modality, preparation.grey)
-    return [_incoming(index, group, options, modality, preparation) for group in groups]
 
 
 def _incoming(index: Index, group: Group, options: ChannelOptions, modality: str | None, preparation: Preparation) -> Incoming:

@@ -14,8 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, field
-from hashlib import blake2b
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -32,22 +31,18 @@ from medssl.errors import DataError, MedsslError, StoreError, UsageError
 from medssl.faults import faults_as
 from medssl.files import LOCK, holds_file, is_plain_name, lock_folder, make_folder, others_in, take_folder, write_atomically
 from medssl.volumes.grid import as_spacing, resample, resample_labels
-from medssl.volumes.preparation import Channel, Preparation, statistics, usual_preparation
+from medssl.volumes.ingest.facts import facts_of, label_facts_of
+from medssl.volumes.preparation import Channel, Preparation, usual_preparation
 from medssl.volumes.store.frames import Codec, digest_of, encode
 from medssl.volumes.store.identity import content_of
 from medssl.volumes.store.manifest import MANIFEST, Manifest, read_manifest
 from medssl.volumes.store.reading import labels_path, volume_path
-from medssl.volumes.store.rows import body_of
 from medssl.volumes.store.table import SCHEMA, loose_rows, read_table, row_to_json
 from medssl.volumes.store.unfinished import FOLDER as UNFINISHED
 from medssl.volumes.store.unfinished import announced, forget_finished
 from medssl.volumes.unusable import why_unusable
 
 FOLDERS = ("volumes", "labels", "rows", "table", UNFINISHED)
-POINTS = 128
-"""Foreground points kept a volume: where crops may be placed without scanning it."""
-CLASS_POINTS = 512
-"""Labelled voxels kept a class and volume, to place crops around."""
 
 _PATH = re.compile(r"(?<!\S)(?:[A-Za-z]:)?[/\\][^:\n]*(?=: )|(['\"])(?:[A-Za-z]:)?[/\\].*?\1")
 """A whole path, spaces and all, before the colon that ends it or in quotes."""
@@ -132,10 +127,22 @@ def write_store(
     Until the last of them is there the store is unfinished (`Store.check_finished`). Raises `UsageError` where `out` holds something
     else and `StoreError` where it cannot be written.
     """
-    folder, items = Path(out), list(incoming)
-    _check_names(items)
     preparation = preparation or usual_preparation(dimensions)
-    wanted = Manifest(spacing=as_spacing(spacing), preparation=preparation, axis=axis, dimensions=dimensions)
+    manifest = Manifest(spacing=as_spacing(spacing), preparation=preparation, axis=axis, dimensions=dimensions)
+    return fill_store(list(incoming), Path(out), manifest, codec=codec, workers=workers, progress=progress)
+
+
+def fill_store(
+    items: Sequence[Incoming],
+    folder: Path,
+    wanted: Manifest,
+    *,
+    codec: Codec = "lz4hc",
+    workers: int = 2,
+    progress: Progress | None = None,
+) -> StoreSummary:
+    """As `write_store`, into the store that `wanted` describes."""
+    _check_names(items)
     with _opened(folder, wanted):
         done = _done(folder)
         todo = [item for item in items if not _is_there(item, folder, done)]
@@ -269,13 +276,13 @@ def _made(item: Incoming, folder: Path, manifest: Manifest, codec: Codec) -> tup
         values, labels = values[..., 0], None if labels is None else labels[..., 0]
     content = content_of(values, affine, channels, labels)
     spacing = voxel_spacing(affine)[: manifest.dimensions] if item.scaled else ()
-    row = {"content": content, "spacing": list(spacing), **_facts(content, channels, values, affine)}
+    row = {"content": content, "spacing": list(spacing), **facts_of(content, channels, values, affine)}
     file = encode(values, codec)
     files = {volume_path(folder, item.volume): file}
     row |= {"bytes": len(file), "dtype": values.dtype.str[1:], "digest": digest_of(file)}
     if labels is not None:
         file = files[labels_path(folder, item.volume)] = encode(labels[None], codec)
-        row |= _label_facts(content, labels, classes) | {"labels_digest": digest_of(file)}
+        row |= label_facts_of(content, labels, classes) | {"labels_digest": digest_of(file)}
     return row, files
 
 
@@ -352,60 +359,6 @@ def placed(
 def _refuse(reason: str | None) -> None:
     if reason is not None:
         raise Unusable(reason)
-
-
-def _facts(content: str, channels: Sequence[Channel], values: NDArray[Any], affine: NDArray[Any]) -> dict[str, Any]:
-    of_arrays = {number: statistics(values[number]) for number in {channel.array for channel in channels}}
-    numbers = [of_arrays[channel.array] for channel in channels]
-    body = body_of(values, channels, numbers)
-    box = foreground_box(body)
-    return {
-        "channels": [channel.name for channel in channels],
-        "modalities": [channel.modality for channel in channels],
-        "arrays": [channel.array for channel in channels],
-        "shape": list(values.shape[1:]),
-        "affine": np.asarray(affine, float).reshape(-1).tolist(),
-        "statistics": [number for one in numbers for number in astuple(one)],
-        "box": [*box[0], *box[1]],
-        "points": _packed(sample_points(body, POINTS, _seed(content))),
-    }
-
-
-def _label_facts(content: str, labels: NDArray[Any], classes: Sequence[int]) -> dict[str, Any]:
-    def points(value: int) -> bytes:
-        return _packed(sample_points(labels == value, CLASS_POINTS, _seed(f"{content}/{value}"))) if value > 0 else b""
-
-    return {"classes": list(classes), "class_points": [points(value) for value in classes]}
-
-
-def _seed(name: str) -> int:
-    """A non-negative int64 that is the same on every machine and in every run."""
-    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little") >> 1
-
-
-def _packed(points: NDArray[np.int64]) -> bytes:
-    return points.astype("<u2").tobytes()
-
-
-def foreground_box(body: NDArray[np.bool_]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """First corner and one past the last of the true voxels, of which there is at least one."""
-    first, last = [], []
-    for axis in range(body.ndim):
-        hit = np.flatnonzero(body.any(axis=tuple(other for other in range(body.ndim) if other != axis)))
-        first.append(int(hit[0]))
-        last.append(int(hit[-1]) + 1)
-    return tuple(first), tuple(last)
-
-
-def sample_points(body: NDArray[np.bool_], count: int, seed: int) -> NDArray[np.int64]:
-    """(up to `count`, D) true voxels, evenly drawn by `seed`."""
-    stream = np.random.Generator(np.random.Philox(seed))
-    tried = np.unique(stream.integers(0, body.size, 64 * count))
-    hits = tried[body[np.unravel_index(tried, body.shape)]]
-    if len(hits) < count:
-        hits = np.flatnonzero(body)
-    chosen = stream.permutation(hits)[:count]
-    return np.stack(np.unravel_index(chosen, body.shape), axis=1)
 
 
 def _consolidate(folder: Path) -> None:

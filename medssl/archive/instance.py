@@ -221,5 +221,5 @@ def _values(column: pa.Array) -> list[Any]:
         return [tuple(values[begin:end]) for begin, end in zip([0, *ends[:-1]], ends, strict=True)] if values else [()] * len(column)
     if len(column) and (first := column[0].as_py()) == column[-1].as_py() and pc.all(pc.equal(column, column[0])).as_py():
         return [first] * len(column)
-    values = column.to_pylist()
-    return list(values)
+    objects: list[Any] = column.to_pylist()
+    return objects

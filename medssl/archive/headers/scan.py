@@ -66,7 +66,7 @@ def _opened(source: ArchiveSource, number: int, key: str, side_files: dict[str, 
     return [replace(found[0], modality=modality_of(source, key, side_files))]
 
 
-def _unread(source: ArchiveSource, number: int, key: str) -> Unread:
+def before_reading(source: ArchiveSource, number: int, key: str) -> Unread:
     """What the source says of a file without opening it."""
     name = os.fsencode(key)
     if not _has_stat(type(source)):
@@ -93,9 +93,9 @@ def scan_headers(source: HeaderSource, number: int, keys: Sequence[str]) -> dict
         try:
             for key, header in source.headers(keys):
                 if key in asked:
-                    found[key] = _scan_header(header, _unread(source, number, key).instance())
+                    found[key] = _scan_header(header, before_reading(source, number, key).instance())
         except OSError:
-            left = (_unread(source, number, key).instance() for key in keys if key not in found)
+            left = (before_reading(source, number, key).instance() for key in keys if key not in found)
             found |= {os.fsdecode(one.key): [replace(one, reason=Reason.UNREADABLE.value)] for one in left}
     return found
 
@@ -109,7 +109,7 @@ def _scan_header(header: Dataset, instance: Instance) -> list[Instance]:
 
 def scan_file(source: ArchiveSource, number: int, key: str, reader: HeaderReader) -> list[Instance]:
     """What one file is, or each of its slices; never raises for what the file holds. `reader` remembers the last file."""
-    unread = _unread(source, number, key)
+    unread = before_reading(source, number, key)
     try:
         with source.open(key) as file:
             start = file.read(HEAD)

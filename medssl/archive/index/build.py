@@ -138,8 +138,8 @@ def _distributed(connection: duckdb.DuckDBPyConnection, changed: Changed, scan: 
     """Buckets of the rows to be settled, after the duplicates among them were found, in public what no longer counts."""
     write_table(dropped(connection), new.public / "changes.parquet")
     several, marks = new.work / "several.parquet", new.work / "marks.parquet"
-    write_repeated(connection, _usable(asked), several)
-    _write_marks(_repeated(read_repeated(several), scan.sources, asked), scan.archives, marks)
+    groups = read_repeated(several) if write_repeated(connection, _usable(asked), several) else ()
+    _write_marks(_repeated(groups, scan.sources, asked), scan.archives, marks)
     return write_buckets(connection, changed.rows, marks, new.work / BUCKETS)
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from medssl.archive.index.contents import Contents, studies_of
+from medssl.archive.index.contents import Contents, rows_without, studies_of
 from medssl.archive.index.facts import BUCKET
 from medssl.archive.index.folder import IndexFolder, New
 from medssl.archive.index.parts import PartWriter, Rows, instances_file, parts_of, volumes_file
@@ -80,18 +80,14 @@ def _pieces(contents: Contents, gone: pa.Array) -> Iterator[list[Rows]]:
         files = pa.concat_arrays([contents.changed(number, "file"), gone])
         dropped = contents.changed(number, "volume")
         for part in parts_of(private):
-            slices = _without(read_table(volumes_file(private, part), SLICES), "volume", dropped)
-            volumes = _without(read_table(volumes_file(public, part), VOLUMES, UNKNOWN), "volume", dropped)
+            slices = rows_without(read_table(volumes_file(private, part), SLICES), "volume", dropped)
+            volumes = rows_without(read_table(volumes_file(public, part), VOLUMES, UNKNOWN), "volume", dropped)
             rows: list[Rows] = []
             for group in range(pq.read_metadata(instances_file(private, part)).num_row_groups):
-                table = _without(read_groups(instances_file(private, part), PRIVATE, [group], PLACE), "file", files)
+                table = rows_without(read_groups(instances_file(private, part), PRIVATE, [group], PLACE), "file", files)
                 here = slices.filter(pc.is_in(slices["volume"], table["volume"].combine_chunks()))
                 dates = dict(zip(here["volume"].to_pylist(), here["date"].to_pylist(), strict=True))
                 described = volumes.filter(pc.is_in(volumes["volume"], here["volume"].combine_chunks()))
                 rows.append(Rows(INSTANCES.empty_table(), table, described, dates))
-            told = _without(read_table(instances_file(public, part), INSTANCES, PLACE), "file", files)
+            told = rows_without(read_table(instances_file(public, part), INSTANCES, PLACE), "file", files)
             yield [*rows, Rows(told, PRIVATE.empty_table(), VOLUMES.empty_table(), {})]
-
-
-def _without(table: pa.Table, column: str, names: pa.Array) -> pa.Table:
-    return table.filter(pc.invert(pc.is_in(table[column], names))) if len(names) else table

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -35,9 +36,8 @@ class Contents:
     def volumes(self) -> pa.Table:
         """The public volume table, by patient, study, series and volume: an order that does not depend on where files lie."""
         parts = [
-            _without(read_table(volumes_file(self.folder.root / name, part), VOLUMES, UNKNOWN), "volume", self.changed(number, "volume"))
-            for number, name in enumerate(self.names)
-            for part in parts_of(self.folder.root / name)
+            rows_without(read_table(volumes_file(tables, part), VOLUMES, UNKNOWN), "volume", gone)
+            for _, tables, part, gone in self._parts(self.folder.root, "volume")
         ]
         table = pa.concat_tables([VOLUMES.empty_table(), *parts])
         order = [(name, "ascending") for name in ("patient", "study", "series", "volume")]
@@ -47,28 +47,22 @@ class Contents:
     def slices(self) -> pa.Table:
         """The private volume table: as `SLICES`, with the tables and part that each row is of."""
         found = []
-        for number, name in enumerate(self.names):
-            for part in parts_of(self.folder.private / name):
-                table = read_table(volumes_file(self.folder.private / name, part), SLICES)
-                table = _without(table, "volume", self.changed(number, "volume"))
-                for column, value in (("tables", number), ("part", part)):
-                    table = table.append_column(column, pa.array([value] * len(table), pa.int64()))
-                found.append(table)
+        for number, tables, part, gone in self._parts(self.folder.private, "volume"):
+            table = rows_without(read_table(volumes_file(tables, part), SLICES), "volume", gone)
+            for column, value in (("tables", number), ("part", part)):
+                table = table.append_column(column, pa.array([value] * len(table), pa.int64()))
+            found.append(table)
         return pa.concat_tables([PLACED.empty_table(), *found])
 
     def instances(self) -> Iterator[pa.Table]:
         """The public instance table, part by part; all rows of a file are in one part."""
-        for number, name in enumerate(self.names):
-            for part in parts_of(self.folder.root / name):
-                table = read_table(instances_file(self.folder.root / name, part), INSTANCES, PLACE)
-                yield _without(table, "file", self.changed(number, "file"))
+        for _, tables, part, gone in self._parts(self.folder.root, "file"):
+            yield rows_without(read_table(instances_file(tables, part), INSTANCES, PLACE), "file", gone)
 
     def private(self) -> Iterator[pa.Table]:
         """The private instance table, part by part."""
-        for number, name in enumerate(self.names):
-            for part in parts_of(self.folder.private / name):
-                table = read_table(instances_file(self.folder.private / name, part), PRIVATE, PLACE)
-                yield _without(table, "file", self.changed(number, "file"))
+        for _, tables, part, gone in self._parts(self.folder.private, "file"):
+            yield rows_without(read_table(instances_file(tables, part), PRIVATE, PLACE), "file", gone)
 
     def summary(self) -> IndexSummary:
         """What the archive holds."""
@@ -83,11 +77,19 @@ class Contents:
         table = pa.concat_tables([CHANGES.empty_table(), *later])
         return table.filter(pc.equal(table["kind"], kind))["name"].combine_chunks()
 
+    def _parts(self, half: Path, kind: str) -> Iterator[tuple[int, Path, int, pa.Array]]:
+        """Number and folder of each tables in that half of the index, each part of them, and what later tables changed of it."""
+        for number, name in enumerate(self.names):
+            gone = self.changed(number, kind)
+            for part in parts_of(half / name):
+                yield number, half / name, part, gone
+
     def _studies(self) -> pa.Table:
         return read_table(self.folder.root / self.names[-1] / "studies.parquet", STUDIES) if self.names else STUDIES.empty_table()
 
 
-def _without(table: pa.Table, column: str, names: pa.Array) -> pa.Table:
+def rows_without(table: pa.Table, column: str, names: pa.Array) -> pa.Table:
+    """The rows of which the `column` is none of `names`."""
     return table.filter(pc.invert(pc.is_in(table[column], names))) if len(names) else table
 
 
@@ -102,7 +104,7 @@ def studies_of(folder: IndexFolder, earlier: tuple[str, ...], new: New) -> pa.Ta
     before = Contents(folder, earlier)
     changed = read_table(new.public / "changes.parquet", CHANGES)
     gone = changed.filter(pc.equal(changed["kind"], "volume"))["name"].combine_chunks()
-    rows = [(_without(before.volumes, "volume", gone), _without(before.slices, "volume", gone))] if earlier else []
+    rows = [(rows_without(before.volumes, "volume", gone), rows_without(before.slices, "volume", gone))] if earlier else []
     rows += [
         (read_table(volumes_file(new.public, part), VOLUMES, UNKNOWN), read_table(volumes_file(new.private, part), SLICES))
         for part in parts_of(new.public)

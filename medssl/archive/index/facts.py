@@ -263,9 +263,9 @@ def dropped(connection: duckdb.DuckDBPyConnection) -> pa.Table:
     ).to_arrow_table()
 
 
-def write_repeated(connection: duckdb.DuckDBPyConnection, usable: Collection[str], file: Path) -> None:
-    """Write the rows of the whole archive that share a UID with one to be settled; `usable` are the reasons of rows that may yet be in
-    a volume."""
+def write_repeated(connection: duckdb.DuckDBPyConnection, usable: Collection[str], file: Path) -> bool:
+    """Write the rows of the whole archive that share a UID with one to be settled, if there are any; `usable` are the reasons of rows
+    that may yet be in a volume."""
     reasons = _quoted(usable)
     # Of a hash, which takes a tenth of the memory; what collides is told apart by whoever looks at the rows.
     _done(
@@ -274,7 +274,14 @@ def write_repeated(connection: duckdb.DuckDBPyConnection, usable: Collection[str
         CREATE TEMP TABLE twice AS
             WITH every AS (SELECT kind, uid, frame, reason FROM work UNION ALL SELECT kind, uid, frame, reason FROM rest)
             SELECT of FROM (SELECT hash(kind, uid, frame) AS of FROM every WHERE uid <> '' AND reason IN ({reasons}))
-            GROUP BY of HAVING count(*) > 1;
+            GROUP BY of HAVING count(*) > 1
+        """,
+    )
+    if not _count(connection, "FROM twice"):
+        return False
+    _done(
+        connection,
+        f"""
         CREATE TEMP TABLE several AS SELECT DISTINCT kind, uid FROM work
             WHERE uid <> '' AND reason IN ({reasons}) AND hash(kind, uid, frame) IN (FROM twice);
         COPY (
@@ -283,6 +290,7 @@ def write_repeated(connection: duckdb.DuckDBPyConnection, usable: Collection[str
         ) TO '{_name(file)}' (FORMAT parquet)
         """,
     )
+    return True
 
 
 def read_repeated(file: Path) -> Iterator[pa.Table]:
@@ -304,17 +312,19 @@ def read_repeated(file: Path) -> Iterator[pa.Table]:
 def write_buckets(connection: duckdb.DuckDBPyConnection, rows: int, marks: Path, file: Path) -> list[range]:
     """Write the rows to be settled, with their marks, in an order in which series are whole; returns which rows each bucket has."""
     count = max(1, -(-rows // BUCKET))
-    bucket = f"(CASE WHEN series = '' THEN hash(source, key) ELSE hash(patient, study, series) END) % {count}"
+    bucket = f"(CASE WHEN series = '' THEN hash(source, key) ELSE hash(patient, study, series) END) % {count}" if count > 1 else ""
     # Sorted rather than distributed over files: a sort spills what it cannot hold, a file for each bucket is a buffer for each.
     _done(
         connection,
         f"""
         COPY (
             SELECT w.*, m.mark FROM work AS w
-            LEFT JOIN read_parquet('{glob.escape(_name(marks))}') AS m USING (source, key, frame) ORDER BY {bucket}
+            LEFT JOIN read_parquet('{glob.escape(_name(marks))}') AS m USING (source, key, frame){f" ORDER BY {bucket}" if bucket else ""}
         ) TO '{_name(file)}' (FORMAT parquet, ROW_GROUP_SIZE {_ROWS})
         """,
     )
+    if not bucket:
+        return [range(rows)] if rows else []
     sizes = [size for _, size in _done(connection, f"SELECT {bucket} AS bucket, count(*) FROM work GROUP BY bucket ORDER BY bucket")]
     ends = list(accumulate(sizes))
     return [range(end - size, end) for end, size in zip(ends, sizes, strict=True)]

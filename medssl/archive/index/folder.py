@@ -195,8 +195,8 @@ class IndexFolder:
             for path in (public, private):
                 shutil.rmtree(path, ignore_errors=True)
 
-    def take_over(self, new: New, earlier: Sequence[str], asked: Asked) -> str:
-        """The new tables count beside those of `earlier` from now on, in one step; returns their name."""
+    def take_over(self, new: New, earlier: Sequence[str], asked: Asked) -> None:
+        """The new tables count beside those of `earlier` from now on, in one step."""
         shutil.rmtree(new.work)
         last = max((int(name.rpartition("-")[2]) for name in self.mark().tables or ()), default=0)
         name = f"tables-{last + 1}"
@@ -206,7 +206,6 @@ class IndexFolder:
             path.rename(final)
         self._write_mark(Mark((*earlier, name), asked))
         self._sweep((*earlier, name))
-        return name
 
     def _sweep(self, names: Sequence[str]) -> None:
         """Remove tables that no longer count and what killed builds left behind."""

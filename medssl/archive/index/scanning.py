@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from medssl.archive.executors import Workers
+from medssl.archive.headers.scan import before_reading
 from medssl.archive.headers.shards import Shard, Task, read_shards
 from medssl.archive.index.facts import LISTING, Facts, list_kept, outer_archives, unreliable, write_todo
 from medssl.archive.index.folder import IndexFolder
@@ -28,7 +29,7 @@ from medssl.archive.sources.locations import NotAnArchive, source_class
 from medssl.archive.sources.packed import DamagedArchive, TarSource, ZipSource
 from medssl.errors import ArchiveError
 from medssl.files import make_folder, write_atomically
-from medssl.source import ArchiveSource, StatSource
+from medssl.source import ArchiveSource
 
 Progress = Callable[[int, int | None], None]
 Keep = Callable[[bytes], bytes]
@@ -68,8 +69,10 @@ def read_new(scan: Scan, chosen: list[Chosen]) -> None:
             file.unlink()
     scan.first = 1 + max((_number(file) for file in scan.root.scan.glob("*.parquet")), default=-1)
     before = read_archives(scan.root.archives) if scan.facts.tables else {}
-    with scan.facts.asked() as connection:
-        again = unreliable(connection)
+    again = set[int]()
+    if scan.facts.tables:
+        with scan.facts.asked() as connection:
+            again = unreliable(connection)
     now = {scan.sources.number(place): packed_at(kind, scan.sources.number(place), place) for kind, place in chosen}
     unchanged = [number for number, one in now.items() if one is not None and number not in again and same_file(one, before.get(number))]
     given = open_chosen(chosen, scan.sources, unchanged)
@@ -159,8 +162,7 @@ def _list(scan: Scan, number: int, writer: pq.ParquetWriter) -> None:
     source = scan.sources[number]
     rows: list[tuple[int, int, bytes, int, str, bool]] = []
     for place, key in enumerate(_keys(source, scan.root.root)):
-        size, version = _stat(source, key)
-        rows.append((number, place, os.fsencode(key), size, version, False))
+        rows.append((number, place, *before_reading(source, number, key)[1:], False))
         if len(rows) == _LISTED:
             writer.write_table(_listed(rows))
             rows = []
@@ -170,16 +172,6 @@ def _list(scan: Scan, number: int, writer: pq.ParquetWriter) -> None:
 def _listed(rows: list[tuple[int, int, bytes, int, str, bool]]) -> pa.Table:
     columns = list(zip(*rows, strict=True)) or [()] * len(LISTING)
     return pa.table([pa.array(values, kind.type) for values, kind in zip(columns, LISTING, strict=True)], schema=LISTING)
-
-
-def _stat(source: ArchiveSource, key: str) -> tuple[int, str]:
-    if not isinstance(source, StatSource):
-        return 0, ""
-    try:
-        return source.stat(key)
-    except OSError:
-        # Opening it tells more.
-        return 0, ""
 
 
 def _keys(source: ArchiveSource, root: Path) -> Iterator[str]:

@@ -20,7 +20,7 @@ from medssl.archive.index.making import Made, make_volumes
 from medssl.archive.index.parts import PartWriter, Rows, batches
 from medssl.archive.index.pseudonyms import Pseudonyms
 from medssl.archive.index.summary import INSTANCES, PRIVATE, records_table
-from medssl.archive.instance import SCHEMA, Instance, from_table
+from medssl.archive.instance import SCHEMA, WHOLE, Instance, from_table
 from medssl.archive.outcomes import Reason, ending
 from medssl.archive.series.locations import placed_by_location
 from medssl.archive.tables import read_rows
@@ -94,12 +94,20 @@ def _outcomes(
     instances: Sequence[Instance], ended: Sequence[str], place: dict[tuple[int, bytes, int], tuple[str, int]], names: Pseudonyms
 ) -> dict[str, pa.Array]:
     """What is public of each instance and not already a column of its own."""
-    files = [f"{one.source}\n{os.fsdecode(one.key)}" for one in instances]
+    keys = [f"{one.source}\n{os.fsdecode(one.key)}" for one in instances]
+    files = [names.name("instance", key) for key in keys]
+    series = {uid: names.name("series", uid) if uid else "" for uid in {one.series for one in instances}}
     where = [place.get(one.identity, (None, None)) for one in instances]
     return {
-        "instance": pa.array([names.name("instance", one.named(file)) for one, file in zip(instances, files, strict=True)], pa.string()),
-        "file": pa.array([names.name("instance", file) for file in files], pa.string()),
-        "series": pa.array([names.name("series", one.series) if one.series else "" for one in instances], pa.string()),
+        "instance": pa.array(
+            [
+                file if one.frame == WHOLE else names.name("instance", one.named(key))
+                for one, key, file in zip(instances, keys, files, strict=True)
+            ],
+            pa.string(),
+        ),
+        "file": pa.array(files, pa.string()),
+        "series": pa.array([series[one.series] for one in instances], pa.string()),
         "manufacturer": pa.array([one.taken.manufacturer for one in instances], pa.string()),
         "ending": pa.array([ending(Reason(reason) if reason and reason != ENTERED else None) for reason in ended], pa.string()),
         "reason": pa.array(ended, pa.string()),

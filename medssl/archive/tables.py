@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,10 +18,14 @@ TABLE_ERRORS = (OSError, LookupError, ValueError, TypeError, ArithmeticError, At
 
 
 def to_parquet(table: pa.Table) -> bytes:
-    """The content of a Parquet file, for tables that are small or soon gone."""
-    sink = pa.BufferOutputStream()
+    """The content of a Parquet file that is soon gone."""
     # zstd would make it a third smaller and take three times as long; nothing looks for a row by its values.
-    pq.write_table(table, sink, compression="snappy", write_statistics=False)
+    return _content(table, compression="snappy", write_statistics=False)
+
+
+def _content(table: pa.Table, **how: Any) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, **how)
     content: bytes = sink.getvalue().to_pybytes()
     return content
 
@@ -32,7 +37,7 @@ def from_parquet(content: bytes, schema: pa.Schema) -> pa.Table:
 
 def write_table(table: pa.Table, file: Path) -> None:
     """Write under a temporary name and rename: a reader sees the old file, the new one or none."""
-    write_atomically(file, to_parquet(table))
+    write_atomically(file, _content(table, compression="zstd"))
 
 
 def read_table(file: Path, schema: pa.Schema, nulls: Collection[str] = ()) -> pa.Table:

@@ -15,6 +15,7 @@ from medssl.train.progress import counting
 from medssl.train.run_folder import VOLUMES, holds_run, refuse_other_run
 from medssl.train.setup import given_parts, make_plan
 from medssl.train.training import run_training
+from medssl.train.weights import Source, origin_given, origin_path
 from medssl.volumes import Store, are_items, store_items
 
 
@@ -29,7 +30,7 @@ def pretrain(
     batch: int | None = None,
     views: Any = None,
     seed: int | None = None,
-    from_: str | Path | Run | None = None,
+    from_: Source | None = None,
     encoder_end: str | None = None,
     config: str | Path | Mapping[str, Any] | PretrainConfig | None = None,
     overrides: Sequence[str] = (),
@@ -46,9 +47,9 @@ def pretrain(
     it, from its weights on. `encoder_end` names the submodule where its encoder ends, if a term reads that and medssl does not know.
     `data` is a store's folder with `size` (voxels) and `batch`, the options of `data:`, or a MONAI dataset or datalist, of which a store
     is made in `out` (as `medssl.monai.store_items` does); `tasks` and `consistency` are lists of names, mappings, classes or objects;
-    `from_` an earlier run that this round goes on from; further keywords are options of `train:`, such as `steps=1000`. With `resume`
-    the run goes on from its newest good checkpoint, or starts. Without `verbose` progress goes to the logger `medssl.train` (level
-    INFO) alone.
+    `from_` an earlier run that this round goes on from, a file of weights or a state dict (with `network`); further keywords are options
+    of `train:`, such as `steps=1000`. With `resume` the run goes on from its newest good checkpoint, or starts. Without `verbose`
+    progress goes to the logger `medssl.train` (level INFO) alone.
 
     Raises:
         ConfigError: unknown keys, values out of range, a network that does not fit the store.
@@ -59,7 +60,8 @@ def pretrain(
         raise UsageError("pretrain needs out, the folder of the run.")
     if are_items(data):
         data = _stored(data, Path(out), resume, verbose)
-    given = given_parts(network, data, tasks, consistency, size, batch, views, seed, from_, encoder_end, train)
+    origin = origin_path(origin_given(from_, config, "from"), out, resume)
+    given = given_parts(network, data, tasks, consistency, size, batch, views, seed, origin, encoder_end, train)
     plan = make_plan(config, overrides, given, plugins or Plugins.load())
     return run_training(out, lambda _: plan.training(), resume=resume, handlers=handlers, verbose=verbose)
 

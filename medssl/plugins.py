@@ -124,8 +124,8 @@ class Plugins:
         plugins = cls()
         for entry, provider in _wanted(environ):
             plugins._load_entry(entry, provider)
-        for path in filter(None, environ.get(PLUGIN_FILES, "").split(os.pathsep)):
-            plugins.register(plugin_of_file(Path(path)), Provider(Path(path).stem, path, "(a file)"))
+        for path in dict.fromkeys(Path(path).absolute() for path in environ.get(PLUGIN_FILES, "").split(os.pathsep) if path):
+            plugins.register(plugin_of_file(path), Provider(path.stem, str(path), "(a file)"))
         for name, module in (extra or {}).items():
             plugins.register(module, Provider(name, name, "in this process"))
         return plugins

@@ -21,7 +21,16 @@ from medssl.errors import ConfigError, DataError
 from medssl.learn.promises import calling, check_batch
 from medssl.monai.crops import crops_of
 from medssl.monai.given import item_given
-from medssl.monai.tasks import ELSEWHERE, build_task, known_network, refuse_early, refuse_unknown_network, task_class, unknown_network
+from medssl.monai.labels import refuse_unsaid
+from medssl.monai.tasks import (
+    ELSEWHERE,
+    build_task,
+    known_network,
+    refuse_unknown_network,
+    task_class,
+    tried_without_network,
+    unknown_network,
+)
 
 IMAGE, TARGET, WEIGHT = "image", "target", "weight"
 
@@ -50,9 +59,12 @@ class PretextTaskTransform(Randomizable, Transform):  # type: ignore[misc]
         self.network, self.fixed = known_network(network), fixed
         self._built: dict[tuple[int, int], PretextTask] = {}
         if self.network is None:
-            refuse_early(self.task, self.options)
+            tried = tried_without_network(self.task, self.options)
         else:
-            self._built[self.network.spatial_dims, self.network.channels] = build_task(self.task, self.options, self.network)
+            tried = build_task(self.task, self.options, self.network)
+            self._built[self.network.spatial_dims, self.network.channels] = tried
+        if tried is not None:
+            refuse_unsaid(tried)
         self._seeded_in = os.getpid()
 
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> Self:

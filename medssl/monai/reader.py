@@ -14,9 +14,12 @@ from numpy.typing import NDArray
 from medssl.archive import Single, read_single
 from medssl.errors import DataError, MedsslError, UsageError
 
+PHOTOMETRIC = "photometric_interpretation"
+"""Where the metadata of an image says whether low values are meant to be bright."""
+
 
 class MedsslReader(ImageReader):  # type: ignore[misc]
-    """`LoadImaged("image", reader=MedsslReader())`: DICOM series and NIfTI files as medssl reads them, along RAS+ affines.
+    """`LoadImaged("image", reader="medssl.monai.MedsslReader")`: DICOM series and NIfTI files as medssl reads them, along RAS+ affines.
 
     A folder, zip or tar of DICOM becomes its volume: slices sorted by their positions, rescaled, nothing stacked over a gap. One that holds
     no volume is an error with the reason; of several the one meant is named by `modality`, or they are put into folders of their own.
@@ -65,6 +68,7 @@ class MedsslReader(ImageReader):  # type: ignore[misc]
             MetaKeys.SPATIAL_SHAPE: np.asarray(array.shape[-3:]),
             MetaKeys.SPACE: SpaceKeys.RAS,
             MetaKeys.ORIGINAL_CHANNEL_DIM: 0 if several else float("nan"),
+            PHOTOMETRIC: "MONOCHROME1" if found[0].inverted else "MONOCHROME2",
         }
 
 

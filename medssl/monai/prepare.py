@@ -18,7 +18,7 @@ from medssl.archive.nifti.modality import checked_modality
 from medssl.archive.nifti.names import is_nifti_name, is_picture_name
 from medssl.config import check
 from medssl.errors import ConfigError, DataError
-from medssl.monai.given import item_given, one_of
+from medssl.monai.given import image_given, item_given, one_of
 from medssl.monai.reader import PHOTOMETRIC
 from medssl.run import Run
 from medssl.train.checkpoint import Checkpoint, find_checkpoint
@@ -59,6 +59,8 @@ class PrepareImage(Transform):  # type: ignore[misc]
     ) -> None:
         if photometric is not None:
             one_of(photometric, Photometric, "photometric")
+        if not (modality is None or isinstance(modality, str | Sequence)):
+            raise ConfigError(f'modality is {modality!r}. Give a DICOM modality, such as "CT", or one for each channel.')
         self.photometric = photometric
         found = find_checkpoint(checkpoint)
         if found.state.get("preparation") is None:
@@ -77,12 +79,13 @@ class PrepareImage(Transform):  # type: ignore[misc]
 
     def prepared(self, image: Any, what: str, remedies: tuple[str, str]) -> Any:
         """`image` prepared; `what` and `remedies` are how messages call it and the transforms that bring it to axes and spacing."""
+        image_given(image, what)
         if isinstance(image, MetaTensor):
             _check_orientation(image, what, remedies[0])
             if self.spacing is not None:
                 _check_spacing(image, self.spacing, what, remedies[1])
         shown = self._own(image) if callable(self._own) else image
-        array = self._as_stored(convert_to_tensor(shown, track_meta=False).cpu().numpy(), image, what)
+        array = self._as_stored(convert_to_tensor(shown, track_meta=False).detach().cpu().numpy(), image, what)
         if not np.isfinite(array).all() or any(channel.min() == channel.max() for channel in array):
             raise DataError(f"{what} holds NaN, infinity, or one value alone, and cannot be prepared.")
         return convert_to_dst_type(self._values(array, what), image, dtype=np.float32)[0]

@@ -104,8 +104,8 @@ class Seen:
         if rule.kind == "raw":
             return f"{found}, perhaps in another unit than {there}. {self._remedy(rule)}"
         return (
-            f"{found}, and seem to be normalised already, unlike {there}. They are normalised here: give images as they are stored. "
-            "Further ones like it are not told."
+            f"{found}, and seem to be normalised already or of another kind, unlike {there}. They are normalised here: give images as "
+            "they are stored. Further ones like it are not told."
         )
 
     def _values_of(self, channel: Channel) -> tuple[Channel, list[Values]]:

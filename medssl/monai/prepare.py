@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from medssl.archive.nifti.modality import checked_modality
 from medssl.config import check
 from medssl.errors import ConfigError, DataError
+from medssl.monai.given import item_given
 from medssl.run import Run
 from medssl.train.checkpoint import Checkpoint, find_checkpoint
 from medssl.volumes import Channel, Doubts, Kind, Preparation, Seen, are_shown_raw, as_spacing, choose_kind, kinds_seen, statistics
@@ -117,7 +118,7 @@ class PrepareImaged(MapTransform):  # type: ignore[misc]
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The item with prepared images; `data` itself is left as it is."""
-        item = dict(data)
+        item = item_given(data)
         for key in self.key_iterator(item):
             item[key] = self.transform.prepared(item[key], f"'{key}'", (f"Orientationd({key!r}, ", f"Spacingd({key!r}, "))
         return item

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,28 +63,33 @@ def pretrain(
     if out is None:
         raise UsageError("pretrain needs out, the folder of the run.")
     if are_items(data):
-        data = _stored(data, Path(out), resume, verbose, modality, preparation)
-    elif modality is not None or preparation is not None:
+        place = Path(out) / VOLUMES
+        open_store: Callable[[str], Store] = partial(_stored, data, Path(out), resume, verbose, modality, _rules(preparation))
+    elif modality is None and preparation is None:
+        place, open_store = data, Store
+    else:
         raise UsageError("modality and preparation say what the items of a dataset are. A store knows it of its volumes: make it so.")
-    given = given_parts(network, data, tasks, consistency, size, batch, views, seed, from_, encoder_end, train)
-    plan = make_plan(config, overrides, given, plugins or Plugins.load())
+    given = given_parts(network, place, tasks, consistency, size, batch, views, seed, from_, encoder_end, train)
+    plan = make_plan(config, overrides, given, plugins or Plugins.load(), open_store)
     return run_training(out, lambda _: plan.training(), resume=resume, handlers=handlers, verbose=verbose)
 
 
-def _stored(
-    data: Any, out: Path, resume: bool, verbose: bool, modality: str | None, preparation: Preparation | Mapping[str, Any] | None
-) -> Path:
+def _rules(preparation: Preparation | Mapping[str, Any] | None) -> Preparation | None:
+    if preparation is None or isinstance(preparation, Preparation):
+        return preparation
+    return check(Preparation, dict(preparation), "preparation")
+
+
+def _stored(data: Any, out: Path, resume: bool, verbose: bool, modality: str | None, preparation: Preparation | None, folder: str) -> Store:
     """The items of a MONAI pipeline as a store in the run's folder, where a run that goes on finds them again."""
     if not (resume and holds_run(out)):
         refuse_other_run(out)
-    rules = (
-        preparation if preparation is None or isinstance(preparation, Preparation) else check(Preparation, dict(preparation), "preparation")
-    )
     with counting("storing items", verbose=verbose) as report:
         # Labels are nothing that a pretraining reads: odd ones are no reason to refuse the images.
-        done = store_items(data, out / VOLUMES, label_key=None, modality=modality, preparation=rules, progress=report)
+        done = store_items(data, folder, label_key=None, modality=modality, preparation=preparation, progress=report)
     for volume, reason in done.left_out.items():
-        warnings.warn(f"{volume} is left out: {reason}", stacklevel=3)
-    if len(Store(out / VOLUMES)) != done.volumes:
-        raise UsageError(f"{out / VOLUMES} holds items of other data too. Delete it, or give another folder as out.")
-    return out / VOLUMES
+        warnings.warn(f"{volume} is left out: {reason}", stacklevel=4)
+    store = Store(folder)
+    if len(store) != done.volumes:
+        raise UsageError(f"{folder} holds items of other data too. Delete it, or give another folder as out.")
+    return store

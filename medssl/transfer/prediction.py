@@ -47,10 +47,9 @@ class Segmenter:
     form: ImageForm
     windows: Windows
     device: torch.device
-    classes: int
     values: LabelValues
     names: Mapping[int, str]
-    """Class -> what it is called, background aside."""
+    """Class -> what it is called, for every class but the background."""
 
     def __call__(self, prepared: Prepared) -> NDArray[Any]:
         """(X, Y, Z) label map on the input's own grid, with the values of the labels it was trained on, uint8 where they fit."""
@@ -61,7 +60,7 @@ class Segmenter:
         inputs = torch.from_numpy(np.ascontiguousarray(prepared.array))[None].to(self.device)
         with torch.no_grad():
             labels = self.windows(inputs, self.network)[0].argmax(0).cpu().numpy()
-        return restore_labels(labels.astype(np.uint8 if self.classes <= 256 else np.int16), prepared)
+        return restore_labels(labels.astype(np.uint8 if len(self.names) < 256 else np.int16), prepared)
 
 
 @dataclass(frozen=True)
@@ -217,7 +216,7 @@ def load_segmenter(run_dir: str | Path, precision: str = "fp32", trusted: Sequen
         )
     called = state.get("label_names") or {}
     names = {number: str(called.get(str(number), f"class {number}")) for number in range(1, classes)}
-    return Segmenter(built.to(place).eval(), ImageForm.of_document(state), windows, place, classes, values, names)
+    return Segmenter(built.to(place).eval(), ImageForm.of_document(state), windows, place, values, names)
 
 
 def label_values_of_run(run_dir: str | Path) -> LabelValues:
@@ -289,8 +288,8 @@ def _groups(index: Index, records: Sequence[VolumeRecord], rule: ChannelOptions,
     """What becomes the arrays of one input: by the rule, else as far as the network reads several, a fourth axis and numbered files."""
     if rule.series or rule.frames:
         return grouped(index, records, rule, None)
-    images = [Group((record,)) for record in records if _is_image(record)]
-    volumes = [record for record in records if not _is_image(record)]
+    images = [Group((record,)) for record in records if record.is_image]
+    volumes = [record for record in records if not record.is_image]
     deep = [record for record in volumes if len(record.shape) == 4]
     flat = [record for record in volumes if len(record.shape) < 4]
     single = [Group((record,)) for record in flat] if _arrays(form) == 1 else grouped(index, flat, ChannelOptions(), None)
@@ -328,7 +327,7 @@ def _from_index(index: Index, group: Group, form: ImageForm, path: Path) -> _Inp
 def _check(group: Group, form: ImageForm, name: str) -> None:
     """What the index says of a volume must be what the network reads."""
     record = group.records[0]
-    if _is_image(record):
+    if record.is_image:
         if record.frames > 1:
             raise DataError(f"{name} has {record.frames} frames over time. Give the frames as images of their own.")
         if record.kind != "picture":
@@ -342,10 +341,6 @@ def _check(group: Group, form: ImageForm, name: str) -> None:
             "Say by `channels: {series: ...}` in a file for --config which series of a study they are."
         )
     _check_modalities(found, form, name)
-
-
-def _is_image(record: VolumeRecord) -> bool:
-    return record.dimensions == 2 and record.kind != "nifti"
 
 
 def _check_modalities(found: Sequence[str], form: ImageForm, name: str) -> None:

@@ -233,7 +233,7 @@ def test_a_checkpoint_imports_no_module_that_nobody_named(stranger: Path, tmp_pa
     assert not (tmp_path / "ran").exists() and "stranger_nets" not in sys.modules
     load_pretrained(SPEC, stranger, out_channels=3)
     assert not (tmp_path / "ran").exists()
-    assert load_segmenter(stranger, trusted=["stranger_nets"]).classes == 2
+    assert load_segmenter(stranger, trusted=["stranger_nets"]).names == {1: "class 1"}
     assert (tmp_path / "ran").exists()
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from medssl.archive import narrow, read_nifti
 from medssl.archive.geometry import Flips, to_ras, voxel_spacing
-from medssl.archive.labels.merging import LabelMap
+from medssl.archive.labels.merging import ClassMap
 from medssl.archive.labels.placing import LabelProblem
 from medssl.archive.nifti.names import is_picture_name
 from medssl.archive.pictures.files import read_picture_labels
@@ -230,7 +230,7 @@ def _case_labels(case: Case, values: LabelValues, notes: dict[str, tuple[str, ..
     assert case.label is not None
     try:
         found = read_labels(case.label, lambda: case.grid, values.segments, case.resample)
-        if isinstance(found, LabelMap):
+        if isinstance(found, ClassMap):
             notes[case.name] = found.notes
             return found.array
         return _classes(found.array, values)

@@ -30,6 +30,11 @@ def _frozen(cls: type[_Class]) -> type[_Class]:
     return dataclass(slots=True, unsafe_hash=True)(cls)
 
 
+def named(name: str, frame: int) -> str:
+    """The name of a file or object, and of a frame of it where one is meant."""
+    return name if frame == WHOLE else f"{name}\nframe {frame}"
+
+
 @_frozen
 class Acquisition:
     """How one image was taken; what is empty the header does not say, or says as no list knows it."""
@@ -180,7 +185,7 @@ class Instance:
 
     def named(self, name: str) -> str:
         """The name of a file or object, and of a frame of it where the instance is one: pseudonyms are made from it."""
-        return name if self.frame == WHOLE else f"{name}\nframe {self.frame}"
+        return named(name, self.frame)
 
     @property
     def why(self) -> Reason | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Any, TypeVar, dataclass_transform, get_type_hints
 
 import numpy as np
@@ -220,7 +221,7 @@ SCHEMA = pa.schema(_columns())
 def to_table(instances: Sequence[Instance]) -> pa.Table:
     """Instances as rows, in order."""
     taken = [instance.taken for instance in instances]
-    columns = {name: [getattr(part, name) for part in (taken if name in _TAKEN else instances)] for name in SCHEMA.names}
+    columns = {name: list(map(attrgetter(name), taken if name in _TAKEN else instances)) for name in SCHEMA.names}
     return pa.table(columns, schema=SCHEMA)
 
 

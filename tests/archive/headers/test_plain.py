@@ -129,6 +129,21 @@ def test_a_series_is_known_by_the_starts_of_its_files(tmp_path: Path, monkeypatc
     assert counts[0] == HEAD and max(counts[4:]) < 4096 and -1 not in counts[4:]
 
 
+def test_a_series_with_a_longer_header_than_the_last_is_learnt_from_its_first_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(4):
+
+        def fill(dataset: Dataset, z: int, number: int = number) -> None:
+            dataset.add_new(0x00090010, "LO", "SOMEBODY")
+            dataset.add_new(0x00091001, "OB", bytes(2000 * number))
+            dataset.AcquisitionTime = f"1200{z:02d}"
+
+        write_series(tmp_path / str(number), made_volume((20, 16, 6)), made_affine(), series=str(number), adjust=fill)
+    walked: list[int] = []
+    monkeypatch.setattr(reading, "walk", lambda *given: walked.append(1) or walk(*given))
+    scanned(FolderSource(str(tmp_path)), HeaderReader())
+    assert len(walked) == 5, "one a series, and one to see that the time differs"
+
+
 SURE = [0x00080016, 0x00080018, 0x00080060, 0x00100020, 0x0020000D, 0x0020000E, 0x00280010, 0x00280011, 0x00280100]
 OTHERS = [0x00080008, 0x00080020, 0x00081030, 0x00181030, 0x00180081, 0x00200013, 0x00200032, 0x00200037, 0x00201041, 0x00280002]
 OTHERS += [0x00280004, 0x00280030, 0x00280101, 0x00280102, 0x00280103, 0x00280120, 0x00281052, 0x00281053, 0x0020000A, 0x00280008]

@@ -126,6 +126,8 @@ class Instance:
     frame_of_reference: str = ""
     """FrameOfReferenceUID."""
 
+    corrected: tuple[str, ...] = ()
+    """CorrectedImage: what PET and SPECT took into account, such as ATTN."""
     echo: str = ""
     inversion: str = ""
     flip: str = ""

@@ -437,14 +437,15 @@ def test_what_headers_say_of_corrections_decides(tmp_path: Path, said: Said) -> 
     write("corrected", "PT", 32, CorrectedImage=["DECY", "ATTN", "SCAT"])
     write("uneven", "MR", 33, "M", "ND", EchoTime=2.4)
     write("even", "MR", 34, "M", "NORM", "DIS2D", EchoTime=2.4)
+    write("second echo", "MR", 36, "M", "ND", EchoTime=4.9)
     write("map", "MR", 35, "DIFFUSION", "ADC", EchoTime=70)
     build_index([tmp_path / "a"], tmp_path / "index", workers=1)
     _, told = said("store", tmp_path / "index", "--out", tmp_path / "s")
-    assert sides(tmp_path / "s") == [("MR", 34), ("PT", 32)]
+    assert sides(tmp_path / "s") == [("MR", 34), ("MR", 36), ("PT", 32)]
     for reason in (UNCORRECTED, SECOND, DERIVED):
         assert f"left out: 1 {reason}" in told.splitlines()
     said("store", tmp_path / "index", "--out", tmp_path / "every", "--all-reconstructions")
-    assert len(Store(tmp_path / "every")) == 5
+    assert len(Store(tmp_path / "every")) == 6
 
 
 def test_of_a_real_study_the_corrected_t1_is_taken(tmp_path: Path, shared_data: Path) -> None:

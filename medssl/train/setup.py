@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -29,7 +29,7 @@ from medssl.train.checkpoint_state import checksum_of
 from medssl.train.config import PretrainConfig, read_config
 from medssl.train.definition import Training
 from medssl.train.device import choose_device, choose_dtype
-from medssl.volumes import CropLoader, DataOptions, Preparation, Store, channels_of_crops, kinds_document, kinds_of
+from medssl.volumes import CropLoader, DataOptions, Preparation, Seen, Store, channels_of_crops, kinds_document, kinds_of, kinds_seen
 
 MIN_COVERAGE = 0.9
 """Least share of a network, its head aside, that a further round must find in the run it goes on from."""
@@ -97,8 +97,9 @@ def make_plan(
     overrides: Sequence[str],
     given: Mapping[str, Any],
     plugins: Plugins,
+    open_store: Callable[[str], Store] = Store,
 ) -> Plan:
-    """Check a configuration (a file, a mapping, or nothing) with `given` arguments laid over it."""
+    """Check a configuration (a file, a mapping, or nothing) with `given` arguments laid over it, what needs no images first."""
     terms = {key: given[key] for key in ("tasks", "consistency") if key in given}
     others = {key: value for key, value in given.items() if key not in terms}
     checked = read_config(PretrainConfig, config, overrides, others, "pretraining")
@@ -108,8 +109,9 @@ def make_plan(
         _refuse_nothing(plugins)
     origin = find_checkpoint(checked.from_) if checked.from_ is not None else None
     spec = _network(checked, origin).checked()
+    _check_sides(spec, checked.data)
     choose_dtype(checked.train.precision, choose_device(checked.train.device))
-    store = Store(checked.data.store)
+    store = open_store(checked.data.store)
     if not checked.data.unfinished:
         store.check_finished("data.unfinished=true")
     _check_channels(spec, store, checked.data)
@@ -141,12 +143,15 @@ def _network(config: PretrainConfig, origin: Checkpoint | None) -> NetworkSpec:
     return spec.model_copy(update={"in_channels": origin.state.get("channels") or spec.in_channels})
 
 
-def _check_channels(spec: NetworkSpec, store: Store, data: DataOptions) -> None:
+def _check_sides(spec: NetworkSpec, data: DataOptions) -> None:
     if len(data.size) != spec.spatial_dims:
         raise ConfigError(
             f"data.size has {len(data.size)} sides and the network {spec.spatial_dims} spatial dimensions. "
             "Give as many sides, or another network.spatial_dims."
         )
+
+
+def _check_channels(spec: NetworkSpec, store: Store, data: DataOptions) -> None:
     channels = channels_of_crops(store, data)
     if len(channels) != spec.in_channels:
         raise ConfigError(
@@ -165,6 +170,7 @@ def _check_preparation(store: Store, origin: Checkpoint | None) -> None:
             f"the store prepares images by {ours}, {origin.path} was trained on images prepared by {other}: the network would see "
             "other images than it learned on. Make the store with the same preparation."
         )
+    Seen(kinds_seen(origin.state), theirs).check_store(store, {})
 
 
 def _load_origin(objective: Objective, origin: Checkpoint) -> None:

@@ -111,7 +111,7 @@ class Index:
             raise damaged("the private part", f"does not hold the slices of volume {volume}")
         if record.kind == "nifti":
             return Volume(record, self._nifti(record, slices[0]))
-        if record.dimensions == 2:
+        if record.is_image:
             return Volume(record, self._image(record, slices[0], frames))
         return Volume(record, self._stack(record, slices))
 
@@ -230,7 +230,7 @@ class Index:
         known = all(0 <= one.source < len(self._sources.places) and one.kind == record.kind for one in slices)
         if record.kind == "nifti":
             return known and len(slices) == 1
-        if record.dimensions == 2:
+        if record.is_image:
             return known and len(slices) == 1 and (slices[0].frames, slices[0].samples) == (record.frames, record.colours)
         sides = all((one.columns, one.rows) == record.shape[:2] and one.has_usable_bits for one in slices)
         return known and sides and len(slices) == record.shape[2]

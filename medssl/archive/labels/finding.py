@@ -14,7 +14,7 @@ from medssl.archive.index.reading import Index
 from medssl.archive.index.records import VolumeRecord
 from medssl.archive.instance import Instance
 from medssl.archive.labels.elements import reading
-from medssl.archive.labels.merging import Classes, LabelMap, label_map
+from medssl.archive.labels.merging import Classes, ClassMap, class_map
 from medssl.archive.labels.objects import LabelObject, Refers
 from medssl.archive.labels.placing import Grid, LabelProblem
 from medssl.archive.labels.rtstruct import read_rtstruct
@@ -134,11 +134,11 @@ def _read(file: BinaryIO, segmentation: bool, header: bool) -> LabelObject:
     return read_seg(stream, pixels=not header) if segmentation else read_rtstruct(stream, contours=not header)
 
 
-def labels_of(index: Index, record: VolumeRecord, objects: Iterable[Found], classes: Classes, resample: bool = False) -> LabelMap:
+def labels_of(index: Index, record: VolumeRecord, objects: Iterable[Found], classes: Classes, resample: bool = False) -> ClassMap:
     """The classes of a volume's label objects, on its grid; raises `LabelProblem`."""
     x, y, z = record.shape[:3]
     read = [read_object(index, one.instance) for one in objects if _has(one.header, classes)]
-    return label_map(read or [one.header for one in objects], classes, Grid((x, y, z), record.affine), resample)
+    return class_map(read or [one.header for one in objects], classes, Grid((x, y, z), record.affine), resample)
 
 
 def _has(header: LabelObject, classes: Classes) -> bool:

@@ -303,7 +303,7 @@ def load_group(index: Index, group: Group, preparation: Preparation) -> tuple[ND
     """(A, X, Y, Z) or (X, Y, Z) values and the affine to RAS+ mm; `Unusable` with the group's reason."""
     if group.reason is not None:
         raise Unusable(group.reason)
-    if len(group.records) == 1 and group.records[0].kind != "nifti" and group.records[0].dimensions == 2:
+    if len(group.records) == 1 and group.records[0].is_image:
         return image_of(index, group.records[0], preparation, group.picked or None)
     first = index.clear_padding(index.read(group.records[0].volume))
     if group.picked:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from medssl.archive.outcomes import Reason
+from medssl.archive.tables import ADDED
 
 WHOLE = -1
 """The frame number of a file that is one image."""
@@ -200,6 +201,8 @@ _ARROW: dict[Any, pa.DataType] = {
     tuple[float, ...]: pa.list_(pa.float64()),
 }
 
+_LATER = frozenset({"corrected"})
+"""Columns that an index of the same format may lack."""
 _OWN, _TAKEN = ([field.name for field in fields(cls)] for cls in (Instance, Acquisition))
 
 
@@ -207,7 +210,7 @@ def _columns() -> Iterator[pa.Field]:
     hints = {**get_type_hints(Instance), **get_type_hints(Acquisition)}
     for name in _OWN:
         for column in _TAKEN if name == "taken" else [name]:
-            yield pa.field(column, _ARROW[hints[column]])
+            yield pa.field(column, _ARROW[hints[column]], metadata={ADDED: b""} if column in _LATER else None)
 
 
 SCHEMA = pa.schema(_columns())

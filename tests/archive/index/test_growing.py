@@ -376,3 +376,20 @@ def test_private_rows_say_which_file_is_which_volume(archive: Path, tmp_path: Pa
     (public,) = tmp_path.glob("index/tables-1/instances-*.parquet")
     columns = ["instance", "volume", "slice"]
     assert pq.read_table(private, columns=columns) == pq.read_table(public, columns=columns)
+
+
+def test_an_index_without_a_column_that_came_later_is_read(archive: Path, tmp_path: Path) -> None:
+    write_series(archive, made_volume((6, 5, 4)), made_affine())
+    build_index([archive], tmp_path / "index", workers=1)
+    volume = Index(tmp_path / "index").volumes()[0].volume
+    for file in (tmp_path / "index" / "private").rglob("instances-*.parquet"):
+        pq.write_table(pq.read_table(file).drop_columns(["corrected"]), file)
+    index = Index(tmp_path / "index")
+    assert index.slices(volume)[0].corrected == () and index.read(volume).array.shape == (6, 5, 4)
+    compact(tmp_path / "index")
+    assert Index(tmp_path / "index").slices(volume)[0].corrected == ()
+    before = Index(tmp_path / "index")
+    for file in (tmp_path / "index" / "private").rglob("instances-*.parquet"):
+        pq.write_table(pq.read_table(file).drop_columns(["position"]), file)
+    with pytest.raises(ArchiveError, match="damaged"):
+        before.slices(volume)

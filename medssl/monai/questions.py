@@ -99,10 +99,12 @@ class PretextTaskTransform(Randomizable, Transform):  # type: ignore[misc]
 
     def _ask(self, tensor: Tensor, image: Any, name: str) -> PretextBatch:
         spacing = torch.as_tensor(image.pixdim[: tensor.dim() - 1]) if isinstance(image, MetaTensor) else None
-        crops, task = crops_of(tensor[None], spacing, body="body" in self.task.needs), self._task_for(tensor)
+        crops, task = crops_of(tensor.detach()[None], spacing, body="body" in self.task.needs), self._task_for(tensor)
         seed = self.randomize(tensor.cpu().numpy() if self.fixed else None)
-        with torch.no_grad(), calling(task, self.task.name, "make", crops):
+        with torch.enable_grad(), calling(task, self.task.name, "make", crops):
             batch = task.make(crops, Draw(seed, 0, crops.index, f"{self.task.name}/{name}", tensor.device))
+        if batch.inputs is not None and batch.inputs.requires_grad:
+            raise ConfigError(f"what '{self.task.name}' shows is made by networks of its own, which learn beside yours. {ELSEWHERE}")
         check_batch(batch, task, self.task.name, crops, task.head())
         if batch.visible is not None:
             raise ConfigError(f"'{self.task.name}' leaves tokens out of the encoder. {ELSEWHERE}")

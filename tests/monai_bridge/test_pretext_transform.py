@@ -12,7 +12,7 @@ from monai.transforms import Compose, MapTransform, RandFlipd, Randomizable
 from torch import Tensor
 
 from medssl.config import BaseOptions
-from medssl.contracts import Crops, DenseHead, Draw, Head, ModuleHead, PooledHead, PretextBatch, PretextTask
+from medssl.contracts import Crops, DenseHead, Draw, Head, ModuleHead, NetworkInfo, PooledHead, PretextBatch, PretextTask
 from medssl.errors import ConfigError, DataError, PluginError
 from medssl.testing import make_crops
 
@@ -286,6 +286,17 @@ class TokensOut(Erase):
         return PretextBatch(crops.images, crops.images, visible=torch.zeros(1, 1, dtype=torch.int64))
 
 
+class Learned(Erase):
+    name = "learned"
+
+    def __init__(self, options: Erase.Options, network: NetworkInfo) -> None:
+        super().__init__(options, network)
+        self.shade = torch.nn.Parameter(torch.zeros(1))
+
+    def make(self, crops: Crops, draw: Draw) -> PretextBatch:
+        return PretextBatch(crops.images + self.shade, crops.images)
+
+
 def test_tasks_that_a_pipeline_cannot_ask_are_refused_with_what_to_do() -> None:
     cases = ((Taught, "needs a teacher"), (Alone, "answered by a module of its own"), (Grouped, "compares crops"))
     for task, says in cases:
@@ -294,6 +305,8 @@ def test_tasks_that_a_pipeline_cannot_ask_are_refused_with_what_to_do() -> None:
                 build()
     with pytest.raises(ConfigError, match=r"leaves tokens out.*medssl.pretrain"):
         PretextTaskd("image", TokensOut)({"image": image(1, 8, 8)})
+    with torch.no_grad(), pytest.raises(ConfigError, match=r"networks of its own.*medssl.pretrain"):
+        PretextTaskd("image", Learned)({"image": image(1, 8, 8)})
 
 
 def test_wrong_use_is_one_message() -> None:

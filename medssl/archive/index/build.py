@@ -128,20 +128,22 @@ def add_tables(scan: Scan, new: New, asked: Asked, workers: int) -> None:
         changed = find_changes(connection, scan.first, asked != root.mark().asked)
         if not changed.anything and usable:
             return
-        buckets = _distributed(connection, changed, scan, new, asked)
+        buckets = _distributed(connection, changed, scan, new, asked, workers)
     _settle(buckets, new, Pseudonyms.of(root.key), asked, workers)
     earlier = () if changed.everything else usable
     write_table(studies_of(root, earlier, new), new.public / "studies.parquet")
     root.take_over(new, earlier, asked)
 
 
-def _distributed(connection: duckdb.DuckDBPyConnection, changed: Changed, scan: Scan, new: New, asked: Asked) -> list[list[Stretch]]:
+def _distributed(
+    connection: duckdb.DuckDBPyConnection, changed: Changed, scan: Scan, new: New, asked: Asked, workers: int
+) -> list[list[Stretch]]:
     """The rows to be settled, dealt out to buckets after the duplicates among them were found; in public what no longer counts."""
     write_table(dropped(connection), new.public / "changes.parquet")
     several, marks = new.work / "several.parquet", new.work / "marks.parquet"
     groups = read_repeated(several) if write_repeated(connection, _usable(asked), several) else ()
     _write_marks(_repeated(groups, scan.sources, asked), scan.archives, marks)
-    return in_order(deal(rows_to_settle(connection, changed.rows, marks), new.work / BUCKETS))
+    return in_order(deal(rows_to_settle(connection, changed.rows, marks, workers), new.work / BUCKETS))
 
 
 def _usable(asked: Asked) -> list[str]:

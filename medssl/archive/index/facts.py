@@ -33,6 +33,8 @@ MEMORY = "2GB"
 """What DuckDB holds before it spills."""
 BUCKET = 2**16
 """Rows that are settled at once: some hundred MB."""
+LEAST = 2**13
+"""Rows for which a process of their own is worth its start."""
 _BATCH = 2**14
 """Rows to settle that are handed over at once."""
 LISTING = pa.schema(
@@ -309,9 +311,9 @@ def read_repeated(file: Path) -> Iterator[pa.Table]:
         yield waiting
 
 
-def rows_to_settle(connection: duckdb.DuckDBPyConnection, rows: int, marks: Path) -> pa.RecordBatchReader:
+def rows_to_settle(connection: duckdb.DuckDBPyConnection, rows: int, marks: Path, workers: int) -> pa.RecordBatchReader:
     """The `rows` rows to be settled, as they come, with their marks and each with the number of a bucket in which its series is whole."""
-    count = max(1, -(-rows // BUCKET))
+    count = max(1, -(-rows // BUCKET), min(workers, rows // LEAST))
     bucket = f"(CASE WHEN series = '' THEN hash(source, key) ELSE hash(patient, study, series) END) % {count}"
     return connection.sql(
         f"""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Any, TypeVar, dataclass_transform, get_type_hints
 
 import numpy as np
@@ -29,6 +30,11 @@ _Class = TypeVar("_Class")
 def _frozen(cls: type[_Class]) -> type[_Class]:
     """A frozen dataclass for whoever checks types; Python itself takes ten times as long to set the fields of one that it locks."""
     return dataclass(slots=True, unsafe_hash=True)(cls)
+
+
+def named(name: str, frame: int) -> str:
+    """The name of a file or object, and of a frame of it where one is meant."""
+    return name if frame == WHOLE else f"{name}\nframe {frame}"
 
 
 @_frozen
@@ -183,7 +189,7 @@ class Instance:
 
     def named(self, name: str) -> str:
         """The name of a file or object, and of a frame of it where the instance is one: pseudonyms are made from it."""
-        return name if self.frame == WHOLE else f"{name}\nframe {self.frame}"
+        return named(name, self.frame)
 
     @property
     def why(self) -> Reason | None:
@@ -220,7 +226,7 @@ SCHEMA = pa.schema(_columns())
 def to_table(instances: Sequence[Instance]) -> pa.Table:
     """Instances as rows, in order."""
     taken = [instance.taken for instance in instances]
-    columns = {name: [getattr(part, name) for part in (taken if name in _TAKEN else instances)] for name in SCHEMA.names}
+    columns = {name: list(map(attrgetter(name), taken if name in _TAKEN else instances)) for name in SCHEMA.names}
     return pa.table(columns, schema=SCHEMA)
 
 

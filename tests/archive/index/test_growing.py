@@ -39,13 +39,16 @@ def tables(index: Path) -> tuple[Rows, Rows]:
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The keys that were opened in this process."""
     keys: list[str] = []
-    really = FolderSource.open
 
-    def noting(self: FolderSource, key: str) -> Any:
-        keys.append(key)
-        return really(self, key)
+    def noting(really: Callable[..., Any]) -> Callable[..., Any]:
+        def called(self: FolderSource, key: str, *more: Any) -> Any:
+            keys.append(key)
+            return really(self, key, *more)
 
-    monkeypatch.setattr(FolderSource, "open", noting)
+        return called
+
+    for name in ("open", "start"):
+        monkeypatch.setattr(FolderSource, name, noting(getattr(FolderSource, name)))
     return keys
 
 
@@ -315,12 +318,12 @@ medssl.files.sync = counted(medssl.files.sync)
 Path.rename = counted(Path.rename)
 Path.unlink = counted(Path.unlink)
 Path.replace = counted(Path.replace)
-really = FolderSource.open
-def noted(self, key):
+really = FolderSource.start
+def noted(self, key, count):
     with open(sys.argv[4], "a") as log:
         log.write(key + "\\n")
-    return really(self, key)
-FolderSource.open = noted
+    return really(self, key, count)
+FolderSource.start = noted
 build_index([sys.argv[1]], sys.argv[2], workers=1)
 """
 

@@ -43,6 +43,8 @@ from medssl.archive import (
 )
 from medssl.archive.headers import scan
 from medssl.archive.headers.dicom import transfer_syntax
+from medssl.archive.headers.reader import HeaderReader
+from medssl.archive.headers.scan import scan_file
 from medssl.archive.index.folder import VERSION
 from medssl.archive.instance import Instance
 from medssl.archive.series.duplicates import mark_duplicates
@@ -547,3 +549,29 @@ def test_a_compressed_file_called_as_dicom_is_counted_once(tmp_path: Path, archi
     (archive / "packed.dcm").write_bytes(gzip.compress(files[0].read_bytes()))
     summary = build_index([archive], tmp_path / "index")
     assert summary.files == 5 and summary.rejected == {Reason.COMPRESSED_ARCHIVE.value: 1}
+
+
+def test_a_source_that_opens_otherwise_than_its_parent_is_opened(tmp_path: Path) -> None:
+    class Unmasked(FolderSource):
+        """Files that lie on the disk otherwise than they are."""
+
+        def open(self, key: str) -> BinaryIO:
+            return io.BytesIO(bytes(byte ^ 0x55 for byte in super().open(key).read()))
+
+    class Counted(Unmasked):
+        started = 0
+
+        def start(self, key: str, count: int) -> tuple[Stat, bytes]:
+            type(self).started += 1
+            with self.open(key) as file:
+                return self.stat(key), file.read(count)
+
+    files = write_series(tmp_path, made_volume((4, 4, 3)), made_affine())
+    plain = [scan_file(FolderSource(str(tmp_path)), 0, file.name, HeaderReader()) for file in files]
+    for file in files:
+        seen = file.stat()
+        file.write_bytes(bytes(byte ^ 0x55 for byte in file.read_bytes()))
+        os.utime(file, ns=(seen.st_atime_ns, seen.st_mtime_ns))
+    for kind in (Unmasked, Counted):
+        assert [scan_file(kind(str(tmp_path)), 0, file.name, HeaderReader()) for file in files] == plain
+    assert Counted.started == 3

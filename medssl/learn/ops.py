@@ -52,13 +52,23 @@ def block_mask(draw: Draw, size: Sequence[int], block: int, low: float, high: fl
 
 def take(images: Tensor, index: Sequence[Tensor]) -> Tensor:
     """(B, C, n1, .., nD): for each sample the voxels at the outer product of its indices; `index` holds D tensors (B, n)."""
-    for axis, where in enumerate(index):
-        dim = axis + 2
+    # What shrinks first and what grows last, the first axis at the very end: whole rows are copied there.
+    order = sorted(range(len(index)), key=lambda axis: (index[axis].shape[1] / max(images.shape[axis + 2], 1), -axis))
+    if images.device.type == "cpu" and len(images):
+        return torch.stack([_taken(image, [where[b] for where in index], order) for b, image in enumerate(images)])
+    for axis in order:
+        where, dim = index[axis], axis + 2
         shape = [1] * images.dim()
         shape[0], shape[dim] = where.shape
         target = [*images.shape[:dim], where.shape[1], *images.shape[dim + 1 :]]
         images = images.gather(dim, where.view(shape).expand(target))
     return images
+
+
+def _taken(image: Tensor, index: Sequence[Tensor], order: Sequence[int]) -> Tensor:
+    for axis in order:
+        image = image.index_select(axis + 1, index[axis])
+    return image
 
 
 def cut(images: Tensor, corner: Tensor, size: Sequence[int]) -> Tensor:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from medssl.cli.output import print_json, print_table, print_text, say
-from medssl.errors import UsageError
 
 if TYPE_CHECKING:
     from medssl.plugins import Provider
@@ -49,13 +48,10 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """What one task or loss does, what to cite, and its options with ranges, defaults and help."""
-    from medssl.config import did_you_mean, options_table
+    from medssl.config import options_table
     from medssl.plugins import Plugins
 
-    offered = Plugins.load().offered()
-    if name not in offered:
-        raise UsageError(f"no plugin offers '{name}'{did_you_mean(name, offered) or '.'} See: medssl plugins list")
-    kind, cls, provider = offered[name]
+    kind, cls, provider = Plugins.load().offer(name)
     options = options_table(cls.Options)
     if as_json:
         print_json({**_row(name, kind, cls, provider), "doc": inspect.getdoc(cls), "citation": cls.citation, "options": options})

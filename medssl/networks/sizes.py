@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +19,7 @@ from torch import Tensor
 from medssl.contracts import Level, NetworkInfo
 from medssl.errors import NetworkError
 from medssl.networks.probe import Skeleton, first_line, fixed_size, run, shown, skeleton_of
-from medssl.networks.spec import NetworkSpec
+from medssl.networks.spec import NetworkSpec, SpecKey
 from medssl.networks.trunk import Trunk
 from medssl.plugins import Plugins
 
@@ -29,8 +31,26 @@ _STEPS = sorted({odd * 2**twos for odd in (1, 3, 5, 9, 15) for twos in range(8)}
 
 def network_info(spec: NetworkSpec, plugins: Plugins | None = None, crop: Sequence[int] | None = None) -> NetworkInfo:
     """Widths and strides measured on a dry run without values, on `crop` where it is known and the network takes it whole."""
+    plugins = plugins if plugins is not None else Plugins.load()
+    tellers = tuple(implementation.function for implementation in plugins.hook.medssl_encoder_end.get_hookimpls())
+    return _measured(_Question(SpecKey(spec), tuple(crop) if crop is not None else None, tellers, plugins))
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What the measures depend on: of the plugins only those functions that say where an encoder ends."""
+
+    key: SpecKey
+    crop: tuple[int, ...] | None
+    tellers: tuple[Any, ...]
+    plugins: Plugins = field(compare=False)
+
+
+@lru_cache(maxsize=64)
+def _measured(question: _Question) -> NetworkInfo:
+    spec, crop, plugins = question.key.spec, question.crop, question.plugins
     skeleton = skeleton_of(spec)
-    size = tuple(crop) if crop is not None and crop_problem(spec, crop, 2) is None else skeleton.base
+    size = crop if crop is not None and crop_problem(spec, crop, 2) is None else skeleton.base
     trunk = Trunk(skeleton.network, spec, plugins)
     try:
         images = torch.zeros((2, spec.in_channels, *size), device=skeleton.device)
@@ -56,7 +76,7 @@ def network_info(spec: NetworkSpec, plugins: Plugins | None = None, crop: Sequen
         levels=tuple(Level(int(level.shape[1]), _strides(level, size)) for level in levels),
         token_grid=tuple(int(side) for side in end.shape[2:]) if end is not None and tokens is not None else (),
         class_token=trunk.has_class_token,
-        crop=tuple(crop) if crop is not None else None,
+        crop=crop,
     )
 
 

@@ -26,7 +26,10 @@ from medssl.volumes import CropLoader, DataOptions, Store
 
 SIZE = (96, 96, 96)
 BATCH = 4
-BATCHES = 10
+BATCHES = 40
+"""Of ours; a loader reads a few batches ahead, which should not count for much."""
+SAMPLES = 60
+"""Of the peers; where a step comes by chance, as many as that mean something."""
 MAE = Look(flip=0.5, rotate=30, rotate_about="any", scale=1.4, shift=0, contrast=0, gamma=1, noise=0, blur=0, chance=0.2)
 Array = NDArray[Any]
 
@@ -46,11 +49,11 @@ def pipeline_rows(volume: Array, store: Store, repeat: int) -> list[Row]:
         found = alternately(
             {
                 "ours": lambda ours=ours: call_cost(lambda: _loop(store, ours)),
-                "peer": lambda peer=peer: call_cost(lambda: [peer(whole) for _ in range(BATCHES)]),
+                "peer": lambda peer=peer: call_cost(lambda: [peer(whole) for _ in range(SAMPLES)]),
             },
             repeat,
         )
-        mine, theirs = 1000 * found["ours"].cpu / (BATCHES * BATCH), 1000 * found["peer"].cpu / BATCHES
+        mine, theirs = 1000 * found["ours"].cpu / (BATCHES * BATCH), 1000 * found["peer"].cpu / SAMPLES
         rows.append(Row(what, mine, theirs, name, "CPU ms", bar))
     return rows
 

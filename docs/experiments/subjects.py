@@ -45,7 +45,7 @@ class Subject:
 
 
 INPAINTING, JIGSAW = {"name": "inpainting"}, {"name": "jigsaw"}
-COLOURS = {"name": "colorization", "brightest": 1.0}
+COLOURS = {"name": "colorization", "brightest": 1.0, "bin": 40}
 OWN = {
     # A narrower decoder than the default: it is three quarters of the time otherwise.
     "autoencoder": Subject("autoencoder", ({"name": "autoencoder", "width": 8},)),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from forking import Forks
 
 from medssl.cli.threads import wait_asleep
 
@@ -19,6 +21,14 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"real images are not at {SHARED}; this test has a twin on made data")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """Starts programs that have imported medssl, torch and MONAI already."""
+    started = Forks(tmp_path_factory.mktemp("forks"))
+    yield started
+    started.close()
 
 
 @pytest.fixture(params=[True, False], ids=["bf16 units", "no bf16 units"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from forking import Forks
@@ -24,11 +25,12 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+def forks() -> Iterator[Forks]:
     """Starts programs that have imported medssl, torch and MONAI already."""
-    started = Forks(tmp_path_factory.mktemp("forks"))
-    yield started
-    started.close()
+    with TemporaryDirectory() as folder:  # with a short name, as sockets need it
+        started = Forks(Path(folder))
+        yield started
+        started.close()
 
 
 @pytest.fixture(params=[True, False], ids=["bf16 units", "no bf16 units"])

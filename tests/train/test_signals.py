@@ -65,14 +65,16 @@ def test_the_command_ends_with_the_usual_code_and_says_how_to_go_on(
     number: int, code: int, forks: Forks, config: Config, tmp_path: Path
 ) -> None:
     long = with_overrides(config, ["train.steps=100000", "train.checkpoint_every=50000"])
-    program = forks.start(COMMAND, "pretrain", written(long, tmp_path), "--out", tmp_path / "run")
+    with (tmp_path / "said").open("w") as file:
+        program = forks.start(COMMAND, "pretrain", written(long, tmp_path), "--out", tmp_path / "run", said=file.fileno())
     deadline = time.monotonic() + 600
     while not (tmp_path / "run" / "metrics.jsonl").is_file() and time.monotonic() < deadline:
         time.sleep(0.05)
     os.kill(program.pid, number)
-    assert program.wait() == code, program.said
-    assert "--resume" in program.said
-    assert "Traceback" not in program.said
+    ended, said = program.wait(), (tmp_path / "said").read_text()
+    assert ended == code, said
+    assert "--resume" in said
+    assert "Traceback" not in said
     (only,) = list_checkpoints(tmp_path / "run")
     assert int(only.name.removeprefix("step-")) == len(read_rows(tmp_path / "run" / "metrics.jsonl"))
 

@@ -53,6 +53,7 @@ KNOWN_PACKAGES = {
     "cross-modality": "medssl-colorization",
     "autoencoder": "medssl-corruption",
     "denoising": "medssl-corruption",
+    "spot-artifacts": "medssl-corruption",
     "rotation": "medssl-rotation",
     "region-matching": "medssl-regions",
     "agreement": "medssl-consistency",

@@ -56,7 +56,7 @@ def add_normal_noise(images: Tensor, draw: Draw, amount: Tensor) -> Tensor:
 
     The largest lies 4.2 standard deviations out. It costs a third of `draw.normal` and `add_noise`.
     """
-    seeds = draw.integers(0, 2**63 - 1, 1)[:, 0].tolist()
+    seeds = draw.on_cpu().integers(0, 2**63 - 1, 1)[:, 0].tolist()
     if images.device.type == "cpu" and images.dtype == torch.float32:
         scale, noisy = _column(amount, images.dim()) * spread(images), torch.empty_like(images)
         for one, image, own, seed in zip(noisy, images, scale, seeds, strict=True):

@@ -163,6 +163,12 @@ def info_nce(positive: Tensor, negatives: Tensor, excluded: Tensor | None = None
     return F.softplus(negatives.logsumexp(dim=-1) - positive)
 
 
+def turned_round(values: Tensor, share: float) -> Tensor:
+    """The values, whose gradient comes back times -`share` (Ganin and Lempitsky, ICML 2015): an adversary in one loss and one step."""
+    turned: Tensor = _TurnRound.apply(values, share)  # type: ignore[no-untyped-call]
+    return turned
+
+
 def read_at(grid: Tensor, voxels: Tensor, size: Sequence[int]) -> Tensor:
     """(B, P, F): what a grid (B, F, *g) over images of `size` holds at `voxels` (B, P, D) of these, by linear interpolation.
 
@@ -191,3 +197,14 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         return own_rows(summed(gradients[0].contiguous()))
+
+
+class _TurnRound(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, share: float) -> Tensor:
+        ctx.share = share
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return -ctx.share * gradients[0], None

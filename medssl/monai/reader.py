@@ -12,7 +12,7 @@ from monai.utils import MetaKeys, SpaceKeys
 from numpy.typing import NDArray
 
 from medssl.archive import Single, read_single
-from medssl.errors import DataError, MedsslError
+from medssl.errors import DataError, MedsslError, UsageError
 
 
 class MedsslReader(ImageReader):  # type: ignore[misc]
@@ -52,6 +52,8 @@ class MedsslReader(ImageReader):  # type: ignore[misc]
             if isinstance(one, MedsslError):
                 raise one
             found.append(one)
+        if not found:
+            raise UsageError("there is no path to read. Give the folder, or the file, of an image.")
         arrays, affine = [one.array for one in found], found[0].affine
         if any(one.array.shape != arrays[0].shape or not np.allclose(one.affine, affine, atol=1e-3) for one in found):
             raise DataError("these images lie on different grids and cannot be the channels of one. Load each under a key of its own.")

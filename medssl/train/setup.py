@@ -29,7 +29,7 @@ from medssl.train.checkpoint_state import checksum_of
 from medssl.train.config import PretrainConfig, read_config
 from medssl.train.definition import Training
 from medssl.train.device import choose_device, choose_dtype
-from medssl.volumes import CropLoader, DataOptions, Preparation, Store, channels_of_crops, kinds_document, kinds_of
+from medssl.volumes import CropLoader, DataOptions, Preparation, Seen, Store, channels_of_crops, kinds_document, kinds_of, kinds_seen
 
 MIN_COVERAGE = 0.9
 """Least share of a network, its head aside, that a further round must find in the run it goes on from."""
@@ -170,6 +170,7 @@ def _check_preparation(store: Store, origin: Checkpoint | None) -> None:
             f"the store prepares images by {ours}, {origin.path} was trained on images prepared by {other}: the network would see "
             "other images than it learned on. Make the store with the same preparation."
         )
+    Seen(kinds_seen(origin.state), theirs).check_store(store, {})
 
 
 def _load_origin(objective: Objective, origin: Checkpoint) -> None:

@@ -42,7 +42,7 @@ from medssl.transfer.segment import Windows
 from medssl.transfer.segmentation import Segmentation
 from medssl.transfer.start import Plan, first_weights, make_plan
 from medssl.transfer.validation import CaseBatches, Validate, make_evaluator
-from medssl.volumes import CropLoader, DataOptions, LabelledOptions, Store, describe_patients
+from medssl.volumes import CropLoader, DataOptions, LabelledOptions, Preparation, Store, describe_patients
 
 REPORT = "load_report.json"
 
@@ -58,6 +58,8 @@ def fine_tune(
     overrides: Sequence[str] = (),
     seed: int | None = None,
     stem: Stem | None = None,
+    preparation: Preparation | Mapping[str, Any] | None = None,
+    unseen_modality: bool | None = None,
     resume: bool = False,
     verbose: bool = True,
     handlers: Sequence[Any] = (),
@@ -68,18 +70,21 @@ def fine_tune(
 
     Give a `config` (a YAML file or a mapping) or the parts: `network` as for `medssl.pretrain` (left out: the pretrained one; `stem` says
     what becomes of its first layers for another number of channels), `data` as options or a folder with `dataset.json`, further keywords
-    as options of `train`, such as `steps=300`.
+    as options of `train`, such as `steps=300`. Images are prepared as those of the pretraining; where transforms of your own had made
+    these, `preparation` says what makes the same of files. A modality that the pretraining never saw needs `unseen_modality=True`.
 
     Raises:
         ConfigError: unknown keys, a crop the network cannot take, a preparation or spacing other than the pretrained one's.
-        DataError: labels that do not fit their images or the network.
+        DataError: labels that do not fit their images or the network, images in another unit than the pretraining's.
         TransferError: too little of the checkpoint fits.
         Stopped: SIGINT or SIGTERM came; a checkpoint was written before.
     """
     if out is None:
         raise UsageError("fine_tune needs out, the folder of the run.")
     given = _parts(network, data, pretrained, labelled, train) | {
-        key: value for key, value in (("seed", seed), ("stem", stem)) if value is not None
+        key: value
+        for key, value in (("seed", seed), ("stem", stem), ("preparation", preparation), ("unseen_modality", unseen_modality))
+        if value is not None
     }
     checked = read_config(FinetuneConfig, config, overrides, given, "fine-tuning")
     run = run_training(out, partial(_ready, checked, plugins or Plugins.load(), verbose), resume=resume, handlers=handlers, verbose=verbose)

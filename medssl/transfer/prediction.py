@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from torch import nn
 
 from medssl.archive import Index, VolumeRecord, build_index, no_volume, without_previews, write_nifti
 from medssl.archive.labels.writing import write_seg
+from medssl.archive.nifti.modality import UNKNOWN
 from medssl.archive.nifti.names import image_files, is_nifti_name, is_picture_name, stem
 from medssl.archive.pictures.files import write_label_picture
 from medssl.config import check
@@ -94,6 +95,7 @@ def predict(
     network: Any = None,
     format: str = "nifti",
     channels: ChannelOptions | Mapping[str, Any] | None = None,
+    unseen_modality: bool = False,
 ) -> list[Path]:
     """Write a NIfTI label map `NAME.nii.gz` for each volume of `inputs` into `out`, on its own grid; returns the paths.
 
@@ -114,6 +116,9 @@ def predict(
     `channels` says, as in a store's configuration, which series of a study in DICOM become the channels of a network that reads
     several: in the order of the network's own names where the names are the same, else in that of the rule.
 
+    Images of DICOM of a modality that the network never saw are refused; with `unseen_modality` they are prepared as the training's were.
+    So are images whose values are in another unit than the training's, whatever they say.
+
     An input that is damaged, or not what the network was trained on, costs no other: at the end one `DataError` names each of them.
 
     Raises:
@@ -126,6 +131,7 @@ def predict(
     if format not in FORMATS:
         raise UsageError(f"label maps are written as {' or '.join(FORMATS)}, not as {format!r}.")
     segmenter = load_segmenter(run_dir, precision=precision, trusted=trusted, network=network)
+    segmenter = replace(segmenter, form=replace(segmenter.form, unseen_modality=unseen_modality))
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file. Give a folder for the label maps.")
@@ -338,13 +344,16 @@ def _check(group: Group, form: ImageForm, name: str) -> None:
 
 
 def _check_modalities(found: Sequence[str], form: ImageForm, name: str) -> None:
-    """DICOM says its modality; one that would be prepared by another rule than the training's images is refused."""
+    """DICOM says its modality; one that the network never saw is refused."""
+    if form.unseen_modality:
+        return
     for channel in form.channels:
         modality = found[channel.array]
-        if form.preparation.rule(modality, channel.name) != form.preparation.rule(channel.modality, channel.name):
+        if UNKNOWN not in (modality, channel.modality) and modality.upper() != channel.modality.upper():
             known = ", ".join(dict.fromkeys(one.modality for one in form.channels))
             raise DataError(
-                f"{name} is {modality}, the network was fine-tuned on {known} images. Leave it out, or give the folder of one series."
+                f"{name} is {modality}, the network was fine-tuned on {known} images. Leave it out, give the folder of one series, or say "
+                "that you mean it: unseen_modality=True, medssl predict --unseen-modality."
             )
 
 

@@ -131,6 +131,7 @@ SCENARIOS = {
         [{"name": "dino", "prototypes": 16}],
     ),
     "regions found again": Scenario([{"name": "region-matching", "radius": [3, 6]}]),
+    "what networks of the task's own make": Scenario([{"name": "spot-artifacts", "levels": 1, "width": 4, "settling": 0.5}]),
     "negatives of all ranks": Scenario([], ["simclr"], divides=False),
 }
 

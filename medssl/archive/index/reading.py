@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -62,9 +62,9 @@ class Index:
         self._groups: OrderedDict[tuple[int, int, int], pa.Table] = OrderedDict()
         self._lock = Lock()
 
-    def __reduce__(self) -> tuple[type[Index], tuple[Path]]:
-        """Opened anew where it arrives, such as a spawned worker."""
-        return Index, (self._folder.root,)
+    def __reduce__(self) -> tuple[Callable[..., Index], tuple[Path, tuple[str, ...]]]:
+        """Opened anew where it arrives, such as a worker."""
+        return _arrived, (self._folder.root.absolute(), tuple(self._contents.names))
 
     def __repr__(self) -> str:
         return f"Index({str(self._folder.root)!r}, {len(self._table)} volumes)"
@@ -284,6 +284,12 @@ class Index:
         except OSError as error:  # the source itself is gone, such as a zip file in the archive, whose name may tell whose it is
             raise _gone(record, 0, error) from None
         return narrow(stacked.transpose(2, 1, 0))
+
+
+@lru_cache(maxsize=4)
+def _arrived(folder: Path, tables: tuple[str, ...]) -> Index:
+    """Once in a process, not for each volume that it is asked for, as long as the tables are the same."""
+    return Index(folder)
 
 
 def _ordered(text: str) -> tuple[float, str]:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from medssl.config import BaseOptions
 from medssl.contracts import Crops, DenseHead, Draw, NetworkInfo, PretextBatch, PretextTask
-from medssl.learn.ops import masked_mean, visible_mean
+from medssl.learn.ops import masked_mean, turned_round, visible_mean
 
 
 class ContextEncoder(PretextTask):
@@ -66,7 +66,7 @@ class ContextEncoder(PretextTask):
         value = masked_mean((prediction - batch.target).square(), batch.weight)
         if self.judge is None:
             return value
-        filled = torch.where(batch.extra["hidden"], _turned_round(prediction, self.options.adversarial), batch.target)
+        filled = torch.where(batch.extra["hidden"], turned_round(prediction, self.options.adversarial), batch.target)
         real, made = self.judge(batch.target).flatten(1), self.judge(filled).flatten(1)
         return value + F.softplus(-real).mean(dim=1) + F.softplus(made).mean(dim=1)
 
@@ -98,23 +98,6 @@ class ContextEncoder(PretextTask):
             depth = shaped if depth is None else torch.minimum(depth, shaped)
         assert depth is not None
         return depth.amax(dim=1, keepdim=True)
-
-
-class _TurnRound(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, share: float) -> Tensor:
-        ctx.share = share
-        return values.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return -ctx.share * gradients[0], None
-
-
-def _turned_round(values: Tensor, share: float) -> Tensor:
-    """The values, whose gradient comes back times -`share` (Ganin and Lempitsky, ICML 2015)."""
-    turned: Tensor = _TurnRound.apply(values, share)  # type: ignore[no-untyped-call]
-    return turned
 
 
 def _judge(dims: int, channels: int) -> nn.Sequential:

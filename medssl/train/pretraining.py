@@ -17,6 +17,7 @@ from medssl.train.progress import counting
 from medssl.train.run_folder import VOLUMES, holds_run, refuse_other_run
 from medssl.train.setup import given_parts, make_plan
 from medssl.train.training import run_training
+from medssl.train.weights import Source, origin_given, origin_path
 from medssl.volumes import Preparation, Store, are_items, store_items
 
 
@@ -31,7 +32,7 @@ def pretrain(
     batch: int | None = None,
     views: Any = None,
     seed: int | None = None,
-    from_: str | Path | Run | None = None,
+    from_: Source | None = None,
     modality: str | None = None,
     preparation: Preparation | Mapping[str, Any] | None = None,
     encoder_end: str | None = None,
@@ -51,9 +52,9 @@ def pretrain(
     `data` is a store's folder with `size` (voxels) and `batch`, the options of `data:`, or a MONAI dataset or datalist, of which a store
     is made in `out`, as `medssl.monai.store_items` does; with these go `modality`, of items that say none themselves (under the key
     `modality`, or in their files), and `preparation`. `tasks` and `consistency` are lists of names, mappings, classes or objects;
-    `from_` an earlier run that this round goes on from; further keywords are options of `train:`, such as `steps=1000`. With `resume`
-    the run goes on from its newest good checkpoint, or starts. Without `verbose` progress goes to the logger `medssl.train` (level
-    INFO) alone.
+    `from_` an earlier run that this round goes on from, a file of weights or a state dict (with `network`); further keywords are options
+    of `train:`, such as `steps=1000`. With `resume` the run goes on from its newest good checkpoint, or starts. Without `verbose`
+    progress goes to the logger `medssl.train` (level INFO) alone.
 
     Raises:
         ConfigError: unknown keys, values out of range, a network that does not fit the store.
@@ -69,7 +70,8 @@ def pretrain(
         place, open_store = data, Store
     else:
         raise UsageError("modality and preparation say what the items of a dataset are. A store knows it of its volumes: make it so.")
-    given = given_parts(network, place, tasks, consistency, size, batch, views, seed, from_, encoder_end, train)
+    origin = origin_path(origin_given(from_, config, "from"), out, resume)
+    given = given_parts(network, place, tasks, consistency, size, batch, views, seed, origin, encoder_end, train)
     plan = make_plan(config, overrides, given, plugins or Plugins.load(), open_store)
     return run_training(out, lambda _: plan.training(), resume=resume, handlers=handlers, verbose=verbose)
 

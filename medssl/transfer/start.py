@@ -21,11 +21,11 @@ from medssl.networks import NetworkSpec, as_spec, check_crop, first_network, sto
 from medssl.train.checkpoint import Checkpoint
 from medssl.train.loop import seeded
 from medssl.train.progress import counting
+from medssl.train.weights import SAYS_NO_NETWORK, own_checkpoint
 from medssl.transfer.images import ImageForm, Spacing
 from medssl.transfer.load import LoadReport, load_pretrained
 from medssl.transfer.options import FinetuneConfig
 from medssl.transfer.outputs import with_outputs
-from medssl.transfer.weights import own_checkpoint
 from medssl.volumes import (
     Case,
     Channel,
@@ -143,7 +143,7 @@ def _network(config: FinetuneConfig, origin: Checkpoint | None) -> NetworkSpec:
     if config.network is not None:
         return as_spec(config.network)
     if origin is None or "network" not in origin.state:
-        raise TransferError(f"{config.pretrained} does not say what network it holds. Name it with `network:`.")
+        raise TransferError(f"{config.pretrained} {SAYS_NO_NETWORK}")
     spec = stored_spec(origin.state["network"], f"the network in {origin.path}")
     return as_spec(spec.model_copy(update={"out_channels": None}))
 

@@ -26,7 +26,10 @@ from medssl.volumes import CropLoader, DataOptions, Store
 
 SIZE = (96, 96, 96)
 BATCH = 4
-BATCHES = 10
+BATCHES = 40
+"""Of ours; a loader reads a few batches ahead, which should not count for much."""
+SAMPLES = 60
+"""Of the peers; where a step comes by chance, as many as that mean something."""
 MAE = Look(flip=0.5, rotate=30, rotate_about="any", scale=1.4, shift=0, contrast=0, gamma=1, noise=0, blur=0, chance=0.2)
 Array = NDArray[Any]
 
@@ -46,11 +49,11 @@ def pipeline_rows(volume: Array, store: Store, repeat: int) -> list[Row]:
         found = alternately(
             {
                 "ours": lambda ours=ours: call_cost(lambda: _loop(store, ours)),
-                "peer": lambda peer=peer: call_cost(lambda: [peer(whole) for _ in range(BATCHES)]),
+                "peer": lambda peer=peer: call_cost(lambda: [peer(whole) for _ in range(SAMPLES)]),
             },
             repeat,
         )
-        mine, theirs = 1000 * found["ours"].cpu / (BATCHES * BATCH), 1000 * found["peer"].cpu / BATCHES
+        mine, theirs = 1000 * found["ours"].cpu / (BATCHES * BATCH), 1000 * found["peer"].cpu / SAMPLES
         rows.append(Row(what, mine, theirs, name, "CPU ms", bar))
     return rows
 
@@ -153,23 +156,23 @@ def _genesis() -> Callable[[Array], Array]:
     def one(volume: Array) -> Array:
         image = (volume[_corner(volume, random)] + 1) / 2
         if random.random() < 0.9:
-            image = _bezier(image, random)
+            image = bezier(image, random)
         if random.random() < 0.5:
-            image = _local_shuffle(image, random)
+            image = local_shuffle(image, random)
         if random.random() < 0.9:
-            image = _painted(image, random, inner=random.random() < 0.2)
+            image = painted(image, random, inner=random.random() < 0.2)
         return image
 
     return one
 
 
-def _bezier(image: Array, random: np.random.Generator) -> Array:
+def bezier(image: Array, random: np.random.Generator) -> Array:
     t = np.linspace(0, 1, 100_000)
     x, y = (3 * a * t * (1 - t) ** 2 + 3 * b * t**2 * (1 - t) + t**3 for a, b in random.random((2, 2)))
     return np.interp(image, np.sort(x), np.sort(y) if random.random() < 0.5 else y)
 
 
-def _local_shuffle(image: Array, random: np.random.Generator) -> Array:
+def local_shuffle(image: Array, random: np.random.Generator) -> Array:
     changed = image.copy()
     for _ in range(10_000):
         sides = [int(random.integers(1, side // 10 + 1)) for side in SIZE]
@@ -180,7 +183,7 @@ def _local_shuffle(image: Array, random: np.random.Generator) -> Array:
     return changed
 
 
-def _painted(image: Array, random: np.random.Generator, inner: bool) -> Array:
+def painted(image: Array, random: np.random.Generator, inner: bool) -> Array:
     noise = random.random(SIZE)
     changed = image.copy() if inner else noise.copy()
     for _ in range(5):

@@ -95,12 +95,12 @@ def test_an_image_in_another_orientation_is_refused_with_the_remedy(checkpoint: 
     torch.testing.assert_close(mended, PrepareImaged("image", checkpoint, "MR")({"image": ras})["image"])
 
 
-def test_paths_in_a_mapping_and_what_lies_in_no_file(ct: Path, pretrained: Run, tmp_path: Path) -> None:
+def test_paths_in_a_mapping_and_what_says_nothing_of_images(ct: Path, pretrained: Run, tmp_path: Path) -> None:
     data = {"images": ct / "images", "labels": ct / "labels", "size": (8, 8, 8), "batch": 1}
     checkpoint = find_checkpoint(pretrained)
     run = medssl.fine_tune(partial(SMALL, out_channels=2), data, checkpoint, tmp_path / "run", steps=1, verbose=False)
     assert run.report.coverage == 1
-    with pytest.raises(UsageError, match="OrderedDict lies in no file"):
-        medssl.fine_tune(SMALL, data, pretrained.network.state_dict(), tmp_path / "other")  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="OrderedDict lies in no file"):
-        medssl.pretrain(SMALL, ct, out=tmp_path / "other", from_=pretrained.network.state_dict())  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"not from SegResNet. Give its state_dict\(\)"):
+        medssl.fine_tune(SMALL, data, pretrained.network, tmp_path / "other")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="a state dict is no run.*how its images were prepared.*Give the run"):
+        PrepareImaged("image", pretrained.network.state_dict())  # type: ignore[arg-type]

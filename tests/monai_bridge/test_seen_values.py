@@ -26,8 +26,9 @@ from monai.transforms import (
 
 import medssl
 from medssl.errors import ConfigError, DataError, UsageError
-from medssl.monai import PrepareImage, PrepareImaged
+from medssl.monai import PrepareImage, PrepareImaged, store_items
 from medssl.run import Run
+from medssl.transfer.crops import check_unlabelled
 from medssl.volumes import IntensityRule, Preparation, Store
 
 from .conftest import SMALL, make_ct, make_mr
@@ -109,6 +110,15 @@ def test_what_makes_files_like_them_may_be_told(on_transformed: dict[str, Run], 
         medssl.fine_tune(data=labelled(ct), pretrained=run, out=tmp_path / "no", preparation=wrong_told, steps=1, verbose=False)
 
 
+def test_unlabelled_volumes_are_in_the_unit_of_the_labelled_ones(on_transformed: dict[str, Run], ct: Path, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="taken as they are"):
+        store_items(listed(ct / "images"), tmp_path / "raw", transform=Compose(LOAD))
+    normal, raw = Store(on_transformed["z-scored"].folder / "volumes"), Store(tmp_path / "raw")
+    check_unlabelled(raw, raw)
+    with pytest.raises(DataError, match="4 of 4 .* in another unit"):
+        check_unlabelled(raw, normal)
+
+
 def test_a_run_that_knows_its_preparation_takes_no_other(pretrained: Run, ct: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="says itself how its images were prepared"):
         PrepareImage(pretrained, preparation=NormalizeIntensity())
@@ -120,7 +130,7 @@ def test_a_run_that_knows_its_preparation_takes_no_other(pretrained: Run, ct: Pa
 @pytest.mark.parametrize("twice", [NormalizeIntensityd("image"), ScaleIntensityd("image")], ids=["z-scored", "0..1"])
 def test_what_is_normalised_twice_is_said_once(on_mr: Run, tmp_path: Path, twice: Callable[[Any], Any]) -> None:
     files = listed(make_mr(tmp_path / "mr", 4))
-    with pytest.warns(UserWarning, match=r"'image' lie between .* seem to be normalised already, unlike the MR") as said:
+    with pytest.warns(UserWarning, match=r"'image' lie between .* seem to be normalised already .*, unlike the MR") as said:
         loader = DataLoader(Dataset(files, Compose([*LOAD, twice, PrepareImaged("image", on_mr)])), num_workers=0)
         assert len(list(loader)) == 4
     assert len([one for one in said if "normalised already" in str(one.message)]) == 1

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -178,3 +180,26 @@ def test_padding_metal_and_field_of_view_of_ct_are_no_reason(seed: int, share: f
 def test_normalised_images_vary_with_what_they_show(seed: int, share: float, scale: float, make: Callable[[Image], Image]) -> None:
     known = Values.of(statistics(make(mr(number, 300.0 + 100 * number, 0.25 + 0.08 * number))) for number in range(6))
     assert verdict(make(mr(seed, scale, share)), known, RAW) != "unlike"
+
+
+@pytest.mark.parametrize(
+    ("folder", "usual", "makes"),
+    [("hippocampus/imagesTr", Z, [unit, normal, eight_bits]), ("openkbp/images", WINDOW, [unit, normal, hounsfield, unscaled])],
+    ids=["MR", "CT"],
+)
+def test_real_images_are_told_as_the_made_ones(
+    shared_data: Path, folder: str, usual: IntensityRule, makes: list[Callable[[Image], Image]]
+) -> None:
+    """MR whose largest value runs from 99 to 1.7 million, partly in 8 bits; CT of heads and necks cut out of their air."""
+    files = sorted((shared_data / folder).glob("[a-z]*.nii.gz"))
+    images = [np.asarray(nib.load(file).dataobj, np.float32) for file in files[:33]]
+    few, others = images[: len(images) // 3], images[len(images) // 3 :]
+    stored = Values.of(map(statistics, few))
+    assert {verdict(image, stored, usual) for image in others} == {"alike"}
+    for make in makes:
+        known = Values.of(statistics(make(image)) for image in few)
+        assert {verdict(make(image), known, RAW) for image in others} == {"alike"}
+        if make is not eight_bits:
+            assert {verdict(make(image), stored, usual) for image in others} == {"unlike"}
+        if make is not unscaled and make is not eight_bits:
+            assert {verdict(image, known, RAW) for image in others} == {"unlike"}

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -160,18 +160,15 @@ def _report(progress: Progress | None, done: int, total: int) -> None:
 
 def _list(scan: Scan, number: int, writer: pq.ParquetWriter) -> None:
     source = scan.sources[number]
-    rows: list[tuple[int, int, bytes, int, str, bool]] = []
-    for place, key in enumerate(_keys(source, scan.root.root)):
-        rows.append((number, place, *before_reading(source, number, key)[1:], False))
-        if len(rows) == _LISTED:
-            writer.write_table(_listed(rows))
-            rows = []
-    writer.write_table(_listed(rows))
-
-
-def _listed(rows: list[tuple[int, int, bytes, int, str, bool]]) -> pa.Table:
-    columns = list(zip(*rows, strict=True)) or [()] * len(LISTING)
-    return pa.table([pa.array(values, kind.type) for values, kind in zip(columns, LISTING, strict=True)], schema=LISTING)
+    keys, first = _keys(source, scan.root.root), 0
+    while some := list(islice(keys, _LISTED)):
+        found = [before_reading(source, number, key) for key in some]
+        same = (pa.repeat(pa.scalar(value), len(some)) for value in (number, False))
+        source_column, sure = same
+        _, names, sizes, versions = (pa.array(values) for values in zip(*found, strict=True))
+        places = pa.array(range(first, first + len(some)), pa.int64())
+        writer.write_table(pa.table([source_column, places, names, sizes, versions, sure], schema=LISTING))
+        first += len(some)
 
 
 def _keys(source: ArchiveSource, root: Path) -> Iterator[str]:

@@ -65,7 +65,7 @@ def checked_modality(name: str, known: Collection[str] = (), where: str = "modal
         return code
     found = UNKNOWN if name.lower() == UNKNOWN else named_modality(name)
     if found is None:
-        raise ConfigError(f"{where} '{name[:40]}' is no modality of DICOM's{did_you_mean(code[:40], [*known, *_USUAL])}")
+        raise ConfigError(f"{where} '{name[:40]}' is no modality of DICOM's{did_you_mean(code[:40], dict.fromkeys([*known, *_USUAL]))}")
     return found
 
 

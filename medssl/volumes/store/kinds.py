@@ -20,6 +20,9 @@ from medssl.volumes.store.reading import Store
 from medssl.volumes.store.rows import statistics_of_row
 from medssl.volumes.store.values import Doubts, Values, doubtful, unlike
 
+ENOUGH = 8
+"""Volumes that have to be seen before one whose values lie elsewhere is doubtful."""
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -91,10 +94,12 @@ class Seen:
             )
 
     def _doubt(self, channel: Channel, numbers: Statistics, what: str) -> str | None:
-        alike, seen = self._values_of(channel)
+        near = self._nearest(channel)
+        alike, seen = near[0][0] if near else channel, [values for _, values, _ in near]
         rule = self.preparation.rule(alike.modality, alike.name)
         plainly = unlike(numbers, seen, rule)
-        if not plainly and not (rule.kind == "raw" and doubtful(numbers, seen)):
+        enough = rule.kind == "raw" and all(volumes >= ENOUGH for _, _, volumes in near)
+        if not plainly and not (enough and doubtful(numbers, seen)):
             return None
         found = f"the values of {what} lie between {numbers.low:.4g} and {numbers.high:.4g} (least {numbers.minimum:.4g})"
         images = "images" if alike.modality == UNKNOWN else alike.modality
@@ -104,21 +109,16 @@ class Seen:
         if rule.kind == "raw":
             return f"{found}, perhaps in another unit than {there}. {self._remedy(rule)}"
         return (
-            f"{found}, and seem to be normalised already, unlike {there}. They are normalised here: give images as they are stored. "
-            "Further ones like it are not told."
+            f"{found}, and seem to be normalised already or of another kind, unlike {there}. They are normalised here: give images as "
+            "they are stored. Further ones like it are not told."
         )
 
-    def _values_of(self, channel: Channel) -> tuple[Channel, list[Values]]:
-        """The channel that was seen most like this one, and the values of all that are as near: by name, modality, or unknown."""
-        every = [(one, values) for kind in self.kinds for one, values in zip(kind.channels, kind.values, strict=False)]
-        for near in (
-            [(one, values) for one, values in every if _key(one) == _key(channel)],
-            [(one, values) for one, values in every if one.modality.upper() == channel.modality.upper()],
-            [(one, values) for one, values in every if UNKNOWN in (one.modality, channel.modality)],
-        ):
-            if near:
-                return near[0][0], [values for _, values in near]
-        return channel, []
+    def _nearest(self, channel: Channel) -> list[tuple[Channel, Values, int]]:
+        """The channels that were seen which are most like this one, by name or modality, their values and volumes."""
+        every = [(one, values, kind.volumes) for kind in self.kinds for one, values in zip(kind.channels, kind.values, strict=False)]
+        same = [seen for seen in every if _key(seen[0]) == _key(channel)]
+        alike = [seen for seen in every if seen[0].modality.upper() == channel.modality.upper()]
+        return same or alike or [seen for seen in every if UNKNOWN in (seen[0].modality, channel.modality)]
 
     def _remedy(self, rule: IntensityRule) -> str:
         if rule.kind == "window":

@@ -38,13 +38,16 @@ def tables(index: Path) -> tuple[Rows, Rows]:
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The keys that were opened in this process."""
     keys: list[str] = []
-    really = FolderSource.open
 
-    def noting(self: FolderSource, key: str) -> Any:
-        keys.append(key)
-        return really(self, key)
+    def noting(really: Callable[..., Any]) -> Callable[..., Any]:
+        def called(self: FolderSource, key: str, *more: Any) -> Any:
+            keys.append(key)
+            return really(self, key, *more)
 
-    monkeypatch.setattr(FolderSource, "open", noting)
+        return called
+
+    for name in ("open", "start"):
+        monkeypatch.setattr(FolderSource, name, noting(getattr(FolderSource, name)))
     return keys
 
 
@@ -314,12 +317,12 @@ medssl.files.sync = counted(medssl.files.sync)
 Path.rename = counted(Path.rename)
 Path.unlink = counted(Path.unlink)
 Path.replace = counted(Path.replace)
-really = FolderSource.open
-def noted(self, key):
+really = FolderSource.start
+def noted(self, key, count):
     with open(sys.argv[4], "a") as log:
         log.write(key + "\\n")
-    return really(self, key)
-FolderSource.open = noted
+    return really(self, key, count)
+FolderSource.start = noted
 build_index([sys.argv[1]], sys.argv[2], workers=1)
 """
 
@@ -371,3 +374,20 @@ def test_private_rows_say_which_file_is_which_volume(archive: Path, tmp_path: Pa
     (public,) = tmp_path.glob("index/tables-1/instances-*.parquet")
     columns = ["instance", "volume", "slice"]
     assert pq.read_table(private, columns=columns) == pq.read_table(public, columns=columns)
+
+
+def test_an_index_without_a_column_that_came_later_is_read(archive: Path, tmp_path: Path) -> None:
+    write_series(archive, made_volume((6, 5, 4)), made_affine())
+    build_index([archive], tmp_path / "index", workers=1)
+    volume = Index(tmp_path / "index").volumes()[0].volume
+    for file in (tmp_path / "index" / "private").rglob("instances-*.parquet"):
+        pq.write_table(pq.read_table(file).drop_columns(["corrected"]), file)
+    index = Index(tmp_path / "index")
+    assert index.slices(volume)[0].corrected == () and index.read(volume).array.shape == (6, 5, 4)
+    compact(tmp_path / "index")
+    assert Index(tmp_path / "index").slices(volume)[0].corrected == ()
+    before = Index(tmp_path / "index")
+    for file in (tmp_path / "index" / "private").rglob("instances-*.parquet"):
+        pq.write_table(pq.read_table(file).drop_columns(["position"]), file)
+    with pytest.raises(ArchiveError, match="damaged"):
+        before.slices(volume)

@@ -300,12 +300,31 @@ def _hold(folder: Path, descriptor: int, alone: bool, swept: Sequence[str]) -> N
 
 def open_regular(path: str | Path) -> BinaryIO:
     """The file opened for reading; a pipe, a socket or a device raises `OSError` at once, where opening it would wait or act."""
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError("not a regular file")
+    descriptor, _ = _opened_regular(path)
     # As `os.fdopen` would, which also asks whether it is a terminal.
     return BufferedReader(FileIO(descriptor, "rb"))
+
+
+def read_start(path: str | Path, count: int) -> tuple[os.stat_result, bytes]:
+    """What the system says of a regular file, and its first `count` bytes or all; raises `OSError` as `open_regular` does."""
+    descriptor, found = _opened_regular(path)
+    try:
+        content = os.read(descriptor, count)
+        # A system may give less at once than there is; only nothing is the end.
+        while len(content) < count and len(content) != found.st_size and (more := os.read(descriptor, count - len(content))):
+            content += more
+    finally:
+        os.close(descriptor)
+    return found, content
+
+
+def _opened_regular(path: str | Path) -> tuple[int, os.stat_result]:
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(descriptor)
+        raise OSError("not a regular file")
+    return descriptor, found
 
 
 def holds_file(path: Path) -> bool:

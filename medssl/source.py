@@ -4,6 +4,7 @@
 a source that has the method is used by it.
 
     StatSource     `stat(key)`             size and version of an instance without opening it
+    StartSource    `start(key, count)`     the same, and its first bytes, in one step
     HeaderSource   `headers(keys)`         DICOM headers without the pixels: the index is made without moving pixels
     FrameSource    `frames(key, numbers)`  the pixels of single frames without the rest of their object
 """
@@ -64,6 +65,14 @@ class StatSource(Protocol):
 
     def stat(self, key: str) -> Stat:
         """Size and version; raises `OSError` where there is no such instance."""
+
+
+@runtime_checkable
+class StartSource(Protocol):
+    """A source of which the first bytes of an instance cost less than a stream: most instances are known by their first 16 KiB."""
+
+    def start(self, key: str, count: int) -> tuple[Stat, bytes]:
+        """Size and version, and the first `count` bytes or all that there are; raises `OSError` where it cannot be read."""
 
 
 @runtime_checkable

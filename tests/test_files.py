@@ -23,6 +23,7 @@ from medssl.files import (
     lock_folder,
     make_folder,
     others_in,
+    read_start,
     share_with_group,
     take_folder,
     temporary_beside,
@@ -211,3 +212,16 @@ def test_a_folder_that_moved_is_noticed(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     assert held.moved() is not None
     held.release()
+
+
+def test_the_start_of_a_file_is_read_whole_however_little_comes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, content = tmp_path / "file", bytes(range(256)) * 4
+    file.write_bytes(content)
+    really = os.read
+    monkeypatch.setattr("medssl.files.os.read", lambda descriptor, count: really(descriptor, min(count, 100)))
+    for count in (1, 100, 101, 1024, 5000):
+        found, start = read_start(file, count)
+        assert (found.st_size, start) == (1024, content[:count])
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="regular"):
+        read_start(tmp_path / "pipe", 10)

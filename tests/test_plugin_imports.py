@@ -16,7 +16,7 @@ MODULES = {f"medssl.{name}" for name in ("contracts", "config", "errors", "augme
 """Every public name of these may be used."""
 NAMES = {
     "medssl": set(medssl.__all__),
-    "medssl.archive": {"ArchiveSource", "Stat", "StatSource", "HeaderSource", "FrameSource", "wanted_elements"},
+    "medssl.archive": {"ArchiveSource", "Stat", "StatSource", "StartSource", "HeaderSource", "FrameSource", "wanted_elements"},
 }
 """Of these, some names only."""
 

@@ -15,7 +15,7 @@ from medssl.archive.outcomes import Reason, counted
 from medssl.archive.sources.folder import FolderSource
 from medssl.archive.sources.locations import find_source
 from medssl.archive.sources.packed import TarSource, ZipSource
-from medssl.source import ArchiveSource, FrameSource, HeaderSource, Stat, StatSource
+from medssl.source import ArchiveSource, FrameSource, HeaderSource, StartSource, Stat, StatSource
 
 __all__ = [
     "ArchiveSource",
@@ -30,6 +30,7 @@ __all__ = [
     "Reason",
     "Revealed",
     "Single",
+    "StartSource",
     "Stat",
     "StatSource",
     "TarSource",

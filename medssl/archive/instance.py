@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Any, TypeVar, dataclass_transform, get_type_hints
 
 import numpy as np
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from medssl.archive.outcomes import Reason
+from medssl.archive.tables import ADDED
 
 WHOLE = -1
 """The frame number of a file that is one image."""
@@ -28,6 +30,11 @@ _Class = TypeVar("_Class")
 def _frozen(cls: type[_Class]) -> type[_Class]:
     """A frozen dataclass for whoever checks types; Python itself takes ten times as long to set the fields of one that it locks."""
     return dataclass(slots=True, unsafe_hash=True)(cls)
+
+
+def named(name: str, frame: int) -> str:
+    """The name of a file or object, and of a frame of it where one is meant."""
+    return name if frame == WHOLE else f"{name}\nframe {frame}"
 
 
 @_frozen
@@ -126,6 +133,8 @@ class Instance:
     frame_of_reference: str = ""
     """FrameOfReferenceUID."""
 
+    corrected: tuple[str, ...] = ()
+    """CorrectedImage: what PET and SPECT took into account, such as ATTN."""
     echo: str = ""
     inversion: str = ""
     flip: str = ""
@@ -180,7 +189,7 @@ class Instance:
 
     def named(self, name: str) -> str:
         """The name of a file or object, and of a frame of it where the instance is one: pseudonyms are made from it."""
-        return name if self.frame == WHOLE else f"{name}\nframe {self.frame}"
+        return named(name, self.frame)
 
     @property
     def why(self) -> Reason | None:
@@ -198,6 +207,8 @@ _ARROW: dict[Any, pa.DataType] = {
     tuple[float, ...]: pa.list_(pa.float64()),
 }
 
+_LATER = frozenset({"corrected"})
+"""Columns that an index of the same format may lack."""
 _OWN, _TAKEN = ([field.name for field in fields(cls)] for cls in (Instance, Acquisition))
 
 
@@ -205,7 +216,7 @@ def _columns() -> Iterator[pa.Field]:
     hints = {**get_type_hints(Instance), **get_type_hints(Acquisition)}
     for name in _OWN:
         for column in _TAKEN if name == "taken" else [name]:
-            yield pa.field(column, _ARROW[hints[column]])
+            yield pa.field(column, _ARROW[hints[column]], metadata={ADDED: b""} if column in _LATER else None)
 
 
 SCHEMA = pa.schema(_columns())
@@ -215,7 +226,7 @@ SCHEMA = pa.schema(_columns())
 def to_table(instances: Sequence[Instance]) -> pa.Table:
     """Instances as rows, in order."""
     taken = [instance.taken for instance in instances]
-    columns = {name: [getattr(part, name) for part in (taken if name in _TAKEN else instances)] for name in SCHEMA.names}
+    columns = {name: list(map(attrgetter(name), taken if name in _TAKEN else instances)) for name in SCHEMA.names}
     return pa.table(columns, schema=SCHEMA)
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from medssl.cli.output import print_json, print_table, print_text, say
-from medssl.errors import UsageError
 
 if TYPE_CHECKING:
     from medssl.plugins import Provider
@@ -52,10 +51,7 @@ def show(
     from medssl.config import options_table
     from medssl.plugins import Plugins
 
-    offered = Plugins.load().offered()
-    if name not in offered:
-        raise UsageError(_unknown(name, offered))
-    kind, cls, provider = offered[name]
+    kind, cls, provider = Plugins.load().offer(name)
     options = options_table(cls.Options)
     if as_json:
         print_json({**_row(name, kind, cls, provider), "doc": inspect.getdoc(cls), "citation": cls.citation, "options": options})
@@ -123,10 +119,8 @@ def picture(
     from medssl.plugins import Plugins
 
     plugins = Plugins.load()
-    offered = plugins.offered()
     for name in names:
-        if name not in offered:
-            raise UsageError(_unknown(name, offered))
+        plugins.offer(name)
     rows: list[tuple[object, ...]] = []
     for name in dict.fromkeys(names):
         drawn = write_question(name, out / f"{name}.png", steps, plugins)
@@ -175,12 +169,6 @@ def new(
 
     folder = write_plugin(name, out)
     say(f"wrote {folder}. Next: pip install -e '{folder}[test]'; medssl plugins check {name}")
-
-
-def _unknown(name: str, offered: Iterable[str]) -> str:
-    from medssl.config import did_you_mean
-
-    return f"no plugin offers '{name}'{did_you_mean(name, list(offered)) or '.'} See: medssl plugins list"
 
 
 def _by_reason(broken: Mapping[str, Sequence[Checked]]) -> Iterator[tuple[str, str, str]]:

@@ -52,6 +52,12 @@ def block_mask(draw: Draw, size: Sequence[int], block: int, low: float, high: fl
 
 def take(images: Tensor, index: Sequence[Tensor]) -> Tensor:
     """(B, C, n1, .., nD): for each sample the voxels at the outer product of its indices; `index` holds D tensors (B, n)."""
+    if images.device.type == "cpu":
+        # Row by row, the innermost axis while it is small; gathering goes voxel by voxel.
+        taken = list(images)
+        for axis in reversed(range(len(index))):
+            taken = [image.index_select(axis + 1, where) for image, where in zip(taken, index[axis], strict=True)]
+        return torch.stack(taken)
     for axis, where in enumerate(index):
         dim = axis + 2
         shape = [1] * images.dim()
@@ -63,8 +69,18 @@ def take(images: Tensor, index: Sequence[Tensor]) -> Tensor:
 
 def cut(images: Tensor, corner: Tensor, size: Sequence[int]) -> Tensor:
     """(B, C, *size): from each image the box whose first voxel is `corner` (B, D) int64."""
+    if images.device.type == "cpu":
+        # Reading the corners of a device would wait for it; here boxes are copied row by row, which gathering does voxel by voxel.
+        boxes = [tuple(slice(first, first + side) for first, side in zip(one, size, strict=True)) for one in corner.tolist()]
+        return torch.stack([image[(slice(None), *box)] for image, box in zip(images, boxes, strict=True)])
     steps = [torch.arange(side, device=images.device) for side in size]
     return take(images, [corner[:, axis, None] + step for axis, step in enumerate(steps)])
+
+
+def reorder(parts: Tensor, order: Tensor) -> Tensor:
+    """(B, N, ...): of the parts (B, P, ...) of each sample those that its `order` (B, N) names, in that order."""
+    first = torch.arange(len(parts), device=order.device)[:, None] * parts.shape[1]
+    return parts.flatten(0, 1).index_select(0, (first + order).flatten()).view(*order.shape, *parts.shape[2:])
 
 
 def standardise(images: Tensor) -> Tensor:

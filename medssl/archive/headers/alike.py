@@ -7,12 +7,14 @@ from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from medssl.archive.headers.pixel_element import PixelElement, pixel_element
-from medssl.archive.headers.plain import Beyond, Element, NotPlain, PlainHeader, end_of_sequence
+from medssl.archive.headers.plain import HEAD, Beyond, Element, NotPlain, PlainHeader, end_of_sequence
 from medssl.archive.instance import Instance
 
 Read = Callable[[PlainHeader], Any]
 """A field of an instance, from its header."""
 _FIELDS = [field.name for field in fields(Instance)]
+_LEAST, _MORE = 1024, 256
+"""Bytes that are read at least, and beyond the length of the last header: UIDs and numbers are not all as long."""
 _ALWAYS = frozenset({0x00020000, 0x00020003, 0x00080018, 0x00200013, 0x00200032, 0x00201041})
 """Elements that differ from slice to slice: length and UID of the file's own, UID, number, position, location."""
 
@@ -48,6 +50,11 @@ class Likeness:
     """The fields that follow from elements that differ, with how they are read."""
     judged: bool
     """Can all such a slice lack be a sound position?"""
+
+    @property
+    def start(self) -> int:
+        """Bytes of a file that hold such a header, and what is looked at of a file of another kind."""
+        return min(HEAD, max(_LEAST, self.header.pixels_at + _MORE))
 
     def first_pixel(self, head: bytes) -> int:
         """Where the pixels of a file lie whose header is this one, but for elements that may differ; -1 if it is another.

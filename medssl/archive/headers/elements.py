@@ -26,6 +26,10 @@ _BINARY = {"US": "H", "SS": "h", "UL": "I", "SL": "i", "FL": "f", "FD": "d", "UV
 """Numbers that are kept as such, by how `struct` calls them."""
 _BYTES = frozenset({"OB", "OW", "OF", "OD", "OL", "OV", "UN"})
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf|infinity)", re.IGNORECASE)
+_NOTHING: Content = (None, b"")
+_SOUND = re.compile(rb"[+-]?\d+(\.\d+)?(\\[+-]?\d+(\.\d+)?)* ?")
+_WRITTEN = frozenset({"DS", "IS"})
+"""Numbers that are kept as text."""
 LONGEST_NUMBER = 16
 """Characters of a decimal string that the standard allows."""
 _FLAW = re.compile(rb"[,\0]|[^\\]{%d}" % (LONGEST_NUMBER + 1))
@@ -140,7 +144,30 @@ def text(dataset: Header, name: str | int) -> str:
 
 def numbers(dataset: Header, name: str | int) -> tuple[float, ...]:
     """Each value as a number; raises `ValueError` where one is none."""
+    written = _written(dataset, name)
+    if written is not None and written.isascii():
+        return _numbers_in(written)
     return tuple([_number_of(value) if isinstance(value, str) else float(value) for value in values(dataset, name)])
+
+
+def _written(dataset: Header, name: str | int) -> bytes | None:
+    """The numbers of an element that lie in the file as text; None where they do not, or pydicom has read them."""
+    if not isinstance(dataset, PlainHeader):
+        return None
+    tag = _bare(name)
+    found = dataset.get(tag)
+    if found is None:
+        return None
+    vr, content = found
+    return content if (_usual(tag) if vr is None or vr == "UN" else vr) in _WRITTEN else None
+
+
+@lru_cache(maxsize=4096)
+def _numbers_in(content: bytes) -> tuple[float, ...]:
+    """The numbers of a text; where they are written as they should be, none needs to be looked at by itself."""
+    if _SOUND.fullmatch(content):
+        return tuple(map(float, content.split(b"\\")))
+    return tuple(map(_number_of, _split(content)))
 
 
 @lru_cache(maxsize=4096)
@@ -184,6 +211,9 @@ def whole(dataset: Header, name: str | int, missing: int) -> int:
 
 def decimals(dataset: Header, name: str | int) -> int:
     """How many digits after the point the numbers of an element are written with, at most; -1 where they are not written as text."""
+    content = _written(dataset, name)
+    if content is not None and _SOUND.fullmatch(content):
+        return max(len(part) - part.find(b".") - 1 if b"." in part else 0 for part in content.rstrip().split(b"\\"))
     written = values(dataset, name)
     if not written or not isinstance(written[0], str):
         # What pydicom has converted keeps its text.
@@ -202,7 +232,7 @@ def _decimals(written: str | None) -> int:
 def number_warnings(dataset: Header, names: tuple[str, ...]) -> tuple[str, ...]:
     """What is not as the standard has it, of numbers that could be read all the same."""
     contents = _as_decimals(dataset, names)
-    if not _FLAW.search(b"\\".join(contents)):
+    if not any(map(_is_flawed, contents)):
         return ()
     found: set[str] = set()
     for name, content in zip(names, contents, strict=True):
@@ -213,6 +243,11 @@ def number_warnings(dataset: Header, names: tuple[str, ...]) -> tuple[str, ...]:
         if any(len(part.strip(b" \0")) > LONGEST_NUMBER for part in content.split(b"\\")):
             found.add(f"{name} is written with more than {LONGEST_NUMBER} characters")
     return tuple(sorted(found))
+
+
+@lru_cache(maxsize=4096)
+def _is_flawed(content: bytes) -> bool:
+    return _FLAW.search(content) is not None
 
 
 def _as_decimals(dataset: Header, names: tuple[str, ...]) -> list[bytes]:
@@ -226,9 +261,6 @@ def _as_decimals(dataset: Header, names: tuple[str, ...]) -> list[bytes]:
             vr, content = (element.VR, element.value or b"") if isinstance(element, RawDataElement) else _NOTHING
         contents.append(content if content and (vr or _usual(tag)) == "DS" else b"")
     return contents
-
-
-_NOTHING: Content = (None, b"")
 
 
 @lru_cache(maxsize=64)

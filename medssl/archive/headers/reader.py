@@ -18,7 +18,7 @@ from medssl.archive.headers.dicom import (
 )
 from medssl.archive.headers.flaws import flaw, flaw_of_position
 from medssl.archive.headers.pixel_element import Bytes, frames_from
-from medssl.archive.headers.plain import NotPlain, PlainHeader, walk
+from medssl.archive.headers.plain import HEAD, NotPlain, PlainHeader, walk
 from medssl.archive.instance import WHOLE, Instance
 from medssl.archive.limits import watched
 from medssl.archive.outcomes import Reason
@@ -54,12 +54,20 @@ class HeaderReader:
     def __init__(self) -> None:
         self._last: Likeness | None = None
 
+    @property
+    def start(self) -> int:
+        """Bytes of the next file that should tell all that is asked of it."""
+        return HEAD if self._last is None else self._last.start
+
     def read(self, file: BinaryIO, head: bytes, unread: Unread) -> list[Instance]:
-        """As `read_instances`; `head` is what the file begins with, 16 KiB of it or all."""
+        """As `read_instances`; `head` is what the file begins with, at least `start` bytes of it or all."""
         if self._last is not None:
             found = _as_the_last(self._last, file, head, unread)
             if found is not None:
                 return [found]
+        if len(head) < min(HEAD, unread.size):
+            file.seek(0)
+            head = file.read(HEAD)
         instance = unread.instance()
         try:
             header = walk(file, head, unread.size, PLAIN_TAGS)

@@ -8,13 +8,13 @@ import os
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Self, cast
 
 from medssl.archive.headers.dicom import PARSE_ERRORS, from_header, looks_like_dicom
 from medssl.archive.headers.plain import HEAD
@@ -27,7 +27,7 @@ from medssl.archive.nifti.modality import UNKNOWN, modality_of
 from medssl.archive.outcomes import Reason
 from medssl.archive.pictures.files import PictureProblem, is_picture, read_picture_stream
 from medssl.plugins import blame
-from medssl.source import ArchiveSource, HeaderSource, StatSource
+from medssl.source import ArchiveSource, HeaderSource, StartSource, StatSource
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -72,8 +72,7 @@ def before_reading(source: ArchiveSource, number: int, key: str) -> Unread:
     if not _has_stat(type(source)):
         return Unread(number, name)
     try:
-        size, version = cast(StatSource, source).stat(key)
-        return Unread(number, name, size, version)
+        return Unread(number, name, *cast(StatSource, source).stat(key))
     except OSError:
         # Opening it tells more; what cannot be opened either ends there.
         return Unread(number, name)
@@ -109,20 +108,55 @@ def _scan_header(header: Dataset, instance: Instance) -> list[Instance]:
 
 def scan_file(source: ArchiveSource, number: int, key: str, reader: HeaderReader) -> list[Instance]:
     """What one file is, or each of its slices; never raises for what the file holds. `reader` remembers the last file."""
-    unread = before_reading(source, number, key)
+    unread: Unread | None = None
     try:
+        if _has_start(type(source)):
+            count = reader.start
+            (size, version), start = cast(StartSource, source).start(key, count)
+            # Where the system knows no size beforehand, the end tells it.
+            unread = Unread(number, os.fsencode(key), size if len(start) == count else len(start), version)
+            with _Later(partial(source.open, key)) as later:
+                return _scan_open(cast(BinaryIO, later), start, unread, key, source.location, reader)
+        unread = before_reading(source, number, key)
         with source.open(key) as file:
             start = file.read(HEAD)
             size = file.seek(0, os.SEEK_END) if len(start) == HEAD else len(start)
-            if size != unread.size:
-                unread = unread._replace(size=size)
+            unread = unread._replace(size=size)
             return _scan_open(file, start, unread, key, source.location, reader)
     except Refused as refused:
-        return _left_out(unread, refused.reason)
+        reason = refused.reason
     except MemoryError:
-        return _left_out(unread, Reason.TOO_LARGE)
+        reason = Reason.TOO_LARGE
     except OSError:
-        return _left_out(unread, Reason.UNREADABLE)
+        reason = Reason.UNREADABLE
+    return _left_out(unread or before_reading(source, number, key), reason)
+
+
+@lru_cache(maxsize=16)
+def _has_start(source: type[ArchiveSource]) -> bool:
+    """A class that opens otherwise than the one from which it has `start` is opened."""
+    names = {"open", "stat", "start"}
+    return "start" in next((vars(kind) for kind in source.__mro__ if not names.isdisjoint(vars(kind))), ())
+
+
+class _Later:
+    """A file that is opened when something is asked of it: what most files are, their start tells."""
+
+    def __init__(self, opened: Callable[[], BinaryIO]) -> None:
+        self._opened = opened
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_file":
+            self._file = self._opened()
+            return self._file
+        return getattr(self._file, name)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if "_file" in vars(self):
+            self._file.close()
 
 
 def _left_out(unread: Unread, reason: Reason) -> list[Instance]:
@@ -132,14 +166,18 @@ def _left_out(unread: Unread, reason: Reason) -> list[Instance]:
 def _scan_open(file: BinaryIO, start: bytes, unread: Unread, key: str, location: str, reader: HeaderReader) -> list[Instance]:
     if not start:
         return _left_out(unread, Reason.EMPTY_FILE)
-    name = os.path.join(Path(location).name, key)  # noqa: PTH118 - any encoding
     if names.is_nifti_name(key) or is_nifti(start) or (start[:2] == b"\x1f\x8b" and is_nifti(_unpacked_start(watched(file)))):
-        return [_scan_nifti(watched(file), unread.instance(), name)]
+        return [_scan_nifti(watched(file), unread.instance(), _called(location, key))]
     if is_picture(start):
-        return [_scan_picture(watched(file), unread.instance(), name)]
+        return [_scan_picture(watched(file), unread.instance(), _called(location, key))]
     if start.startswith(_PACKED) or start[257:262] == b"ustar":
         return _left_out(unread, Reason.COMPRESSED_ARCHIVE)
     return _scan_dicom(file, start, unread, reader)
+
+
+def _called(location: str, key: str) -> str:
+    """The name of an image file below the one of the archive, which may say what it is too."""
+    return os.path.join(Path(location).name, key)  # noqa: PTH118 - any encoding
 
 
 def _unpacked_start(file: BinaryIO) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -14,9 +14,12 @@ from medssl.archive.index.pseudonyms import Pseudonyms
 from medssl.archive.index.records import VolumeRecord
 from medssl.archive.instance import Instance
 from medssl.archive.series.splitting import Left, Stack, split_volumes
+from medssl.archive.series.uniform import Uniform
 
 _WORDS = ("body_part", "sequence", "variant", "contrast", "kernel", "manufacturer", "model")
 _NUMBERS = ("echo_time", "repetition_time", "inversion_time", "flip_angle", "field_strength", "kvp")
+COMMON = (*_WORDS, *_NUMBERS, "b_value", "series_number")
+"""What is said of a volume where all its slices agree in it."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +48,23 @@ def make_volumes(instances: Sequence[Instance], names: Pseudonyms) -> tuple[list
         stacks, rest = split_volumes(members)
         made += [_from_stack(stack, names) for stack in stacks]
         left += rest
-    # Pseudonyms give an order that does not depend on where files lie.
-    return sorted(made, key=lambda one: (one.record.patient, one.record.study, one.record.series, one.record.volume)), left
+    return made, left
+
+
+def record_of_uniform(found: Uniform, uids: Sequence[str], files: int, names: Pseudonyms) -> VolumeRecord:
+    """What is said of a uniform series whose slices have these UIDs, in order; a slice that is a frame names it too."""
+    record = _record(found.first, "dicom", names, _identity(found.first, uids), found.shape, found.affine)
+    values = {name: None if name in found.differ else _value(found.first, name) for name in COMMON}
+    return replace(record, instances=files, warnings=found.warnings, deviation=found.deviation, **_described(values))
+
+
+def _identity(first: Instance, uids: Sequence[str]) -> str:
+    return "\n".join([first.series, *uids])
 
 
 def _from_stack(stack: Stack, names: Pseudonyms) -> Made:
     first = stack.slices[0]
-    identity = "\n".join([first.series, *(one.named(one.uid) for one in stack.slices)])
+    identity = _identity(first, [one.named(one.uid) for one in stack.slices])
     record = _record(first, "dicom", names, identity, stack.shape, stack.affine)
     split_by = ", ".join(stack.split_by) or None
     return Made(
@@ -127,19 +140,19 @@ def _patient(one: Instance, names: Pseudonyms) -> str:
 
 def _taken(slices: Sequence[Instance]) -> dict[str, Any]:
     """How a volume was taken: what all its slices agree in."""
-    words = {name: _common([getattr(one.taken, name) for one in slices]) or None for name in _WORDS}
-    numbers = {name: _first(_common([getattr(one.taken, name) for one in slices])) for name in _NUMBERS}
-    series = _common([one.taken.series_number for one in slices])
-    return {
-        **words,
-        **numbers,
-        "b_value": _first(_common([one.b_value for one in slices])),
-        "series_number": series if series is not None and series >= 0 else None,
-    }
+    return _described({name: _common([_value(one, name) for one in slices]) for name in COMMON})
 
 
-def _first(values: tuple[float, ...] | None) -> float | None:
-    return values[0] if values else None
+def _described(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of a record for values of `COMMON`, None where slices do not agree."""
+    words = {name: values[name] or None for name in _WORDS}
+    numbers = {name: values[name][0] if values[name] else None for name in (*_NUMBERS, "b_value")}
+    series = values["series_number"]
+    return {**words, **numbers, "series_number": series if series is not None and series >= 0 else None}
+
+
+def _value(one: Instance, name: str) -> Any:
+    return one.b_value if name == "b_value" else getattr(one.taken, name)
 
 
 def _common(values: Sequence[Any]) -> Any:

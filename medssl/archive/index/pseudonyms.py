@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hmac
 import re
 import secrets
+from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +13,8 @@ from medssl.files import open_regular, write_atomically
 
 Kind = Literal["volume", "patient", "study", "series", "instance"]
 _LETTER: dict[Kind, str] = {"volume": "v", "patient": "p", "study": "s", "series": "r", "instance": "i"}
+_BLOCK = 64
+"""Bytes that SHA-256 takes at once."""
 _PATTERN = re.compile(r"[vpsri][0-9a-f]{20}")
 
 
@@ -26,6 +28,12 @@ class Pseudonyms:
 
     def __init__(self, key: bytes) -> None:
         self._key = key
+        # An HMAC (RFC 2104) with the halves of the key already hashed: that of `hmac` takes twice as long, and each file has a name.
+        padded = (key if len(key) <= _BLOCK else sha256(key).digest()).ljust(_BLOCK, b"\0")
+        self._inner, self._outer = (sha256(padded.translate(bytes(byte ^ mask for byte in range(256)))) for mask in (0x36, 0x5C))
+
+    def __reduce__(self) -> tuple[type[Pseudonyms], tuple[bytes]]:
+        return Pseudonyms, (self._key,)
 
     @classmethod
     def of(cls, file: Path) -> Pseudonyms:
@@ -40,5 +48,7 @@ class Pseudonyms:
 
     def name(self, kind: Kind, identity: str) -> str:
         """A letter for the kind and 20 hexadecimal digits."""
-        digest = hmac.digest(self._key, f"{kind}\0{identity}".encode("utf-8", "surrogateescape"), "sha256")
-        return _LETTER[kind] + digest[:10].hex()
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(f"{kind}\0{identity}".encode("utf-8", "surrogateescape"))
+        outer.update(inner.digest())
+        return _LETTER[kind] + outer.digest()[:10].hex()

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -24,7 +24,7 @@ from medssl.archive.index.folder import IndexFolder
 from medssl.archive.index.registry import Chosen, NothingOf, Packed, Sources, open_chosen, packed_at, read_archives, same_file, warn
 from medssl.archive.index.settling import ENTERED
 from medssl.archive.outcomes import Reason
-from medssl.archive.sources.folder import FolderSource
+from medssl.archive.sources.folder import FileSource, FolderSource
 from medssl.archive.sources.locations import NotAnArchive, source_class
 from medssl.archive.sources.packed import DamagedArchive, TarSource, ZipSource
 from medssl.errors import ArchiveError
@@ -125,6 +125,8 @@ def _outcome_of(place: str) -> str:
         return Reason.DAMAGED_ARCHIVE.value
     except NotAnArchive:
         return Reason.COMPRESSED_ARCHIVE.value
+    if isinstance(source, FileSource):
+        return Reason.COMPRESSED_ARCHIVE.value
     if isinstance(source, ZipSource) and source.is_document:
         return Reason.NOT_MEDICAL.value
     if isinstance(source, TarSource) and source.damages:
@@ -160,18 +162,15 @@ def _report(progress: Progress | None, done: int, total: int) -> None:
 
 def _list(scan: Scan, number: int, writer: pq.ParquetWriter) -> None:
     source = scan.sources[number]
-    rows: list[tuple[int, int, bytes, int, str, bool]] = []
-    for place, key in enumerate(_keys(source, scan.root.root)):
-        rows.append((number, place, *before_reading(source, number, key)[1:], False))
-        if len(rows) == _LISTED:
-            writer.write_table(_listed(rows))
-            rows = []
-    writer.write_table(_listed(rows))
-
-
-def _listed(rows: list[tuple[int, int, bytes, int, str, bool]]) -> pa.Table:
-    columns = list(zip(*rows, strict=True)) or [()] * len(LISTING)
-    return pa.table([pa.array(values, kind.type) for values, kind in zip(columns, LISTING, strict=True)], schema=LISTING)
+    keys, first = _keys(source, scan.root.root), 0
+    while some := list(islice(keys, _LISTED)):
+        found = [before_reading(source, number, key) for key in some]
+        same = (pa.repeat(pa.scalar(value), len(some)) for value in (number, False))
+        source_column, sure = same
+        _, names, sizes, versions = (pa.array(values) for values in zip(*found, strict=True))
+        places = pa.array(range(first, first + len(some)), pa.int64())
+        writer.write_table(pa.table([source_column, places, names, sizes, versions, sure], schema=LISTING))
+        first += len(some)
 
 
 def _keys(source: ArchiveSource, root: Path) -> Iterator[str]:

@@ -7,7 +7,7 @@ bucket and no archive: what duplicates are is known before.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,21 +16,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from medssl.archive.index.making import Made, make_volumes
+from medssl.archive.index.buckets import Stretch, read_bucket
+from medssl.archive.index.making import COMMON, Made, make_volumes, record_of_uniform
 from medssl.archive.index.parts import PartWriter, Rows, batches
 from medssl.archive.index.pseudonyms import Pseudonyms
+from medssl.archive.index.records import VolumeRecord
 from medssl.archive.index.summary import INSTANCES, PRIVATE, records_table
-from medssl.archive.instance import SCHEMA, WHOLE, Instance, from_table
+from medssl.archive.instance import SCHEMA, WHOLE, from_table, named
 from medssl.archive.outcomes import Reason, ending
 from medssl.archive.series.locations import placed_by_location
-from medssl.archive.tables import read_rows
+from medssl.archive.series.uniform import uniform_series
 
 ENTERED = "entered"
 """The outcome of a zip or tar file whose members are files of the archive: it is kept to know it again, and is none itself."""
-MARKED = pa.schema([*SCHEMA, pa.field("mark", pa.string())])
-"""A row with what the whole archive says of it: a reason, `ENTERED`, or nothing."""
-ROWS = 2048
-"""Rows that become objects at once, if no series has more."""
+ROWS = 8192
+"""Rows that are settled at once, if no series has more."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,8 @@ class Bucket:
     """Work for one process."""
 
     file: Path
-    """Sorted by bucket."""
-    rows: range
-    """Which of its rows."""
+    places: Sequence[Stretch]
+    """Where in it the rows are."""
     part: int
     public: Path
     """Folder of the tables to be."""
@@ -49,75 +48,123 @@ class Bucket:
     slice_location: bool
 
 
+@dataclass(frozen=True)
+class _Volume:
+    record: VolumeRecord
+    rows: Sequence[int]
+    """The slices in order, as rows of the table that is settled."""
+    date: str
+    """Of the volume's study, where its first slice says one."""
+
+
 def settle(bucket: Bucket) -> int:
     """Write the part of a bucket; returns its rows."""
-    table = read_rows(bucket.file, MARKED, bucket.rows, ("mark",))
+    table = read_bucket(bucket.file, bucket.places)
     order = [(name, "ascending") for name in ("patient", "study", "series", "source", "key", "frame")]
     table = table.sort_by(order)
     with PartWriter(bucket.public, bucket.private, bucket.part) as writer:
-        for piece in batches(table, _starts(table).tolist(), ROWS):
-            writer.add(_settled(piece, bucket.names, bucket.slice_location))
+        for piece in batches(table, _begins(table).tolist()[1:], ROWS):
+            writer.add(_settled(piece.combine_chunks(), bucket.names, bucket.slice_location))
     return len(table)
 
 
-def _starts(table: pa.Table) -> NDArray[np.int64]:
+def _begins(table: pa.Table) -> NDArray[np.int64]:
     """Rows at which a series begins; a row of no series is one for itself."""
-    if len(table) < 2:
-        return np.zeros(0, np.int64)
-    new = np.array(pc.equal(table["series"].slice(1), ""), bool)
+    new = np.array(pc.equal(table["series"], ""), bool)
+    new[:1] = True
     for name in ("patient", "study", "series"):
-        new |= np.array(pc.not_equal(table[name].slice(1), table[name].slice(0, len(table) - 1)), bool)
-    return np.flatnonzero(new) + 1
+        new[1:] |= np.array(pc.not_equal(table[name].slice(1), table[name].slice(0, len(table) - 1)), bool)
+    return np.flatnonzero(new)
 
 
 def _settled(table: pa.Table, names: Pseudonyms, slice_location: bool) -> Rows:
-    instances = from_table(table.select(SCHEMA.names))
-    if slice_location:
-        instances = [placed_by_location(one) for one in instances]
-    marks = table["mark"].to_pylist()
-    marked = [replace(one, reason=mark) if mark else one for one, mark in zip(instances, marks, strict=True)]
-    made, left = make_volumes(marked, names)
-    reasons = {item.instance.identity: item.reason.value for item in left}
-    ended = [reasons.get(one.identity, one.reason) for one in marked]
-    place = {one.identity: (volume.record.volume, number) for volume in made for number, one in enumerate(volume.slices)}
-    order = np.array(sorted(range(len(marked)), key=lambda row: (*place.get(marked[row].identity, ("~", 0)), row)), np.int64)
-    outcome = pa.table(_outcomes(marked, ended, place, names)).take(pa.array(order))
-    private = table.select(SCHEMA.names).take(pa.array(order))
+    mark = table["mark"].fill_null("")
+    reasons = pc.if_else(pc.equal(mark, ""), table["reason"], mark)
+    volumes = list(_uniform(table, reasons, names))
+    rest = np.ones(len(table), bool)
+    for volume in volumes:
+        rest[volume.rows] = False
+    others, left = _others(table, np.flatnonzero(rest), reasons, names, slice_location)
+    # Pseudonyms give an order that does not depend on where files lie.
+    volumes = sorted([*volumes, *others], key=lambda one: (one.record.patient, one.record.study, one.record.series, one.record.volume))
+    ended = reasons.to_pylist()
+    for row, reason in left.items():
+        ended[row] = reason
+    of, number = np.full(len(table), len(volumes)), np.zeros(len(table), np.int64)
+    for place, volume in enumerate(volumes):
+        of[volume.rows], number[volume.rows] = place, np.arange(len(volume.rows))
+    by_name = sorted(range(len(volumes)), key=lambda place: volumes[place].record.volume)
+    ranks = np.append(np.argsort(by_name), len(volumes))
+    order = pa.array(np.lexsort((number, ranks[of])))
+    outside = of == len(volumes)
+    where = {
+        "volume": pa.array([one.record.volume for one in volumes], pa.string()).take(pa.array(of, mask=outside)),
+        "slice": pa.array(number, mask=outside),
+    }
+    outcome = pa.table({**_outcomes(table, ended, names), **where}).take(order)
+    private = table.select(SCHEMA.names).take(order)
     for name in PRIVATE.names[len(SCHEMA) :]:
         private = private.append_column(name, outcome[name])
     public = pa.table([private[name] if name not in outcome.column_names else outcome[name] for name in INSTANCES.names], schema=INSTANCES)
     public = public.filter(pc.not_equal(outcome["reason"], ENTERED))
-    return Rows(public, private.cast(PRIVATE), records_table([one.record for one in made]), {one.record.volume: _date(one) for one in made})
+    records = records_table([one.record for one in volumes])
+    return Rows(public, private.cast(PRIVATE), records, {one.record.volume: one.date for one in volumes})
 
 
-def _outcomes(
-    instances: Sequence[Instance], ended: Sequence[str], place: dict[tuple[int, bytes, int], tuple[str, int]], names: Pseudonyms
-) -> dict[str, pa.Array]:
+def _uniform(table: pa.Table, reasons: pa.Array, names: Pseudonyms) -> Iterator[_Volume]:
+    """The series that are a volume at first sight."""
+    source, key, frame, uid, date = (table[name].to_pylist() for name in ("source", "key", "frame", "uid", "study_date"))
+    usable = np.asarray(pc.equal(reasons, ""), bool)
+    for found in uniform_series(table, _begins(table), usable, COMMON):
+        rows = found.rows.tolist()
+        files = len({(source[row], key[row]) for row in rows})
+        record = record_of_uniform(found, [named(uid[row], frame[row]) for row in rows], files, names)
+        yield _Volume(record, rows, _date([date[row] for row in rows]))
+
+
+def _others(
+    table: pa.Table, rows: NDArray[np.int64], reasons: pa.Array, names: Pseudonyms, slice_location: bool
+) -> tuple[list[_Volume], dict[int, str]]:
+    """The volumes of all other rows, and those that are in none though nothing was against them: row -> reason."""
+    some = pa.array(rows)
+    instances = from_table(table.select(SCHEMA.names).take(some))
+    if slice_location:
+        instances = [placed_by_location(one) for one in instances]
+    own, marked = (column.take(some).to_pylist() for column in (table["reason"], reasons))
+    instances = [replace(one, reason=after) if after != before else one for one, before, after in zip(instances, own, marked, strict=True)]
+    row_of = {one.identity: row for one, row in zip(instances, rows.tolist(), strict=True)}
+    made, left = make_volumes(instances, names)
+    volumes = [_Volume(one.record, [row_of[each.identity] for each in one.slices], _date_of(one)) for one in made]
+    ended = {row_of[one.identity]: one.reason for one in instances}
+    return volumes, ended | {row_of[one.instance.identity]: one.reason.value for one in left}
+
+
+def _outcomes(table: pa.Table, ended: Sequence[str], names: Pseudonyms) -> dict[str, pa.Array]:
     """What is public of each instance and not already a column of its own."""
-    keys = [f"{one.source}\n{os.fsdecode(one.key)}" for one in instances]
-    files = [names.name("instance", key) for key in keys]
-    series = {uid: names.name("series", uid) if uid else "" for uid in {one.series for one in instances}}
-    where = [place.get(one.identity, (None, None)) for one in instances]
+    source, key, frame = (table[name].to_pylist() for name in ("source", "key", "frame"))
+    keys = [f"{number}\n{os.fsdecode(name)}" for number, name in zip(source, key, strict=True)]
+    files = [names.name("instance", name) for name in keys]
+    instances = [
+        file if number == WHOLE else names.name("instance", named(name, number))
+        for file, name, number in zip(files, keys, frame, strict=True)
+    ]
+    endings = {reason: ending(Reason(reason) if reason and reason != ENTERED else None) for reason in set(ended)}
+    series = table["series"].combine_chunks().dictionary_encode()
+    called = pa.array([names.name("series", uid) if uid else "" for uid in series.dictionary.to_pylist()], pa.string())
     return {
-        "instance": pa.array(
-            [
-                file if one.frame == WHOLE else names.name("instance", one.named(key))
-                for one, key, file in zip(instances, keys, files, strict=True)
-            ],
-            pa.string(),
-        ),
+        "instance": pa.array(instances, pa.string()),
         "file": pa.array(files, pa.string()),
-        "series": pa.array([series[one.series] for one in instances], pa.string()),
-        "manufacturer": pa.array([one.taken.manufacturer for one in instances], pa.string()),
-        "ending": pa.array([ending(Reason(reason) if reason and reason != ENTERED else None) for reason in ended], pa.string()),
+        "series": called.take(series.indices),
+        "manufacturer": table["manufacturer"].combine_chunks(),
+        "ending": pa.array([endings[reason] for reason in ended], pa.string()),
         "reason": pa.array(ended, pa.string()),
         "outcome": pa.array(ended, pa.string()),
-        "volume": pa.array([volume for volume, _ in where], pa.string()),
-        "slice": pa.array([number for _, number in where], pa.int64()),
     }
 
 
-def _date(made: Made) -> str:
-    """Of the volume's study, where its first slice says one."""
-    dates = [one.taken.study_date for one in made.slices]
+def _date_of(made: Made) -> str:
+    return _date([one.taken.study_date for one in made.slices])
+
+
+def _date(dates: Sequence[str]) -> str:
     return min(dates) if dates[0] else ""

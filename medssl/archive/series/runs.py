@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medssl.archive.geometry import Float
+from medssl.archive.geometry import Float, usable_spacing
 
 RELATIVE = 0.01
 """Share of the slice spacing by which a slice may lie off its place and still be exactly there."""
@@ -39,6 +39,11 @@ class Run:
     """Millimetres by which the slice that fits worst lies off its place."""
     nearly: bool = False
     """Is that more than rounding explains?"""
+
+    @property
+    def usable(self) -> bool:
+        """Is the step one that an image of a body can have?"""
+        return usable_spacing([float(np.linalg.norm(self.step))])
 
 
 def regular_runs(positions: Float, decimals: int = -1) -> list[Run]:

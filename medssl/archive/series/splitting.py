@@ -79,14 +79,19 @@ def _alike(instances: Sequence[Instance]) -> list[tuple[list[Instance], tuple[st
     for one in instances:
         clusters = by_key[tuple(value(one) for _, value in _ALWAYS)]
         for cluster in clusters:
-            if np.abs(np.subtract(cluster[0].orientation, one.orientation)).max() <= geometry.COSINE:
+            if cluster[0].orientation == one.orientation or _turned([cluster[0], one]) <= geometry.COSINE:
                 cluster.append(one)
                 break
         else:
             clusters.append([one])
-    if np.ptp([one.orientation for one in instances], axis=0).max() > geometry.COSINE:
+    if _turned(instances) > geometry.COSINE:
         names.insert(0, "orientation")
     return [(cluster, tuple(names)) for clusters in by_key.values() for cluster in clusters]
+
+
+def _turned(slices: Sequence[Instance]) -> float:
+    """The largest difference between direction cosines of the slices."""
+    return float(np.ptp(list({one.orientation for one in slices}), axis=0).max())
 
 
 def _stacks(group: list[Instance], split_by: tuple[str, ...]) -> Outcome:
@@ -121,18 +126,14 @@ def _runs(group: list[Instance], split_by: tuple[str, ...], told: tuple[str, ...
     runs = regular_runs(np.array([one.position for one in group]), _decimals(group))
     used = {index for run in runs for index in run.slices}
     left = [Left(one, Reason.IRREGULAR) for index, one in enumerate(group) if index not in used]
-    left += [Left(group[index], Reason.BAD_GEOMETRY) for run in runs if not _usable(run) for index in run.slices]
+    left += [Left(group[index], Reason.BAD_GEOMETRY) for run in runs if not run.usable for index in run.slices]
     cut = () if len(runs) == 1 and not left else ("gap",)
-    runs = [run for run in runs if _usable(run)]
+    runs = [run for run in runs if run.usable]
     stacks = [_stack(group, run, (*split_by, *cut), told) for run in runs]
     if cut:
         text = f"the slices have gaps or uneven distances: cut into {len(runs)} regular runs, {len(left)} slices left over"
         stacks = [replace(stack, warnings=(text, *stack.warnings)) for stack in stacks]
     return stacks, left
-
-
-def _usable(run: Run) -> bool:
-    return geometry.usable_spacing([float(np.linalg.norm(run.step))])
 
 
 def _far_apart(pair: Sequence[Instance]) -> bool:
@@ -150,14 +151,15 @@ def _decimals(group: Sequence[Instance]) -> int:
 def _stack(group: list[Instance], run: Run, split_by: tuple[str, ...], told: tuple[str, ...]) -> Stack:
     slices = tuple(group[index] for index in run.slices)
     affine = geometry.affine_from_dicom(slices[0].orientation, slices[0].pixel_spacing, run.origin, run.step)
-    return Stack(slices, affine, split_by, (*told, *_warnings(slices, run, affine)), run.deviation)
+    return Stack(slices, affine, split_by, (*told, *stack_warnings(slices, run, affine)), run.deviation)
 
 
-def _warnings(slices: Sequence[Instance], run: Run, affine: NDArray[np.float64]) -> Iterable[str]:
+def stack_warnings(slices: Sequence[Instance], run: Run, affine: NDArray[np.float64]) -> Iterable[str]:
+    """What a person should know of the volume that these slices are."""
     yield from sorted({text for one in slices for text in one.warnings})
     if run.nearly:
         yield f"the slices lie up to {run.deviation:.3f} mm off even distances; the affine is the line of least squares"
-    turned = float(np.ptp([one.orientation for one in slices], axis=0).max())
+    turned = _turned(slices)
     if turned > 1e-4:
         yield f"the orientation varies by {turned:.4f} between slices; that of the first counts"
     tilt = geometry.shear_degrees(affine)

@@ -58,7 +58,7 @@ class ContextEncoder(PretextTask):
         hidden = depth > 0
         mean = visible_mean(crops.images, hidden)
         band = hidden & (depth <= self.options.overlap)
-        weight = hidden.to(crops.images.dtype) * torch.where(band, self.options.overlap_weight, 1.0)
+        weight = torch.where(band, self.options.overlap_weight, hidden.to(crops.images.dtype))
         return PretextBatch(torch.where(hidden, mean, crops.images), crops.images, weight, extra={"hidden": hidden, "mean": mean})
 
     def loss(self, prediction: Tensor, batch: PretextBatch) -> Tensor:
@@ -85,7 +85,7 @@ class ContextEncoder(PretextTask):
         return {"input": batch.inputs, "prediction": filled, "target": batch.target}
 
     def _depth(self, crops: Crops, draw: Draw) -> Tensor:
-        """(B, 1, *size) how many voxels deep inside a hole each voxel lies; 0 outside."""
+        """(B, 1, *size) how many voxels deep inside a hole each voxel lies, at most one more than the band is wide; 0 outside."""
         size = crops.size
         sides = [min(max(1, round(self.options.side * side)), side - 1) for side in size]
         start = draw.uniform(self.options.holes, len(size))
@@ -93,7 +93,7 @@ class ContextEncoder(PretextTask):
         for axis, (side, hole) in enumerate(zip(size, sides, strict=True)):
             first = (start[..., axis] * (side - hole + 1)).long()
             inside = torch.arange(side, device=start.device) - first[..., None]
-            near = torch.minimum(inside + 1, hole - inside).clamp_min(0)
+            near = torch.minimum(inside + 1, hole - inside).clamp(0, self.options.overlap + 1).to(torch.uint8)
             shaped = near.view(*near.shape[:2], *[side if other == axis else 1 for other in range(len(size))])
             depth = shaped if depth is None else torch.minimum(depth, shaped)
         assert depth is not None

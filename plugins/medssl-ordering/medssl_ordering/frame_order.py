@@ -13,7 +13,7 @@ from medssl.augment import spread
 from medssl.config import BaseOptions
 from medssl.contracts import Crops, Draw, NetworkInfo, PooledHead, PretextBatch, PretextTask
 from medssl.errors import ConfigError
-from medssl.learn.ops import accuracy, spread_permutations, standardise
+from medssl.learn.ops import accuracy, reorder, spread_permutations, standardise
 
 
 class FrameOrder(PretextTask):
@@ -54,10 +54,9 @@ class FrameOrder(PretextTask):
         target = draw.integers(0, len(self.orders))
         order = self.orders.to(target.device)[target]
         frames = standardise(crops.images)
-        shuffled = frames.gather(1, order.view(*order.shape, *[1] * crops.spatial_dims).expand_as(frames))
         # Frames in which nothing can be seen, as in a crop of air, stand in no order.
         answerable = (spread(crops.images).flatten(1) > 1e-6).all(dim=1)
-        return PretextBatch(shuffled, target, answerable=answerable)
+        return PretextBatch(reorder(frames, order), target, answerable=answerable)
 
     def loss(self, prediction: Tensor, batch: PretextBatch) -> Tensor:
         """(B,) cross entropy."""

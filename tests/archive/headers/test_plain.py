@@ -104,6 +104,46 @@ def test_of_a_long_header_only_what_is_needed_is_read(tmp_path: Path) -> None:
     assert sum(map(len, took)) <= HEAD
 
 
+def test_files_of_which_too_little_was_read_at_first_say_the_same(tmp_path: Path) -> None:
+    """After a file with a short header comes one of its series with a long one, a longer one, and a short one of another series."""
+
+    def fill(dataset: Dataset, z: int) -> None:
+        dataset.add_new(0x00090010, "LO", "SOMEBODY")
+        dataset.add_new(0x00091001, "OB", bytes([0, 200, 4000, 3 * HEAD, 200, 0][z]))
+
+    for series in "ab":
+        write_series(tmp_path / series, made_volume((20, 16, 6)), made_affine(), series=series, adjust=fill)
+    (tmp_path / "c").write_bytes(b"no image")
+    check_same(FolderSource(str(tmp_path)))
+    assert all(one.frame_at > 0 for key, (one,) in scanned(FolderSource(str(tmp_path)), HeaderReader()).items() if key != "c")
+
+
+def test_a_series_is_known_by_the_starts_of_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_series(tmp_path, made_volume((80, 80, 9)), made_affine(), adjust=as_scanners_write)
+    counts: list[int] = []
+    really, opened = FolderSource.start, FolderSource.open
+    monkeypatch.setattr(FolderSource, "start", lambda self, key, count: counts.append(count) or really(self, key, count))
+    monkeypatch.setattr(FolderSource, "open", lambda self, key: counts.append(-1) or opened(self, key))
+    found = scanned(FolderSource(str(tmp_path)), HeaderReader())
+    assert all(one.frame_length == 80 * 80 * 2 for (one,) in found.values())
+    assert counts[0] == HEAD and max(counts[4:]) < 4096 and -1 not in counts[4:]
+
+
+def test_a_series_with_a_longer_header_than_the_last_is_learnt_from_its_first_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(4):
+
+        def fill(dataset: Dataset, z: int, number: int = number) -> None:
+            dataset.add_new(0x00090010, "LO", "SOMEBODY")
+            dataset.add_new(0x00091001, "OB", bytes(2000 * number))
+            dataset.AcquisitionTime = f"1200{z:02d}"
+
+        write_series(tmp_path / str(number), made_volume((20, 16, 6)), made_affine(), series=str(number), adjust=fill)
+    walked: list[int] = []
+    monkeypatch.setattr(reading, "walk", lambda *given: walked.append(1) or walk(*given))
+    scanned(FolderSource(str(tmp_path)), HeaderReader())
+    assert len(walked) == 5, "one a series, and one to see that the time differs"
+
+
 SURE = [0x00080016, 0x00080018, 0x00080060, 0x00100020, 0x0020000D, 0x0020000E, 0x00280010, 0x00280011, 0x00280100]
 OTHERS = [0x00080008, 0x00080020, 0x00081030, 0x00181030, 0x00180081, 0x00200013, 0x00200032, 0x00200037, 0x00201041, 0x00280002]
 OTHERS += [0x00280004, 0x00280030, 0x00280101, 0x00280102, 0x00280103, 0x00280120, 0x00281052, 0x00281053, 0x0020000A, 0x00280008]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from medssl.augment import fill_uniform, look_up
 from medssl.config import BaseOptions
 from medssl.contracts import Crops, DenseHead, Draw, PretextBatch, PretextTask
+from medssl.errors import DataError
 from medssl.learn.ops import masked_mean
 
 Chance = Annotated[float, Field(ge=0, le=1)]
@@ -146,6 +148,8 @@ def bent(falling: float, draw: Draw) -> Tensor:
 def damage(values: Tensor, out: Tensor, table: Tensor | None, painting: Painting | None, seeds: Sequence[int]) -> None:
     """One channel (*size) into `out`: its values through the curve `table`, and painted over with noise of its own range."""
     low, high = (float(one) for one in torch.aminmax(values))
+    if not isfinite(high - low):
+        raise DataError("a crop holds values that are not finite, and these have no range to bend or to paint in. Clean the images before.")
 
     def bend(box: Box) -> None:
         if table is None:

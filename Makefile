@@ -67,6 +67,10 @@ bench-index: install ## size and time of an index of ten million made-up images;
 bench-volumes: install ## crops, batches, writing, resampling and opening beside a copy in memory and beside peers
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.volumes
 
+.PHONY: bench-tasks
+bench-tasks: install ## what each task's question costs, beside a copy of the batch and beside peers; a loss beside MONAI's
+	PYTHONPATH=tests $(BIN)/python -m benchmarks.tasks
+
 .PHONY: bench-archive
 bench-archive: install ## scanning, indexing and reading DICOM beside pydicom, MONAI's reader and the codecs alone
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.archive
@@ -89,6 +93,10 @@ dist: install ## wheels of the core and of each plugin in dist/
 .PHONY: docs
 docs: install ## write the generated parts of the docs again
 	$(BIN)/python docs/generate.py
+
+.PHONY: pictures
+pictures: install ## draw the pictures in the READMEs of plugins again: each trains a small network, minutes
+	$(BIN)/python docs/generate.py --pictures
 
 .PHONY: clean
 clean: ## remove everything that was made

@@ -161,11 +161,18 @@ class Draw:
 
     def fork(self, term: str) -> Draw:
         """Fresh streams for a part of the work, unaffected by what was drawn here before or is drawn later."""
-        child = Draw.__new__(Draw)
-        child.device, child.progress = self.device, self.progress
-        child._keys = [f"{key}/{term}" for key in self._keys]
-        child._streams = [torch.Generator().manual_seed(_hash63(key)) for key in child._keys]
-        return child
+        keys = [f"{key}/{term}" for key in self._keys]
+        return self._like(self.device, keys, [torch.Generator().manual_seed(_hash63(key)) for key in keys])
+
+    def on_cpu(self) -> Draw:
+        """The same streams, whose numbers stay on the CPU: for those that are read, such as seeds; reading waits for a device."""
+        return self._like("cpu", self._keys, self._streams)
+
+    def _like(self, device: torch.device | str, keys: list[str], streams: list[torch.Generator]) -> Draw:
+        other = Draw.__new__(Draw)
+        other.device, other.progress = torch.device(device), self.progress
+        other._keys, other._streams = keys, streams
+        return other
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         """(B, *shape) float32 in [low, high)."""

@@ -25,7 +25,7 @@ import pluggy
 
 from medssl import hookspecs
 from medssl.config import did_you_mean
-from medssl.errors import MedsslError, MissingInput, PluginError
+from medssl.errors import MedsslError, MissingInput, PluginError, UsageError
 
 if TYPE_CHECKING:
     from medssl.contracts import ConsistencyLoss, PretextTask
@@ -53,6 +53,7 @@ KNOWN_PACKAGES = {
     "cross-modality": "medssl-colorization",
     "autoencoder": "medssl-corruption",
     "denoising": "medssl-corruption",
+    "spot-artifacts": "medssl-corruption",
     "rotation": "medssl-rotation",
     "region-matching": "medssl-regions",
     "agreement": "medssl-consistency",
@@ -124,8 +125,8 @@ class Plugins:
         plugins = cls()
         for entry, provider in _wanted(environ):
             plugins._load_entry(entry, provider)
-        for path in filter(None, environ.get(PLUGIN_FILES, "").split(os.pathsep)):
-            plugins.register(plugin_of_file(Path(path)), Provider(Path(path).stem, path, "(a file)"))
+        for path in dict.fromkeys(Path(path).absolute() for path in environ.get(PLUGIN_FILES, "").split(os.pathsep) if path):
+            plugins.register(plugin_of_file(path), Provider(path.stem, str(path), "(a file)"))
         for name, module in (extra or {}).items():
             plugins.register(module, Provider(name, name, "in this process"))
         return plugins
@@ -196,6 +197,13 @@ class Plugins:
         """Everything a configuration can name: name -> (kind, class, provider); kind is "pretext task" or "consistency loss"."""
         kinds = {"pretext task": "medssl_pretext_tasks", "consistency loss": "medssl_consistency_losses"}
         return {name: (kind, cls, provider) for kind, hook in kinds.items() for name, (cls, provider) in self._named(hook).items()}
+
+    def offer(self, name: str) -> tuple[str, type[Any], Provider]:
+        """That of `offered` with this name; raises `UsageError` where there is none."""
+        offered = self.offered()
+        if name not in offered:
+            raise UsageError(f"no plugin offers '{name}'{did_you_mean(name, offered) or '.'} See: medssl plugins list")
+        return offered[name]
 
     def task(self, name: str) -> type[PretextTask]:
         """The pretext task of that name, or a `PluginError` that says what to install."""

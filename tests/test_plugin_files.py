@@ -71,7 +71,7 @@ def test_what_is_no_plugin_is_said(tmp_path: Path) -> None:
             loaded(tmp_path / f"{name}.py")
 
 
-def test_the_command_line_trains_on_a_task_of_a_file(tmp_path: Path) -> None:
+def test_the_command_line_trains_on_tasks_of_files_of_the_command_and_of_the_environment(tmp_path: Path) -> None:
     import numpy as np
 
     from medssl.volumes import Incoming, write_store
@@ -79,15 +79,19 @@ def test_the_command_line_trains_on_a_task_of_a_file(tmp_path: Path) -> None:
     values = np.random.default_rng(0).normal(0, 100, (2, 16, 16, 16)).astype(np.float32)
     write_store([Incoming(f"v{n}", f"p{n}", f"s{n}", "MR", lambda n=n: (values[n], np.eye(4))) for n in range(2)], tmp_path / "store")
     (tmp_path / "ringing.py").write_text(TASK)
+    (tmp_path / "second.py").write_text(TASK.replace("unringing", "second").replace("Unringing", "Second"))
     network = {"name": "SegResNet", "options": {"init_filters": 8, "blocks_down": [1, 1], "blocks_up": [1]}}
     config = {
         "network": network,
         "data": {"store": "store", "size": [8, 8, 8], "batch": 1},
-        "tasks": ["unringing"],
+        "tasks": ["unringing", "second"],
         "train": {"steps": 1, "device": "cpu"},
     }
     (tmp_path / "run.yaml").write_text(json.dumps(config))
     command = [sys.executable, "-m", "medssl", "--plugin", "ringing.py", "pretrain", "run.yaml", "--out", "run"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    known = {**os.environ, PLUGIN_FILES: os.pathsep.join(("second.py", str(tmp_path / "ringing.py")))}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=known, check=False)
     assert done.returncode == 0, done.stderr
-    assert "unringing" in (tmp_path / "run" / "metrics.jsonl").read_text()
+    measured = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert "unringing" in measured
+    assert "second" in measured

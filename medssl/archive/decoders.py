@@ -80,7 +80,7 @@ def _with_stream(dataset: pydicom.Dataset, stream: bytes) -> pydicom.Dataset:
     return single
 
 
-class Picture(NamedTuple):
+class FrameHeader(NamedTuple):
     """What a header says of a grey frame."""
 
     rows: int
@@ -90,7 +90,7 @@ class Picture(NamedTuple):
     high_bit: int
 
 
-def decoded_stream(stream: bytes, syntax: str, header: Picture) -> NDArray[Any] | None:
+def decoded_stream(stream: bytes, syntax: str, header: FrameHeader) -> NDArray[Any] | None:
     """The decoded frame without pydicom, its bits as stored; None where the stream and the header do not agree simply.
 
     Raises `ValueError` or what the codec raises for a stream that is damaged.

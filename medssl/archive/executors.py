@@ -1,19 +1,26 @@
-"""Where work on an archive is done: in this process, in processes of this machine, or wherever an executor sends it.
+"""Where work on an archive is done: in this process, in threads or processes of it, or wherever an executor sends it.
 
-What is mapped on them are functions of a shard that touch nothing else, so that it makes no difference which it is.
+What is mapped on them are functions of one piece of work that touch nothing else, so that it makes no difference which it is.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
+from threading import Thread
+from typing import Any, TypeVar
 
 from medssl.archive.limits import limit_memory
 from medssl.errors import ArchiveError, PluginError
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -23,9 +30,9 @@ class Workers:
     start: Callable[[], AbstractContextManager[Executor]] | None
     """None: the caller does the work itself."""
     ahead: int = 1
-    """Shards that are handed over before the first of them is done: enough to keep all busy, few enough to be held in memory."""
+    """Tasks that are handed over before the first of them is done: enough to keep all busy, few enough to be held in memory."""
     died: tuple[type[BaseException], ...] = (BrokenExecutor,)
-    """What a shard ends with that killed its worker."""
+    """What a task ends with that killed its worker."""
 
 
 HERE = Workers(None)
@@ -33,20 +40,39 @@ HERE = Workers(None)
 
 
 @contextmanager
-def processes(count: int) -> Iterator[Executor]:
-    """Processes of this machine with a limit of their memory, which may be killed."""
+def processes(count: int, begin: Callable[[], None] = limit_memory) -> Iterator[Executor]:
+    """Processes of this machine, which may be killed, and which end with this one; `begin` is called in each, to limit its memory."""
     # Forking spares scripts the `if __name__ == "__main__"` that a fresh interpreter would need.
     method = "fork" if sys.platform == "linux" else "spawn"
-    executor = ProcessPoolExecutor(count, mp_context=multiprocessing.get_context(method), initializer=limit_memory)
+    context = multiprocessing.get_context(method)
+    executor = ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=(begin,))
     try:
         yield executor
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
 
 
-def local(count: int) -> Workers:
+def _begin(begin: Callable[[], None]) -> None:
+    Thread(target=_end_with_parent, daemon=True).start()
+    begin()
+
+
+def _end_with_parent() -> None:
+    """A pool whose process was killed would leave its workers behind, waiting for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def local(count: int, begin: Callable[[], None] = limit_memory) -> Workers:
     """So many processes of this machine; one is the caller itself."""
-    return Workers(lambda: processes(count), 2 * count + 2) if count > 1 else HERE
+    return Workers(lambda: processes(count, begin), 2 * count + 2) if count > 1 else HERE
+
+
+def threads(count: int) -> Workers:
+    """So many threads of this process, for work that cannot be sent anywhere."""
+    return Workers(lambda: ThreadPoolExecutor(count, "medssl"), count)
 
 
 def given(executor: Executor) -> Workers:
@@ -76,3 +102,58 @@ def _deaths_on_a_cluster() -> tuple[type[BaseException], ...]:
     from distributed import KilledWorker
 
     return (KilledWorker,)
+
+
+def mapped(
+    work: Callable[[Any], Result],
+    tasks: Iterable[Task],
+    workers: Workers,
+    alone: Callable[[Task], Result],
+    sent: Callable[[Task], Any] = lambda task: task,
+) -> Generator[tuple[Task, Result], None, None]:
+    """Each of `tasks` with what `work` makes of it, as soon as that is done; no more than `workers.ahead` are taken before.
+
+    `sent`: a task as it travels to a worker. A task whose worker died is done by `alone`, here, when the others at work are done.
+    """
+    if workers.start is None:
+        yield from ((task, work(sent(task))) for task in tasks)
+        return
+    rest = iter(tasks)
+    more = True
+    while more:
+        lost: list[Task] = []
+        with ExitStack() as stack:
+            executor = stack.enter_context(workers.start())
+            more = yield from _until_broken(executor, work, rest, workers, sent, lost)
+        yield from ((task, alone(task)) for task in lost)
+
+
+def _until_broken(
+    executor: Executor,
+    work: Callable[[Any], Result],
+    rest: Iterator[Task],
+    workers: Workers,
+    sent: Callable[[Task], Any],
+    lost: list[Task],
+) -> Generator[tuple[Task, Result], None, bool]:
+    """Returns whether the executor broke before all was done; what its workers died of is appended to `lost`."""
+    running: dict[Future[Result], Task] = {}
+    broken = False
+    while True:
+        for task in islice(rest, 0 if broken else workers.ahead - len(running)):
+            try:
+                running[executor.submit(work, sent(task))] = task
+            except BrokenExecutor:
+                broken = True
+                lost.append(task)
+        if not running:
+            return broken
+        done, _ = wait(running, return_when=FIRST_COMPLETED)
+        for future in done:
+            # The task is kept until it is done: what a source unpacked for it goes with it.
+            task = running.pop(future)
+            try:
+                yield task, future.result()
+            except workers.died as error:
+                broken = broken or isinstance(error, BrokenExecutor)
+                lost.append(task)

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from medssl.archive.outcomes import Reason
+from medssl.archive.tables import ADDED
 
 WHOLE = -1
 """The frame number of a file that is one image."""
@@ -132,6 +133,8 @@ class Instance:
     frame_of_reference: str = ""
     """FrameOfReferenceUID."""
 
+    corrected: tuple[str, ...] = ()
+    """CorrectedImage: what PET and SPECT took into account, such as ATTN."""
     echo: str = ""
     inversion: str = ""
     flip: str = ""
@@ -204,6 +207,8 @@ _ARROW: dict[Any, pa.DataType] = {
     tuple[float, ...]: pa.list_(pa.float64()),
 }
 
+_LATER = frozenset({"corrected"})
+"""Columns that an index of the same format may lack."""
 _OWN, _TAKEN = ([field.name for field in fields(cls)] for cls in (Instance, Acquisition))
 
 
@@ -211,7 +216,7 @@ def _columns() -> Iterator[pa.Field]:
     hints = {**get_type_hints(Instance), **get_type_hints(Acquisition)}
     for name in _OWN:
         for column in _TAKEN if name == "taken" else [name]:
-            yield pa.field(column, _ARROW[hints[column]])
+            yield pa.field(column, _ARROW[hints[column]], metadata={ADDED: b""} if column in _LATER else None)
 
 
 SCHEMA = pa.schema(_columns())

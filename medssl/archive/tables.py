@@ -16,6 +16,9 @@ from medssl.files import open_regular, write_atomically
 TABLE_ERRORS = (OSError, LookupError, ValueError, TypeError, ArithmeticError, AttributeError, MemoryError, pa.ArrowException)
 """What reading a table is known to raise where it is damaged or holds something else."""
 
+ADDED = b"added"
+"""Marks a column of a schema that came later than files of the same format: where it is missing it is empty."""
+
 
 def to_parquet(table: pa.Table) -> bytes:
     """The content of a Parquet file that is soon gone."""
@@ -54,12 +57,12 @@ def read_groups(file: Path, schema: pa.Schema, groups: Sequence[int] | None, nul
         with open_regular(file) as stream:
             # By this thread alone: one of pyarrow's that still holds the stream when Python ends aborts the process.
             content = pq.ParquetFile(pa.PythonFile(stream, "r"), pre_buffer=False)
-            names = schema.names
+            names = _written(schema, content.schema_arrow)
             if groups is None:
                 table = content.read(columns=names, use_threads=False)
             else:
                 table = content.read_row_groups(list(groups), columns=names, use_threads=False)
-            table = table.select(names).cast(schema)
+            table = _completed(table.select(names), schema).cast(schema)
         table.validate(full=True)
         empty = [name for name in schema.names if name not in nulls and table[name].null_count]
     except TABLE_ERRORS as error:
@@ -68,6 +71,20 @@ def read_groups(file: Path, schema: pa.Schema, groups: Sequence[int] | None, nul
         raise damaged(file.name, "cannot be read") from error
     if empty:
         raise damaged(file.name, f"has no value in {', '.join(empty)}")
+    return table
+
+
+def _written(schema: pa.Schema, found: pa.Schema) -> list[str]:
+    """The columns to read: all but those that came later than the file."""
+    return [field.name for field in schema if field.name in found.names or ADDED not in (field.metadata or {})]
+
+
+def _completed(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """With the columns that came later, empty: the header was not asked then."""
+    for number, field in enumerate(schema):
+        if field.name not in table.column_names:
+            empty: object = [] if pa.types.is_list(field.type) else ""
+            table = table.add_column(number, field, pa.array([empty] * len(table), field.type))
     return table
 
 

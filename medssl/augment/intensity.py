@@ -6,12 +6,16 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.special import ndtri
 from torch import Tensor
 
 from medssl.augment.spatial import product_along
 from medssl.augment.splines import between_points
 from medssl.contracts import Draw
+
+IN_CACHE = 2**16
+"""Voxels that are worked on at a time where several operations follow each other."""
 
 
 def spread(images: Tensor) -> Tensor:
@@ -56,26 +60,67 @@ def add_normal_noise(images: Tensor, draw: Draw, amount: Tensor) -> Tensor:
 
     The largest lies 4.2 standard deviations out. It costs a third of `draw.normal` and `add_noise`.
     """
-    seeds = draw.integers(0, 2**63 - 1, 1)[:, 0].tolist()
-    if images.device.type == "cpu" and images.dtype == torch.float32:
-        scale, noisy = _column(amount, images.dim()) * spread(images), torch.empty_like(images)
-        for one, image, own, seed in zip(noisy, images, scale, seeds, strict=True):
-            torch.index_select(_normal_values(), 0, _picks(image.numel(), seed), out=one.view(-1))
-            one.mul_(own).add_(image.detach())
-        return noisy if not images.requires_grad else images + (noisy - images.detach())
-    noise = torch.stack([_normal_values().index_select(0, _picks(images[0].numel(), seed)).view(images.shape[1:]) for seed in seeds])
-    return add_noise(images, noise.to(images), amount)
+    seeds = draw.on_cpu().integers(0, 2**63 - 1, 1)[:, 0].tolist()
+    if images.device.type != "cpu":
+        # Amounts that lie on the device are not read: a step would wait for them.
+        noise = torch.stack([_normals(np.random.SFC64(seed), images[0].numel()).view(images.shape[1:]) for seed in seeds])
+        return add_noise(images, noise.to(images), amount)
+    scales = (_column(amount, images.dim()) * spread(images)).flatten(1).tolist()
+    noisy = torch.empty_like(images, memory_format=torch.contiguous_format)
+    for one, image, own, seed in zip(noisy, images.detach(), scales, seeds, strict=True):
+        bits = np.random.SFC64(seed)
+        for made, channel, scale in zip(one, image, own, strict=True):
+            if not scale:
+                made.copy_(channel)
+                continue
+            for part, source in zip(*(torch.split(values.reshape(-1), IN_CACHE) for values in (made, channel)), strict=True):
+                torch.add(source, _normals(bits, len(part)).to(part), alpha=scale, out=part)
+    return noisy if not images.requires_grad else images + (noisy - images.detach())
 
 
-def _picks(count: int, seed: int) -> Tensor:
-    bits = np.random.Generator(np.random.SFC64(seed)).integers(0, 2**64, -(-count // 4), np.uint64)
-    return torch.from_numpy(bits.view(np.uint16)[:count].astype(np.int32))
+def _normals(bits: np.random.SFC64, count: int) -> Tensor:
+    return _normal_values().index_select(0, torch.from_numpy(_words(bits, count).astype(np.int32)))
+
+
+def _words(bits: np.random.SFC64, count: int) -> NDArray[np.uint16]:
+    """The next numbers of 16 bits."""
+    raw: NDArray[np.uint64] = bits.random_raw(-(-count // 4))
+    return raw.view(np.uint16)[:count]
 
 
 @lru_cache(maxsize=1)
 def _normal_values() -> Tensor:
     values = ndtri((np.arange(2**16) + 0.5) / 2**16)
     return torch.from_numpy((values / values.std()).astype(np.float32))
+
+
+def fill_uniform(out: Tensor, seed: int, low: float, high: float) -> None:
+    """Fill `out` with noise between `low` and `high`: one of 65,536 equally likely values, evenly spaced, a voxel. A function of `seed`.
+
+    It costs a third of `torch.rand`.
+    """
+    bits, step = np.random.SFC64(seed), (high - low) / 2**16
+    middle = torch.tensor((low + high + step) / 2, dtype=out.dtype, device=out.device)
+    for part in torch.split(out, _in_cache(out)):
+        whole = torch.from_numpy(_words(bits, part.numel()).view(np.int16)).view(part.shape)
+        torch.add(middle, whole.to(part), alpha=step, out=part)
+
+
+def look_up(values: Tensor, table: Tensor, low: float, high: float, out: Tensor) -> None:
+    """Each of `values`, all of which lie in `low` .. `high`, through `table` (K,), whose entries are evenly spaced over these, into `out`.
+
+    The nearest entry at or below counts: with thousands of them one look-up is as good as interpolation and costs a quarter.
+    """
+    # Less the lowest first, and short of K, so that no rounding leads beyond the table.
+    scale = (len(table) - 0.01) / (high - low) if high > low else 0.0
+    for part, made in zip(*(torch.split(one, _in_cache(values)) for one in (values, out)), strict=True):
+        index = part.sub(low).mul_(scale).to(torch.int32)
+        made.copy_(table.index_select(0, index.view(-1)).view(part.shape))
+
+
+def _in_cache(values: Tensor) -> int:
+    """How many layers along the first axis stay in a processor's cache while several operations pass over them."""
+    return max(1, IN_CACHE * len(values) // max(values.numel(), 1))
 
 
 def blur(images: Tensor, sigma: Tensor) -> Tensor:
@@ -134,23 +179,31 @@ def bias_field(images: Tensor, points: Tensor) -> Tensor:
 
 def drop_boxes(images: Tensor, corner: Tensor, size: Tensor) -> Tensor:
     """Each image with its mean in the boxes at `corner` (B, N, D) of `size` (B, N, D) voxels."""
+    return drop_boxes_(images.clone(), corner, size)
+
+
+def drop_boxes_(images: Tensor, corner: Tensor, size: Tensor) -> Tensor:
+    """As `drop_boxes`, in the images themselves."""
     mean = images.mean(dim=tuple(range(2, images.dim())), keepdim=True)
-    changed = images.clone()
     first, last = corner.long().tolist(), (corner + size).long().tolist()
-    for image, own, starts, ends in zip(changed, mean, first, last, strict=True):
+    for image, own, starts, ends in zip(images, mean, first, last, strict=True):
         for start, end in zip(starts, ends, strict=True):
             image[(slice(None), *(slice(max(a, 0), max(b, 0)) for a, b in zip(start, end, strict=True)))] = own
-    return changed
+    return images
 
 
 def shuffle_boxes(images: Tensor, corner: Tensor, side: int, order: Tensor) -> Tensor:
     """Each image with the voxels of its boxes of `side` voxels at `corner` (B, N, D; inside it) in another `order` (B, side ** D)."""
-    changed = images.clone()
-    for image, places, permutation in zip(changed, corner.tolist(), order, strict=True):
+    return shuffle_boxes_(images.clone(), corner, side, order)
+
+
+def shuffle_boxes_(images: Tensor, corner: Tensor, side: int, order: Tensor) -> Tensor:
+    """As `shuffle_boxes`, in the images themselves."""
+    for image, places, permutation in zip(images, corner.tolist(), order, strict=True):
         for one in places:
             box = image[(slice(None), *(slice(first, first + side) for first in one))]
             box.copy_(box.flatten(1)[:, permutation].view_as(box))
-    return changed
+    return images
 
 
 def _column(values: Tensor, dims: int) -> Tensor:

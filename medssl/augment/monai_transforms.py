@@ -41,7 +41,7 @@ def transformed(images: Tensor, transforms: Any, draw: Draw) -> Tensor:
 
 def apply_transforms(transforms: Sequence[Any], images: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
     """(B, C, *size) transformed sample by sample, and the affines (B, D, D + 1), voxel of the result -> voxel of `images`."""
-    seeds = draw.integers(0, 2**31 - 1, max(len(transforms), 1)).tolist()
+    seeds = draw.on_cpu().integers(0, 2**31 - 1, max(len(transforms), 1)).tolist()
     pairs = [_one(transforms, image, seeds[place]) for place, image in enumerate(images)]
     views, affines = zip(*pairs, strict=True)
     return torch.stack(views), torch.stack(affines).to(images.device)

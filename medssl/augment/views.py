@@ -228,7 +228,9 @@ def change_intensities(images: Tensor, options: Look, draw: Draw) -> Tensor:
     if options.invert:
         images = intensity.invert(images, draw.uniform() < options.invert)
     if options.dropout:
-        images = _without_boxes(images, options, draw.fork("dropout"), chosen("dropout"))
+        # Where boxes lie is read, so it is drawn where that waits for nothing.
+        at_hand = draw.on_cpu()
+        images = _without_boxes(images, options, at_hand.fork("dropout"), _chosen(at_hand, "dropout", options.chance))
     return images
 
 
@@ -240,7 +242,7 @@ def _heights(draw: Draw, strength: Tensor, pieces: int = 4) -> Tensor:
 
 
 def _without_boxes(images: Tensor, options: Look, draw: Draw, chosen: Tensor) -> Tensor:
-    sides = torch.tensor(images.shape[2:], device=images.device)
+    sides = torch.tensor(images.shape[2:])
     size = draw.uniform(options.dropout_boxes, len(sides)) * options.dropout * sides * chosen.view(-1, 1, 1)
     corner = draw.uniform(options.dropout_boxes, len(sides)) * (sides - size)
     return intensity.drop_boxes(images, corner.round(), size.round())

@@ -58,7 +58,8 @@ def _options(
     ] = None,
 ) -> None:
     if plugin:
-        os.environ["MEDSSL_PLUGIN_FILES"] = os.pathsep.join(str(file.absolute()) for file in plugin)
+        files = [os.environ.get("MEDSSL_PLUGIN_FILES"), *(str(file.absolute()) for file in plugin)]
+        os.environ["MEDSSL_PLUGIN_FILES"] = os.pathsep.join(filter(None, files))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -56,6 +56,11 @@ def store(
         bool,
         typer.Option("--all-reconstructions", help="Take every reconstruction of an acquisition, reformats and derived images."),
     ] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that read, resample and compress.")] = 2,
+    dask: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Do that on the Dask cluster of this scheduler (needs medssl[cluster])."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say how many volumes, how much disk and how long, and what is left out; write nothing.")
     ] = False,
@@ -66,6 +71,9 @@ def store(
 
     Of DICOM it takes one reconstruction of each acquisition, with at least 30 slices and no reformats, and says what it leaves out.
     """
+    from contextlib import nullcontext
+
+    from medssl.archive.executors import cluster
     from medssl.train.config import read_config
     from medssl.train.progress import counting
     from medssl.volumes import StoreOptions, estimate_store, store_as
@@ -81,11 +89,11 @@ def store(
     options = read_config(StoreOptions, config, (), {key: value for key, value in given.items() if value not in (None, {})}, "store")
     options = options.model_copy(update={"where": _condition(options.where, max_deviation)})
     if dry_run:
-        _print_estimate(estimate_store(sources, out, options), out, as_json)
+        _print_estimate(estimate_store(sources, out, options, workers=workers), out, as_json)
         return
     share(out, group)
-    with counting("storing volumes") as report:
-        summary = store_as(sources, out, options, progress=report)
+    with cluster(dask) if dask else nullcontext() as executor, counting("storing volumes") as report:
+        summary = store_as(sources, out, options, workers=workers, progress=report, executor=executor)
     if as_json:
         print_json(summary.document())
         _refuse_nothing(summary)

@@ -44,6 +44,9 @@ def predict(
         str,
         typer.Option("--format", metavar="nifti|dicom-seg", help="dicom-seg: refers to the images of DICOM inputs, and names the patient."),
     ] = "nifti",
+    unseen_modality: Annotated[
+        bool, typer.Option("--unseen-modality", help="Take DICOM images of a modality that the network never saw.")
+    ] = False,
     group: Group = False,
 ) -> None:
     """Write a label map for each input volume, on the input's own grid. A volume that cannot be used costs no other."""
@@ -53,7 +56,9 @@ def predict(
 
     channels = read_config(StoreOptions, config, (), {}, "store").channels
     share(out, group)
-    written = predict_volumes(run, inputs, out, precision=precision, trusted=trust or (), format=form, channels=channels)
+    written = predict_volumes(
+        run, inputs, out, precision=precision, trusted=trust or (), format=form, channels=channels, unseen_modality=unseen_modality
+    )
     say(f"{len(written)} label maps written to {out}")
 
 

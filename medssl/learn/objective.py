@@ -58,7 +58,8 @@ class Pending:
     step: int
     views: dict[str, Views] = field(default_factory=dict)
     answers: dict[str, list[tuple[Tensor, PretextBatch]]] = field(default_factory=dict)
-    gradients: Gradients = field(default_factory=dict)
+    gradients: Gradients | None = None
+    """None where they were not measured, which is the same on all ranks."""
 
 
 class Objective(nn.Module):
@@ -187,8 +188,9 @@ class Objective(nn.Module):
         pending, self._pending = self._pending, []
         if not pending:
             return
-        if self.balance is not None and any(one.gradients for one in pending):
-            self.balance.update([one.gradients for one in pending])
+        measured = [one.gradients for one in pending if one.gradients is not None]
+        if self.balance is not None and measured:
+            self.balance.update(measured, self._balanced())
         with torch.no_grad():
             for key in pending[0].views:
                 loss: Any = self.losses[key]
@@ -287,8 +289,12 @@ class Objective(nn.Module):
         if self.balance is not None:
             factors = self.balance.factors()
             if pending.step % MEASURE_EVERY == 0 and torch.is_grad_enabled():
-                pending.gradients = gradients_of(terms, [p for p in self.network.parameters() if p.requires_grad])
+                pending.gradients = gradients_of(terms, self._balanced())
         return torch.stack([self.weights[key] * factors[key] * term for key, term in terms.items()]).sum()
+
+    def _balanced(self) -> list[Tensor]:
+        """What the gradients of terms are measured by."""
+        return [parameter for parameter in self.network.parameters() if parameter.requires_grad]
 
     def _counted(self, asked: Asked) -> tuple[list[str], list[str]]:
         """The tasks and the losses that count in this step, in the order in which they were given."""

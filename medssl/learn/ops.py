@@ -52,6 +52,12 @@ def block_mask(draw: Draw, size: Sequence[int], block: int, low: float, high: fl
 
 def take(images: Tensor, index: Sequence[Tensor]) -> Tensor:
     """(B, C, n1, .., nD): for each sample the voxels at the outer product of its indices; `index` holds D tensors (B, n)."""
+    if images.device.type == "cpu":
+        # Row by row, the innermost axis while it is small; gathering goes voxel by voxel.
+        taken = list(images)
+        for axis in reversed(range(len(index))):
+            taken = [image.index_select(axis + 1, where) for image, where in zip(taken, index[axis], strict=True)]
+        return torch.stack(taken)
     for axis, where in enumerate(index):
         dim = axis + 2
         shape = [1] * images.dim()
@@ -63,8 +69,18 @@ def take(images: Tensor, index: Sequence[Tensor]) -> Tensor:
 
 def cut(images: Tensor, corner: Tensor, size: Sequence[int]) -> Tensor:
     """(B, C, *size): from each image the box whose first voxel is `corner` (B, D) int64."""
+    if images.device.type == "cpu":
+        # Reading the corners of a device would wait for it; here boxes are copied row by row, which gathering does voxel by voxel.
+        boxes = [tuple(slice(first, first + side) for first, side in zip(one, size, strict=True)) for one in corner.tolist()]
+        return torch.stack([image[(slice(None), *box)] for image, box in zip(images, boxes, strict=True)])
     steps = [torch.arange(side, device=images.device) for side in size]
     return take(images, [corner[:, axis, None] + step for axis, step in enumerate(steps)])
+
+
+def reorder(parts: Tensor, order: Tensor) -> Tensor:
+    """(B, N, ...): of the parts (B, P, ...) of each sample those that its `order` (B, N) names, in that order."""
+    first = torch.arange(len(parts), device=order.device)[:, None] * parts.shape[1]
+    return parts.flatten(0, 1).index_select(0, (first + order).flatten()).view(*order.shape, *parts.shape[2:])
 
 
 def standardise(images: Tensor) -> Tensor:
@@ -163,6 +179,12 @@ def info_nce(positive: Tensor, negatives: Tensor, excluded: Tensor | None = None
     return F.softplus(negatives.logsumexp(dim=-1) - positive)
 
 
+def turned_round(values: Tensor, share: float) -> Tensor:
+    """The values, whose gradient comes back times -`share` (Ganin and Lempitsky, ICML 2015): an adversary in one loss and one step."""
+    turned: Tensor = _TurnRound.apply(values, share)  # type: ignore[no-untyped-call]
+    return turned
+
+
 def read_at(grid: Tensor, voxels: Tensor, size: Sequence[int]) -> Tensor:
     """(B, P, F): what a grid (B, F, *g) over images of `size` holds at `voxels` (B, P, D) of these, by linear interpolation.
 
@@ -191,3 +213,14 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         return own_rows(summed(gradients[0].contiguous()))
+
+
+class _TurnRound(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, share: float) -> Tensor:
+        ctx.share = share
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return -ctx.share * gradients[0], None

@@ -196,14 +196,21 @@ def _check_inputs(name: Who, inputs: Tensor, crops: Crops) -> None:
 
 
 def _check_grid(name: Who, target: Tensor, grid: tuple[int, ...]) -> None:
-    """The target of a dense answer lies on the answer's grid: (B, channels, *grid), or class numbers (B, *grid)."""
+    problem = grid_problem(target, grid)
+    if problem is not None:
+        raise PluginError(f"{name}: {problem}")
+
+
+def grid_problem(target: Tensor, grid: tuple[int, ...]) -> str | None:
+    """Why a target does not lie on the grid of a dense answer: (B, channels, *grid), or class numbers (B, *grid)."""
     channels = target.dim() == len(grid) + 2
     classes = target.dim() == len(grid) + 1 and not target.is_floating_point()
     if tuple(target.shape[-len(grid) :]) != grid if channels or classes else target.dim() > 2:
-        raise PluginError(
-            f"{name}: the target of a dense answer has shape {tuple(target.shape)} and the answer's grid is {grid}. Give it "
+        return (
+            f"the target of a dense answer has shape {tuple(target.shape)} and the answer's grid is {grid}. Give it "
             "(B, channels, *grid), or class numbers as (B, *grid) of whole numbers."
         )
+    return None
 
 
 def _check_weight(name: Who, weight: Tensor, target: Tensor) -> None:
@@ -285,7 +292,7 @@ def check_prediction(prediction: Tensor, task: PretextTask, key: str, target: Te
     """`DataError` where a network's answer is not what the task's head says: its loss would broadcast it against the target."""
     head, rows, shape = task.head(), len(target), tuple(prediction.shape)
     if isinstance(head, DenseHead):
-        dims = max(prediction.dim() - 2, 2)
+        dims = task.network.spatial_dims
         grid = tuple(target.shape[-dims:]) if target.dim() > dims else shape[2:]
         wanted: tuple[int, ...] = (rows, head.channels, *grid)
     elif isinstance(head, PooledHead):
@@ -294,6 +301,9 @@ def check_prediction(prediction: Tensor, task: PretextTask, key: str, target: Te
         return
     if shape != wanted:
         raise DataError(f"the network answers '{key}' with shape {shape}; for a target of shape {tuple(target.shape)} it is {wanted}.")
+    problem = grid_problem(target, shape[2:]) if isinstance(head, DenseHead) else None
+    if problem is not None:
+        raise DataError(f"'{key}': {problem}")
 
 
 def check_by_name(value: Any, term: nn.Module, key: str, what: str) -> Mapping[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import Any
 
 import torch
@@ -69,9 +69,9 @@ class EMATeacher(nn.Module):
 
     def __init__(self, student: nn.Module, momentum: float = TEACHER_MOMENTUM) -> None:
         super().__init__()
-        if not 0 <= momentum <= 1:
-            raise ConfigError(f"a teacher's momentum of {momentum} cannot be; it lies between 0 and 1.")
-        self.momentum = momentum
+        if not isinstance(student, nn.Module):
+            raise ConfigError(f"a teacher follows a module, such as a network, and {type(student).__name__} is none.")
+        self.momentum = _momentum(momentum)
         self.module = deepcopy(student).requires_grad_(False)
 
     @torch.no_grad()
@@ -81,7 +81,28 @@ class EMATeacher(nn.Module):
 
     def update(self, student: nn.Module, momentum: float | None = None) -> None:
         """Call it after each step that was taken."""
-        move(self.module, student, self.momentum if momentum is None else momentum)
+        pairs = zip_longest(_forms(self.module), _forms(student), fillvalue=("nothing", ()))
+        different = next(((mine, theirs) for mine, theirs in pairs if mine[1] != theirs[1]), None)
+        if different is not None:
+            (mine, shape), (theirs, other) = different
+            raise ConfigError(
+                f"the teacher follows another module than this {type(student).__name__}: '{mine}' {shape} in the teacher, '{theirs}' "
+                f"{other} here. Give the module that it was made of."
+            )
+        move(self.module, student, self.momentum if momentum is None else _momentum(momentum))
+
+
+def _momentum(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ConfigError(f"a teacher's momentum of {value!r} cannot be; it lies between 0 and 1.")
+    return float(value)
+
+
+def _forms(module: Any) -> list[tuple[str, tuple[int, ...]]]:
+    """Name and shape of all that a teacher follows, in its order: wrappers put a prefix before all names."""
+    if not isinstance(module, nn.Module):
+        raise ConfigError(f"a teacher follows a module, such as a network, and {type(module).__name__} is none.")
+    return [(name, tuple(tensor.shape)) for name, tensor in (*module.named_parameters(), *module.named_buffers())]
 
 
 @torch.no_grad()

@@ -53,23 +53,35 @@ class Balance(nn.Module):
         return dict(zip(self.keys, factors.unbind(), strict=True))
 
     @torch.no_grad()
-    def update(self, measured: Sequence[Gradients]) -> None:
-        """After a step that was taken, with the gradients of each of its micro batches; they are added up over the ranks."""
-        places = _shared(measured)
-        for number, key in enumerate(self.keys):
-            rows = [one[key] for one in measured if key in one]
-            if not rows:
-                continue
-            parts = [torch.cat([g.flatten() for g in (row[place] for place in places) if g is not None]) for row in rows]
-            size, before = summed(torch.stack(parts).sum(dim=0)).norm(), self.sizes[number]
+    def update(self, measured: Sequence[Gradients], parameters: Sequence[Tensor]) -> None:
+        """After a step that was taken, with the gradients of each of its micro batches; they are added up over the ranks.
+
+        A term may reach other `parameters` in one micro batch or rank than in the next, or none (a queue that is filling up). Which ones
+        count is settled over all of them first, so that all ranks add up the same.
+        """
+        reached = summed(torch.stack([_reached(key, measured, parameters) for key in self.keys])) > 0
+        numbers = [number for number, places in enumerate(reached) if places.any()]
+        if not numbers:
+            return
+        by_all = reached[numbers].all(dim=0)
+        places = (by_all if by_all.any() else torch.ones_like(by_all)).nonzero().flatten().tolist()
+        for number in numbers:
+            size, before = summed(_added(self.keys[number], measured, parameters, places)).norm(), self.sizes[number]
             self.sizes[number] = torch.where(before > 0, KEPT * before + (1 - KEPT) * size, size)
 
 
-def _shared(measured: Sequence[Gradients]) -> list[int]:
-    """Places of the parameters that every term reaches; of all where there is none."""
-    rows = [row for one in measured for row in one.values()]
-    everywhere = range(len(rows[0]))
-    return [place for place in everywhere if all(row[place] is not None for row in rows)] or list(everywhere)
+def _reached(key: str, measured: Sequence[Gradients], parameters: Sequence[Tensor]) -> Tensor:
+    """For each of `parameters` 1 where the term reaches it in some micro batch."""
+    rows = [one[key] for one in measured if key in one]
+    return torch.tensor([float(any(row[place] is not None for row in rows)) for place in range(len(parameters))])
+
+
+def _added(key: str, measured: Sequence[Gradients], parameters: Sequence[Tensor], places: Sequence[int]) -> Tensor:
+    """The gradient of the term over all micro batches, by the parameters at `places`, as one vector."""
+    rows = [one[key] for one in measured if key in one]
+    parts = [[gradient for row in rows if (gradient := row[place]) is not None] for place in places]
+    nothing = [torch.zeros_like(parameters[place]) for place in places]
+    return torch.cat([torch.stack(part or [zero]).sum(dim=0).flatten() for part, zero in zip(parts, nothing, strict=True)])
 
 
 def gradients_of(terms: Mapping[str, Tensor], parameters: Sequence[Tensor]) -> Gradients:

@@ -20,7 +20,17 @@ from medssl.contracts import Draw, PretextBatch, PretextTask
 from medssl.errors import ConfigError, DataError
 from medssl.learn.promises import calling, check_batch
 from medssl.monai.crops import crops_of
-from medssl.monai.tasks import ELSEWHERE, build_task, known_network, refuse_unknown_network, task_class, unknown_network
+from medssl.monai.given import image_given, item_given
+from medssl.monai.labels import refuse_unsaid
+from medssl.monai.tasks import (
+    ELSEWHERE,
+    build_task,
+    known_network,
+    refuse_unknown_network,
+    task_class,
+    tried_without_network,
+    unknown_network,
+)
 
 IMAGE, TARGET, WEIGHT = "image", "target", "weight"
 
@@ -32,7 +42,7 @@ class PretextTaskTransform(Randomizable, Transform):  # type: ignore[misc]
     counts (ones where the task does not say); and whatever else the task's loss needs: `target_answerable`, and `target_NAME` for each
     `extra` of the task. A task that cuts an image into P parts gives images (P, C, *size). The image is taken as its own volume: a task
     that asks where a crop lies in its volume needs medssl's own loader, and one that needs a teacher, or compares crops, medssl's own
-    training.
+    training. Its body, for tasks that ask how much of it that is, is what lies above the image's own air.
 
     Args:
         task: name of an installed pretext task, or its class.
@@ -48,6 +58,13 @@ class PretextTaskTransform(Randomizable, Transform):  # type: ignore[misc]
         self.options = check(self.task.Options, options, f"options of '{self.task.name}'")
         self.network, self.fixed = known_network(network), fixed
         self._built: dict[tuple[int, int], PretextTask] = {}
+        if self.network is None:
+            tried = tried_without_network(self.task, self.options)
+        else:
+            tried = build_task(self.task, self.options, self.network)
+            self._built[self.network.spatial_dims, self.network.channels] = tried
+        if tried is not None:
+            refuse_unsaid(tried)
         self._seeded_in = os.getpid()
 
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> Self:
@@ -73,13 +90,7 @@ class PretextTaskTransform(Randomizable, Transform):  # type: ignore[misc]
 
     def asked(self, image: Any, name: str) -> dict[str, Any]:
         """The question about the image of that name."""
-        if not isinstance(image, Tensor | np.ndarray):
-            raise DataError(f"'{name}' is a {type(image).__name__}, no image. Load it first: LoadImaged, EnsureChannelFirstd.")
-        tensor = convert_to_tensor(image, dtype=torch.float32, track_meta=False)
-        if tensor.dim() not in (3, 4):
-            raise DataError(f"'{name}' has shape {tuple(tensor.shape)}; a pretext task needs (C, *size) with 2 or 3 spatial sides.")
-        if not bool(torch.isfinite(tensor).all()):
-            raise DataError(f"'{name}' holds NaN or infinity, which a pretext task would spread. Mend the image before it is asked about.")
+        tensor = _prepared_image(image, name)
         batch = self._ask(tensor, image, name)
         answer = {key: _apart(rows, tensor)[0] for key, rows in _answer(batch).items()}
         if WEIGHT not in answer:
@@ -88,10 +99,12 @@ class PretextTaskTransform(Randomizable, Transform):  # type: ignore[misc]
 
     def _ask(self, tensor: Tensor, image: Any, name: str) -> PretextBatch:
         spacing = torch.as_tensor(image.pixdim[: tensor.dim() - 1]) if isinstance(image, MetaTensor) else None
-        crops, task = crops_of(tensor[None], spacing), self._task_for(tensor)
+        crops, task = crops_of(tensor.detach()[None], spacing, body="body" in self.task.needs), self._task_for(tensor)
         seed = self.randomize(tensor.cpu().numpy() if self.fixed else None)
-        with torch.no_grad(), calling(task, self.task.name, "make", crops):
+        with torch.enable_grad(), calling(task, self.task.name, "make", crops):
             batch = task.make(crops, Draw(seed, 0, crops.index, f"{self.task.name}/{name}", tensor.device))
+        if batch.inputs is not None and batch.inputs.requires_grad:
+            raise ConfigError(f"what '{self.task.name}' shows is made by networks of its own, which learn beside yours. {ELSEWHERE}")
         check_batch(batch, task, self.task.name, crops, task.head())
         if batch.visible is not None:
             raise ConfigError(f"'{self.task.name}' leaves tokens out of the encoder. {ELSEWHERE}")
@@ -145,6 +158,11 @@ class PretextTaskd(Randomizable, MapTransform):  # type: ignore[misc]
             raise ConfigError(
                 f"{len(self.keys)} keys need as many target_keys and weight_keys, not {len(self.target_keys)} and {len(self.weight_keys)}."
             )
+        written = [*self.target_keys, *self.weight_keys]
+        if len(set(written)) < len(written):
+            raise ConfigError(
+                f"target_keys and weight_keys name one place twice: {', '.join(map(str, written))}. Give each answer its own."
+            )
         self.transform = PretextTaskTransform(task, network=network, fixed=fixed, **options)
 
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> Self:
@@ -155,7 +173,7 @@ class PretextTaskd(Randomizable, MapTransform):  # type: ignore[misc]
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The item with inputs, target and weight; `data` itself is left as it is."""
-        item = dict(data)
+        item = item_given(data)
         for key, target_key, weight_key in self.key_iterator(item, self.target_keys, self.weight_keys):
             asked = self.transform.asked(item[key], str(key))
             item[key], weight = asked.pop(IMAGE), asked.pop(WEIGHT)
@@ -166,6 +184,14 @@ class PretextTaskd(Randomizable, MapTransform):  # type: ignore[misc]
 
 
 PretextTaskD = PretextTaskDict = PretextTaskd
+
+
+def _prepared_image(image: Any, name: str) -> Tensor:
+    """(C, *size) float32 without metadata or graph; `DataError` for what no question can be asked about."""
+    tensor: Tensor = convert_to_tensor(image_given(image, f"'{name}'"), dtype=torch.float32, track_meta=False).detach()
+    if not bool(torch.isfinite(tensor).all()):
+        raise DataError(f"'{name}' holds NaN or infinity, which a pretext task would spread. Mend the image before it is asked about.")
+    return tensor
 
 
 def _refuse_overwriting(item: Mapping[Hashable, Any], answer: Mapping[str, Any]) -> None:

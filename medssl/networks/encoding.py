@@ -6,13 +6,14 @@ rates) has in its hands is the network, not its specification.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from medssl.errors import NetworkError
+from medssl.errors import DataError, NetworkError, UsageError
 from medssl.networks.instances import first_convolution
 from medssl.networks.trunk import Trunk
 
@@ -39,15 +40,25 @@ class Encoder(nn.Module):
 
     def end(self, images: Tensor) -> Tensor:
         """(B, E, *grid): the encoder's end."""
-        return self._trunk(images, _END)["encoder_end"]
+        return self._features(images, _END)["encoder_end"]
 
     def maps(self, images: Tensor) -> tuple[Tensor, ...]:
         """(B, width, *grid) of each level, from fine to coarse; the last one is the encoder's end."""
         levels = [name for name in self._trunk.features if name.startswith("level ")]
-        found = self._trunk(images, {*levels, "encoder_end"})
+        found = self._features(images, {*levels, "encoder_end"})
         grids = [found[name] for name in levels]
         same = bool(grids) and grids[-1].shape == found["encoder_end"].shape
         return (*grids[: len(grids) - same], found["encoder_end"])
+
+    def _features(self, images: Tensor, names: Collection[str]) -> Mapping[str, Tensor]:
+        if not isinstance(images, Tensor):
+            raise DataError(f"the encoder is given {type(images).__name__}, not a tensor. Give a batch of images (B, C, *size).")
+        try:
+            return self._trunk(images, names)
+        except RuntimeError:
+            # Only then: of a network that medssl does not know the first convolution need not read the images.
+            _check_images(images, self.network)
+            raise
 
 
 def encoder(network: nn.Module, encoder_end: str | None = None) -> Encoder:
@@ -55,6 +66,9 @@ def encoder(network: nn.Module, encoder_end: str | None = None) -> Encoder:
 
     Raises `NetworkError`, with the submodules that there are, where that is neither known nor said.
     """
+    _check_network(network)
+    if not (encoder_end is None or isinstance(encoder_end, str)):
+        raise UsageError(f"encoder_end is {encoder_end!r}; it is the name of a submodule.")
     return Encoder(network, encoder_end)
 
 
@@ -74,8 +88,29 @@ def decoder_parameters(network: nn.Module, images: Tensor | None = None, encoder
     return [parameter for name, parameter in network.named_parameters() if name not in names]
 
 
+def _check_network(network: Any) -> None:
+    if not isinstance(network, nn.Module):
+        raise UsageError(f"an encoder is part of a network that exists, and {type(network).__name__} is none. Build the network first.")
+
+
+def _check_images(images: Tensor, network: nn.Module) -> None:
+    """`DataError` for images of other channels or dimensions than the first convolution takes."""
+    found = first_convolution(network)
+    if found is None:
+        return
+    channels, dims = found[1].in_channels, found[1].weight.dim() - 2
+    if images.dim() != dims + 2 or images.shape[1] != channels:
+        raise DataError(
+            f"the encoder is given images of shape {tuple(images.shape)}, and {type(network).__name__} takes (B, {channels}, *size) with "
+            f"{dims} spatial sides."
+        )
+
+
 def _reached(network: nn.Module, images: Tensor | None, encoder_end: str | None) -> list[str]:
     """Names of the parameters that the encoder's end depends on."""
+    _check_network(network)
+    if not (images is None or isinstance(images, Tensor)):
+        raise DataError(f"images are {type(images).__name__}, not a tensor. Give a batch of images (B, C, *size), or leave them out.")
     problem: Exception | None = None
     for device in ("meta", "cpu"):
         copy = deepcopy(network).to(device).requires_grad_(True)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +19,7 @@ from torch import Tensor
 from medssl.contracts import Level, NetworkInfo
 from medssl.errors import NetworkError
 from medssl.networks.probe import Skeleton, first_line, fixed_size, run, shown, skeleton_of
-from medssl.networks.spec import NetworkSpec
+from medssl.networks.spec import NetworkSpec, SpecKey
 from medssl.networks.trunk import Trunk
 from medssl.plugins import Plugins
 
@@ -29,8 +31,29 @@ _STEPS = sorted({odd * 2**twos for odd in (1, 3, 5, 9, 15) for twos in range(8)}
 
 def network_info(spec: NetworkSpec, plugins: Plugins | None = None, crop: Sequence[int] | None = None) -> NetworkInfo:
     """Widths and strides measured on a dry run without values, on `crop` where it is known and the network takes it whole."""
+    return _measured(_Known.of(spec, plugins), tuple(crop) if crop is not None else None)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What every measure depends on: the specification, and of the plugins the functions that say where an encoder ends."""
+
+    key: SpecKey
+    tellers: tuple[Any, ...]
+    plugins: Plugins = field(compare=False)
+
+    @classmethod
+    def of(cls, spec: NetworkSpec, plugins: Plugins | None) -> _Known:
+        loaded = plugins if plugins is not None else Plugins.load()
+        tellers = tuple(implementation.function for implementation in loaded.hook.medssl_encoder_end.get_hookimpls())
+        return cls(SpecKey(spec), tellers, loaded)
+
+
+@lru_cache(maxsize=64)
+def _measured(known: _Known, crop: tuple[int, ...] | None) -> NetworkInfo:
+    spec, plugins = known.key.spec, known.plugins
     skeleton = skeleton_of(spec)
-    size = tuple(crop) if crop is not None and crop_problem(spec, crop, 2) is None else skeleton.base
+    size = crop if crop is not None and crop_problem(spec, crop, 2) is None else skeleton.base
     trunk = Trunk(skeleton.network, spec, plugins)
     try:
         images = torch.zeros((2, spec.in_channels, *size), device=skeleton.device)
@@ -56,7 +79,7 @@ def network_info(spec: NetworkSpec, plugins: Plugins | None = None, crop: Sequen
         levels=tuple(Level(int(level.shape[1]), _strides(level, size)) for level in levels),
         token_grid=tuple(int(side) for side in end.shape[2:]) if end is not None and tokens is not None else (),
         class_token=trunk.has_class_token,
-        crop=tuple(crop) if crop is not None else None,
+        crop=crop,
     )
 
 
@@ -71,10 +94,10 @@ def check_crop(
 
     `needs={"encoder_end"}` asks for the encoder alone (pooled tasks, tiles), which takes more sizes than the whole network.
     """
-    with _trial(spec, batch, needs, plugins) as trial:
-        wanted = tuple(int(side) for side in size)
-        problem = trial.problem(wanted)
-        if problem is not None:
+    wanted = tuple(int(side) for side in size)
+    problem = crop_problem(spec, wanted, batch, needs, plugins)
+    if problem is not None:
+        with _trial(spec, batch, needs, plugins) as trial:
             raise NetworkError(f"{spec} cannot take crops of {shown(wanted)} voxels: {problem}. {_advice(trial, wanted)}")
 
 
@@ -82,8 +105,13 @@ def crop_problem(
     spec: NetworkSpec, size: Sequence[int], batch: int = 1, needs: Collection[str] = frozenset({"output"}), plugins: Plugins | None = None
 ) -> str | None:
     """Why the network cannot take `batch` crops of `size` in training, in a few words; None where it can."""
-    with _trial(spec, batch, needs, plugins) as trial:
-        return trial.problem(tuple(int(side) for side in size))
+    return _problem(_Known.of(spec, plugins), tuple(int(side) for side in size), batch, frozenset(needs))
+
+
+@lru_cache(maxsize=256)
+def _problem(known: _Known, size: tuple[int, ...], batch: int, needs: frozenset[str]) -> str | None:
+    with _trial(known.key.spec, batch, needs, known.plugins) as trial:
+        return trial.problem(size)
 
 
 @contextmanager

@@ -11,8 +11,6 @@ from uuid import uuid4
 
 import pytest
 
-from medssl.config import did_you_mean
-from medssl.errors import UsageError
 from medssl.plugins import Plugins
 from medssl.testing.losses import ConsistencyLossContract
 from medssl.testing.tasks import PretextTaskContract
@@ -41,13 +39,10 @@ class Checked:
 
 def contract_of(name: str) -> type[Any]:
     """The suite of the installed task or loss `name`, as a test class; raises `UsageError` where there is none."""
-    plugins = Plugins.load()
-    tasks, losses = plugins.tasks(), plugins.losses()
-    if name in tasks:
-        return type("Contract", (PretextTaskContract,), {"task": tasks[name]})
-    if name in losses:
-        return type("Contract", (ConsistencyLossContract,), {"loss": losses[name]})
-    raise UsageError(f"no plugin offers '{name}'{did_you_mean(name, [*tasks, *losses]) or '.'} See: medssl plugins list")
+    kind, cls, _ = Plugins.load().offer(name)
+    if kind == "pretext task":
+        return type("Contract", (PretextTaskContract,), {"task": cls})
+    return type("Contract", (ConsistencyLossContract,), {"loss": cls})
 
 
 def check_plugin(name: str) -> list[Checked]:

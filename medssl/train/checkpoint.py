@@ -46,7 +46,7 @@ class CheckpointWarning(UserWarning):
     """A damaged checkpoint was passed over."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Checkpoint:
     """A checkpoint that was read whole and verified."""
 
@@ -57,6 +57,10 @@ class Checkpoint:
     """By group (`network`, `objective`, `optimizer`): name -> tensor on the CPU."""
     state: dict[str, Any]
     """Everything else, as it was given to `save_checkpoint`, plus `files`."""
+
+    def __repr__(self) -> str:
+        groups = ", ".join(f"{len(named)} tensors of {group}" for group, named in self.tensors.items()) or "no tensors"
+        return f"Checkpoint({str(self.path)!r}, step {self.step}, {self.state.get('kind') or 'of no run'}: {groups})"
 
     def need(self, *keys: str) -> None:
         """Raise `CheckpointError` where its state does not say one of these."""
@@ -188,20 +192,6 @@ def _skipping(path: Path) -> bool:
         return True
 
 
-def origin_path(origin: Any) -> str:
-    """Where a run, a checkpoint or a path lies, as a configuration names it; `UsageError` for tensors, which lie nowhere."""
-    if isinstance(origin, Run):
-        return str(origin.folder)
-    if isinstance(origin, Checkpoint):
-        return str(origin.path)
-    if isinstance(origin, str | PurePath):
-        return str(origin)
-    raise UsageError(
-        f"a {type(origin).__name__} lies in no file that the run's configuration could name, to be resumed from. Save it "
-        "(torch.save(network.state_dict(), FILE)) and give the file, or medssl.load_into(network, ...) first and give that network."
-    )
-
-
 def find_checkpoint(path: str | Path | Run | Checkpoint, series: str = "step") -> Checkpoint:
     """The checkpoint that a person means by a path or run: that folder itself, or the newest good one of a run folder.
 
@@ -209,11 +199,15 @@ def find_checkpoint(path: str | Path | Run | Checkpoint, series: str = "step") -
     """
     if isinstance(path, Checkpoint):
         return path
+    if not isinstance(path, str | PurePath | Run):
+        raise UsageError(f"{_kind(path)} is no run and no checkpoint of medssl. {_TENSORS_ALONE}")
     folder = path.folder if isinstance(path, Run) else Path(path)
     if folder.name == STATE:
         folder = folder.parent
     if (folder / STATE).exists() or _NAME.match(folder.name):
         return load_checkpoint(folder)
+    if folder.is_file():
+        raise UsageError(f"{folder} is no run and no checkpoint of medssl. {_TENSORS_ALONE}")
     if not folder.is_dir():
         raise MissingInput(f"no run and no checkpoint at {folder}. Give a run folder or one of its checkpoints/step-NNNNNNNN folders.")
     found = newest_good(folder.parent if folder.name == "checkpoints" else folder, series)
@@ -222,6 +216,16 @@ def find_checkpoint(path: str | Path | Run | Checkpoint, series: str = "step") -
     if found is None:
         raise MissingInput(f"{folder} holds no checkpoint. Give the folder of a run that has written one.")
     return found
+
+
+_TENSORS_ALONE = (
+    "Tensors alone do not say what network they are of, how its images were prepared and what its outputs mean. Give the run, its folder, "
+    "or one of its checkpoints."
+)
+
+
+def _kind(value: Any) -> str:
+    return "a state dict" if isinstance(value, Mapping) else f"{type(value).__name__}"
 
 
 def _write_files(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:

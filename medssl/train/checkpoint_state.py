@@ -16,7 +16,7 @@ from medssl.faults import fault, is_fault
 from medssl.files import is_plain_name, open_regular
 
 FORMAT = "medssl-checkpoint"
-VERSION = 2
+VERSION = 3
 """1: heads and terms by class name, one line of preparation a volume, and no word of what a task made the network take."""
 STATE = "state.json"
 BLANK = "0" * 16
@@ -62,18 +62,31 @@ class _Channel(BaseModel):
     array: Place = 0
 
 
+_Range = Annotated[list[float], Field(min_length=2, max_length=2)]
+
+
+class _Values(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    minimum: _Range
+    low: _Range
+    high: _Range
+    span: _Range
+    mean: _Range
+    std: _Range
+
+
 class _Kind(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
     channels: Annotated[list[_Channel], Field(min_length=1)]
     volumes: Count
-    minimum: list[float]
-    span: list[float]
+    values: list[_Values]
 
     @model_validator(mode="after")
     def _one_each(self) -> _Kind:
-        if not len(self.minimum) == len(self.span) == len(self.channels):
-            raise ValueError(f"{len(self.channels)} channels have {len(self.minimum)} values of minimum and {len(self.span)} of span")
+        if len(self.values) != len(self.channels):
+            raise ValueError(f"{len(self.channels)} channels have {len(self.values)} values")
         return self
 
 

@@ -84,7 +84,7 @@ class PretrainConfig(BaseOptions):
     seed: Seed = 0
     """With step and sample it fixes all randomness."""
     from_: str | None = Field(None, alias="from")
-    """A run folder or checkpoint whose network this round goes on from."""
+    """A run folder, a checkpoint or a file of weights whose network this round goes on from; a file does not say what network that is."""
 
     @model_validator(mode="after")
     def _has_network(self) -> PretrainConfig:

@@ -35,9 +35,12 @@ LABELLED = "labelled"
 """The store of the labelled cases; it may be there before the run begins."""
 VOLUMES = "volumes"
 """The store of a pretraining whose data came as items of a MONAI pipeline; likewise."""
+WEIGHTS = "given.safetensors"
+"""The weights that a run begins with, where they came as a state dict; likewise."""
 _OWN = (CONFIG, METRICS, CHECKPOINTS)
-_EARLIER = re.compile(rf".*\.(log|out|err)|{LABELLED}|{VOLUMES}|{re.escape(LOCK)}")
-"""What may be there before the run begins: logs of a batch system, its own stores, and the lock of a run that did not get so far."""
+_EARLIER = re.compile(rf".*\.(log|out|err)|{LABELLED}|{VOLUMES}|{re.escape(WEIGHTS)}|{re.escape(LOCK)}")
+"""What may be there before the run begins: logs of a batch system, its own stores, weights given to it, and the lock of a run that did not
+get so far."""
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -21,15 +21,16 @@ from medssl.learn.joining import rank, world
 from medssl.learn.terms import Term, TermOptions, resolve_losses, resolve_tasks
 from medssl.networks import NetworkSpec, as_spec, stored_spec
 from medssl.networks.difference import head_tensors
+from medssl.networks.names import network_names
 from medssl.networks.transferable import load_matching
 from medssl.plugins import Plugins
-from medssl.run import Run
-from medssl.train.checkpoint import Checkpoint, find_checkpoint, origin_path
+from medssl.train.checkpoint import Checkpoint
 from medssl.train.checkpoint_state import checksum_of
 from medssl.train.config import PretrainConfig, read_config
 from medssl.train.definition import Training
 from medssl.train.device import choose_device, choose_dtype
-from medssl.volumes import CropLoader, DataOptions, Preparation, Store, channels_of_crops, kinds_document, kinds_of
+from medssl.train.weights import SAYS_NO_NETWORK, Weights, own_checkpoint, read_weights
+from medssl.volumes import CropLoader, DataOptions, Preparation, Seen, Store, channels_of_crops, kinds_document, kinds_of, kinds_seen
 
 MIN_COVERAGE = 0.9
 """Least share of a network, its head aside, that a further round must find in the run it goes on from."""
@@ -46,7 +47,9 @@ class Plan:
     tasks: tuple[Term[PretextTask], ...]
     losses: tuple[Term[ConsistencyLoss], ...]
     origin: Checkpoint | None
-    """What `from:` names."""
+    """What `from:` names; None where that is nothing, or a file of tensors, which says nothing of images."""
+    first: Weights | None
+    """The weights there."""
     plugins: Plugins
 
     def objective(self) -> Objective:
@@ -55,8 +58,8 @@ class Plan:
         terms = self.tasks, self.losses
         built = build_objective(self.spec, *terms, config.views, config.seed, self.plugins, config.data.size, config.combine)
         check_crop(built, config.data.size, config.data.batch)
-        if self.origin is not None:
-            _load_origin(built, self.origin)
+        if self.first is not None:
+            _load_origin(built, self.first)
         return built
 
     def training(self) -> Training:
@@ -97,8 +100,9 @@ def make_plan(
     overrides: Sequence[str],
     given: Mapping[str, Any],
     plugins: Plugins,
+    open_store: Callable[[str], Store] = Store,
 ) -> Plan:
-    """Check a configuration (a file, a mapping, or nothing) with `given` arguments laid over it."""
+    """Check a configuration (a file, a mapping, or nothing) with `given` arguments laid over it, what needs no images first."""
     terms = {key: given[key] for key in ("tasks", "consistency") if key in given}
     others = {key: value for key, value in given.items() if key not in terms}
     checked = read_config(PretrainConfig, config, overrides, others, "pretraining")
@@ -106,16 +110,18 @@ def make_plan(
     losses = tuple(resolve_losses(terms.get("consistency", [term.document() for term in checked.consistency]), plugins))
     if not tasks and not losses:
         _refuse_nothing(plugins)
-    origin = find_checkpoint(checked.from_) if checked.from_ is not None else None
+    origin = own_checkpoint(Path(checked.from_)) if checked.from_ is not None else None
+    first = read_weights(origin or checked.from_) if checked.from_ is not None else None
     spec = _network(checked, origin).checked()
+    _check_sides(spec, checked.data)
     choose_dtype(checked.train.precision, choose_device(checked.train.device))
-    store = Store(checked.data.store)
+    store = open_store(checked.data.store)
     if not checked.data.unfinished:
         store.check_finished("data.unfinished=true")
     _check_channels(spec, store, checked.data)
     _check_preparation(store, origin)
     resolved = {"network": spec, "tasks": documents(tasks), "consistency": documents(losses)}
-    return Plan(checked.model_copy(update=resolved), spec, store, tasks, losses, origin, plugins)
+    return Plan(checked.model_copy(update=resolved), spec, store, tasks, losses, origin, first, plugins)
 
 
 def documents(terms: Sequence[Term[Any]]) -> tuple[TermOptions, ...]:
@@ -135,18 +141,21 @@ def _network(config: PretrainConfig, origin: Checkpoint | None) -> NetworkSpec:
     if config.network is not None:
         return as_spec(config.network)
     if origin is None or "network" not in origin.state:
-        raise TransferError(f"{config.from_} does not say what network it holds. Name it under `network:`.")
+        raise TransferError(f"{config.from_} {SAYS_NO_NETWORK}")
     spec = as_spec(stored_spec(origin.state["network"], f"the network in {origin.path}"))
     # A task of that run may have changed what the network takes; this round's tasks say anew what they make of the images.
     return spec.model_copy(update={"in_channels": origin.state.get("channels") or spec.in_channels})
 
 
-def _check_channels(spec: NetworkSpec, store: Store, data: DataOptions) -> None:
+def _check_sides(spec: NetworkSpec, data: DataOptions) -> None:
     if len(data.size) != spec.spatial_dims:
         raise ConfigError(
             f"data.size has {len(data.size)} sides and the network {spec.spatial_dims} spatial dimensions. "
             "Give as many sides, or another network.spatial_dims."
         )
+
+
+def _check_channels(spec: NetworkSpec, store: Store, data: DataOptions) -> None:
     channels = channels_of_crops(store, data)
     if len(channels) != spec.in_channels:
         raise ConfigError(
@@ -165,12 +174,14 @@ def _check_preparation(store: Store, origin: Checkpoint | None) -> None:
             f"the store prepares images by {ours}, {origin.path} was trained on images prepared by {other}: the network would see "
             "other images than it learned on. Make the store with the same preparation."
         )
+    Seen(kinds_seen(origin.state), theirs).check_store(store, {})
 
 
-def _load_origin(objective: Objective, origin: Checkpoint) -> None:
-    spec = objective.spec
-    heads = {*head_tensors(spec), *(origin.state.get("head") or ())}
-    matched = load_matching(objective.network, origin.tensors.get("network", {}), heads)
+def _load_origin(objective: Objective, origin: Weights) -> None:
+    spec, network = objective.spec, objective.network
+    names = network_names(origin.tensors, network.state_dict(), origin.path, {})
+    heads = {*head_tensors(spec), *(names.of.get(name, name) for name in origin.head)}
+    matched = load_matching(network, {new: origin.tensors[name] for name, new in names.of.items()}, heads)
     if objective.teacher is not None:
         objective.teacher.network.load_state_dict(objective.network.state_dict())
     if matched.coverage < MIN_COVERAGE:
@@ -212,7 +223,7 @@ def given_parts(
     batch: int | None,
     views: Any,
     seed: int | None,
-    origin: str | Path | Run | None,
+    origin: str | None,
     encoder_end: str | None,
     train: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -233,7 +244,7 @@ def given_parts(
     if seed is not None:
         given["seed"] = seed
     if origin is not None:
-        given["from"] = origin_path(origin)
+        given["from"] = origin
     if train:
         given["train"] = dict(train)
     return given

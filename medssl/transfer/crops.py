@@ -9,7 +9,7 @@ from types import TracebackType
 
 from medssl.contracts import Crops
 from medssl.errors import ConfigError
-from medssl.volumes import CropLoader, Store
+from medssl.volumes import CropLoader, Seen, Store, kinds_of
 
 
 class Beside:
@@ -41,7 +41,8 @@ class Beside:
 
 
 def check_unlabelled(store: Store, labelled: Store) -> None:
-    """Raise `ConfigError` where unlabelled volumes would look otherwise to the network than the labelled ones."""
+    """Raise `ConfigError` where unlabelled volumes would look otherwise to the network than the labelled ones, `DataError` where their
+    values are in another unit."""
     pairs = {
         "channels": (len(store.channels), len(labelled.channels)),
         "spacing in mm": (store.manifest.spacing, labelled.manifest.spacing),
@@ -53,3 +54,4 @@ def check_unlabelled(store: Store, labelled: Store) -> None:
                 f"the unlabelled volumes of {store.folder} have another {what} than the labelled ones: {theirs} and {ours}. "
                 "Make the store as the labelled images are prepared, or set data.spacing and preparation as the store's."
             )
+    Seen(kinds_of(labelled), labelled.preparation).check_store(store, {})

@@ -26,7 +26,7 @@ from medssl.learn.terms import Term, resolve_losses, resolve_tasks
 from medssl.networks import NetworkSpec, as_spec, parts_by_depth
 from medssl.plugins import Plugins
 from medssl.run import Run
-from medssl.train.checkpoint import Checkpoint, newest_good, origin_path
+from medssl.train.checkpoint import newest_good
 from medssl.train.config import read_config
 from medssl.train.definition import Batches, Save, Training
 from medssl.train.device import choose_dtype
@@ -34,6 +34,7 @@ from medssl.train.loop import StepEngine
 from medssl.train.run_folder import LABELLED
 from medssl.train.setup import documents, store_fingerprint, trained_on
 from medssl.train.training import run_training
+from medssl.train.weights import Source, origin_given, origin_path
 from medssl.transfer.crops import Beside, check_unlabelled
 from medssl.transfer.load import LoadReport, Stem
 from medssl.transfer.options import FinetuneConfig
@@ -42,7 +43,7 @@ from medssl.transfer.segment import Windows
 from medssl.transfer.segmentation import Segmentation
 from medssl.transfer.start import Plan, first_weights, make_plan
 from medssl.transfer.validation import CaseBatches, Validate, make_evaluator
-from medssl.volumes import CropLoader, DataOptions, LabelledOptions, Store, describe_patients
+from medssl.volumes import CropLoader, DataOptions, LabelledOptions, Preparation, Store, describe_patients
 
 REPORT = "load_report.json"
 
@@ -50,7 +51,7 @@ REPORT = "load_report.json"
 def fine_tune(
     network: Any = None,
     data: LabelledOptions | Mapping[str, Any] | str | Path | None = None,
-    pretrained: str | Path | Run | Checkpoint | None = None,
+    pretrained: Source | None = None,
     out: str | Path | None = None,
     *,
     labelled: int | None = None,
@@ -58,6 +59,8 @@ def fine_tune(
     overrides: Sequence[str] = (),
     seed: int | None = None,
     stem: Stem | None = None,
+    preparation: Preparation | Mapping[str, Any] | None = None,
+    unseen_modality: bool | None = None,
     resume: bool = False,
     verbose: bool = True,
     handlers: Sequence[Any] = (),
@@ -67,19 +70,24 @@ def fine_tune(
     """Fine-tune a segmentation network on labelled volumes and return the run; `out` becomes its folder.
 
     Give a `config` (a YAML file or a mapping) or the parts: `network` as for `medssl.pretrain` (left out: the pretrained one; `stem` says
-    what becomes of its first layers for another number of channels), `data` as options or a folder with `dataset.json`, further keywords
-    as options of `train`, such as `steps=300`.
+    what becomes of its first layers for another number of channels), `data` as options or a folder with `dataset.json`, `pretrained` a run,
+    a checkpoint, a file of weights or a state dict (the last two with `network`), further keywords as options of `train`, such as
+    `steps=300`. Images are prepared as those of the pretraining; where transforms of your own had made these, `preparation` says what
+    makes the same of files. A modality that the pretraining never saw needs `unseen_modality=True`.
 
     Raises:
         ConfigError: unknown keys, a crop the network cannot take, a preparation or spacing other than the pretrained one's.
-        DataError: labels that do not fit their images or the network.
+        DataError: labels that do not fit their images or the network, images in another unit than the pretraining's.
         TransferError: too little of the checkpoint fits.
         Stopped: SIGINT or SIGTERM came; a checkpoint was written before.
     """
     if out is None:
         raise UsageError("fine_tune needs out, the folder of the run.")
-    given = _parts(network, data, pretrained, labelled, train) | {
-        key: value for key, value in (("seed", seed), ("stem", stem)) if value is not None
+    origin = origin_path(origin_given(pretrained, config, "pretrained"), out, resume)
+    given = _parts(network, data, origin, labelled, train) | {
+        key: value
+        for key, value in (("seed", seed), ("stem", stem), ("preparation", preparation), ("unseen_modality", unseen_modality))
+        if value is not None
     }
     checked = read_config(FinetuneConfig, config, overrides, given, "fine-tuning")
     run = run_training(out, partial(_ready, checked, plugins or Plugins.load(), verbose), resume=resume, handlers=handlers, verbose=verbose)
@@ -87,7 +95,7 @@ def fine_tune(
     return run
 
 
-def _parts(network: Any, data: Any, pretrained: Any, labelled: int | None, train: Mapping[str, Any]) -> dict[str, Any]:
+def _parts(network: Any, data: Any, pretrained: str | None, labelled: int | None, train: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a configuration that were given as arguments."""
     given: dict[str, Any] = {}
     if network is not None:
@@ -95,7 +103,7 @@ def _parts(network: Any, data: Any, pretrained: Any, labelled: int | None, train
     if data is not None or labelled is not None:
         given["data"] = _data(data, labelled)
     if pretrained is not None:
-        given["pretrained"] = origin_path(pretrained)
+        given["pretrained"] = pretrained
     if train:
         given["train"] = dict(train)
     return given

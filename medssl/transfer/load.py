@@ -6,7 +6,6 @@ after loading, heads never load into new heads, and everything else loads or is 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -30,9 +29,9 @@ from medssl.networks import (
     unique_tensors,
 )
 from medssl.networks.instances import said_by
+from medssl.networks.names import network_names
 from medssl.notebook import html_table
-from medssl.transfer.names import best_renaming
-from medssl.transfer.weights import Source, Weights, read_weights
+from medssl.train.weights import SAYS_NO_NETWORK, Source, Weights, read_weights
 
 Stem = Literal["same", "repeat", "average", "new"]
 _SHOWN = 6
@@ -140,10 +139,12 @@ def load_pretrained(
         UsageError: a pattern that fits no tensor of the network.
         CheckpointError, MissingInput: nothing there, or not readable without executing code from it.
     """
+    if out_channels is not None and (isinstance(out_channels, bool) or not isinstance(out_channels, int) or out_channels < 1):
+        raise UsageError(f"out_channels is {out_channels!r}; a whole number, 1 or more, is needed.")
+    wanted = _wanted(min_coverage, allow_missing, rename, stem)
     weights = read_weights(checkpoint)
     spec = _spec(network, weights, trusted)
     built = spec.build(out_channels)
-    wanted = _Wanted(min_coverage, tuple(allow_missing), rename or {}, stem)
     return built, _load(built, spec, weights, _head_of(spec, out_channels), stem_tensors(spec), wanted)
 
 
@@ -163,8 +164,8 @@ def load_into(
     """
     if not isinstance(network, nn.Module):
         raise UsageError(f"load_into loads into a network that exists, not into {type(network).__name__}. load_pretrained builds one.")
+    wanted = _wanted(min_coverage, allow_missing, rename, stem)
     weights = read_weights(checkpoint)
-    wanted = _Wanted(min_coverage, tuple(allow_missing), rename or {}, stem)
     return _load(network, None, weights, _deep_heads(network, weights), _first_layers(network, weights), wanted)
 
 
@@ -178,18 +179,28 @@ class _Wanted:
     stem: Stem
 
 
+def _wanted(min_coverage: Any, allow_missing: Any, rename: Any, stem: Any) -> _Wanted:
+    """What a call asks for; `UsageError` naming what cannot be."""
+    number = isinstance(min_coverage, int | float) and not isinstance(min_coverage, bool)
+    if min_coverage is not None and not (number and 0.0 <= min_coverage <= 1.0):
+        raise UsageError(f"min_coverage is {min_coverage!r}; it is a share between 0 and 1.")
+    if stem not in get_args(Stem):
+        raise UsageError(f"stem is {stem!r}{did_you_mean(str(stem), get_args(Stem))}")
+    if isinstance(allow_missing, str) or not isinstance(allow_missing, Sequence):
+        raise UsageError(f'allow_missing is {allow_missing!r}; a list of patterns of tensor names is needed, such as ["decoder*"].')
+    if rename is not None and not isinstance(rename, Mapping):
+        raise UsageError(f'rename is {rename!r}; a dictionary from parts of names to others is needed, such as {{"fc1": "linear1"}}.')
+    return _Wanted(min_coverage, tuple(allow_missing), rename or {}, stem)
+
+
 def _load(
     network: nn.Module, spec: NetworkSpec | None, weights: Weights, head: Iterable[str], first: Iterable[str], wanted: _Wanted
 ) -> LoadReport:
     """Into `network`, of which `spec` is known or not, all but its `head`; `first` are the tensors of its stem."""
     least = wanted.min_coverage
-    if least is not None and not 0.0 <= least <= 1.0:
-        raise UsageError(f"min_coverage is {least}; it is a share between 0 and 1.")
-    if wanted.stem not in get_args(Stem):
-        raise UsageError(f"stem is {wanted.stem!r}{did_you_mean(str(wanted.stem), get_args(Stem))}")
     label, targets = str(spec or type(network).__name__), unique_tensors(network)
     _check_patterns(wanted.allow_missing, targets, label)
-    names = _renamed(weights, network, wanted.rename)
+    names = network_names(weights.tensors, network.state_dict(), weights.path, wanted.rename)
     given = {new: weights.tensors[name] for name, new in names.of.items()}
     heads = {*head, *(names.of.get(name, name) for name in weights.head)}
     given = _fitted_stem(first, given, targets, weights, wanted.stem)
@@ -231,39 +242,12 @@ def _spec(network: Any, weights: Weights, trusted: Sequence[str]) -> NetworkSpec
     if network is not None:
         return as_spec(network)
     if weights.spec is None:
-        raise TransferError(f"{weights.path} does not say what network it holds. Give the network: a NetworkSpec, a name or a partial.")
+        raise TransferError(f"{weights.path} {SAYS_NO_NETWORK}")
     return as_spec(stored_spec(weights.spec.model_dump(by_alias=True), f"the network in {weights.path}", trusted))
 
 
 def _head_of(spec: NetworkSpec, out_channels: int | None) -> tuple[str, ...]:
     return head_tensors(spec if out_channels is None else spec.model_copy(update={"out_channels": out_channels}))
-
-
-@dataclass(frozen=True)
-class _Names:
-    """The network's names of the checkpoint's tensors."""
-
-    of: dict[str, str]
-    how: str
-
-
-def _renamed(weights: Weights, built: nn.Module, rename: Mapping[str, str]) -> _Names:
-    """Each tensor of the checkpoint under the network's own name; what the prefix is not on keeps its name."""
-    plain: dict[str, str] = {}
-    for name in weights.tensors:
-        new = name.replace("_orig_mod.", "")
-        for part, other in rename.items():
-            new = re.sub(rf"(?<![^.]){re.escape(part)}(?![^.])", lambda _, other=other: other, new)  # type: ignore[misc]
-        plain[name] = new
-    if len(set(plain.values())) < len(plain):
-        twice = next(new for new in plain.values() if list(plain.values()).count(new) > 1)
-        both = [name for name, new in plain.items() if new == twice]
-        raise TransferError(f"{weights.path} holds two tensors for '{twice}': '{both[0]}' and '{both[1]}'. Rename them to two names.")
-    renaming = best_renaming({new: weights.tensors[name] for name, new in plain.items()}, built.state_dict(), weights.path)
-    changed = {name: renaming(new) for name, new in plain.items()}
-    taken = {new for new in changed.values() if new is not None}
-    kept = {name: plain[name] for name, new in changed.items() if new is None and plain[name] not in taken}
-    return _Names({name: new for name, new in changed.items() if new is not None} | kept, str(renaming))
 
 
 def _fitted_stem(

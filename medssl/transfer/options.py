@@ -70,7 +70,8 @@ class FinetuneConfig(BaseOptions):
     data: LabelledOptions
     """The labelled volumes."""
     preparation: Preparation | None = None
-    """How intensities are prepared; null: as in the pretraining, or from scratch CT by window and others by z-score."""
+    """How intensities are prepared; null: as in the pretraining, or from scratch CT by window and others by z-score. After a pretraining
+    on what transforms of your own had made: what makes the same of these files."""
     train: FinetuneTrainOptions = FinetuneTrainOptions()
     """How long and how fast."""
     augment: AugmentOptions = AugmentOptions()
@@ -91,6 +92,8 @@ class FinetuneConfig(BaseOptions):
     """Share by which the windows of the sliding-window prediction overlap."""
     pretrained: str | None = None
     """A checkpoint or run folder to start from; null: from scratch."""
+    unseen_modality: bool = False
+    """Train on a modality that the pretrained network never saw, instead of refusing it."""
     allow_missing: tuple[str, ...] = ()
     """Patterns of tensor names that need not come from the pretrained checkpoint, such as `decoder*`; all others must, the head aside."""
     min_coverage: float | None = Field(None, ge=0, le=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from torch import nn
 
 from medssl.archive import Index, VolumeRecord, build_index, no_volume, without_previews, write_nifti
 from medssl.archive.labels.writing import write_seg
+from medssl.archive.nifti.modality import UNKNOWN
 from medssl.archive.nifti.names import image_files, is_nifti_name, is_picture_name, stem
 from medssl.archive.pictures.files import write_label_picture
 from medssl.config import check
@@ -46,10 +47,9 @@ class Segmenter:
     form: ImageForm
     windows: Windows
     device: torch.device
-    classes: int
     values: LabelValues
     names: Mapping[int, str]
-    """Class -> what it is called, background aside."""
+    """Class -> what it is called, for every class but the background."""
 
     def __call__(self, prepared: Prepared) -> NDArray[Any]:
         """(X, Y, Z) label map on the input's own grid, with the values of the labels it was trained on, uint8 where they fit."""
@@ -60,7 +60,7 @@ class Segmenter:
         inputs = torch.from_numpy(np.ascontiguousarray(prepared.array))[None].to(self.device)
         with torch.no_grad():
             labels = self.windows(inputs, self.network)[0].argmax(0).cpu().numpy()
-        return restore_labels(labels.astype(np.uint8 if self.classes <= 256 else np.int16), prepared)
+        return restore_labels(labels.astype(np.uint8 if len(self.names) < 256 else np.int16), prepared)
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,7 @@ def predict(
     network: Any = None,
     format: str = "nifti",
     channels: ChannelOptions | Mapping[str, Any] | None = None,
+    unseen_modality: bool = False,
 ) -> list[Path]:
     """Write a NIfTI label map `NAME.nii.gz` for each volume of `inputs` into `out`, on its own grid; returns the paths.
 
@@ -115,6 +116,9 @@ def predict(
     `channels` says, as in a store's configuration, which series of a study in DICOM become the channels of a network that reads
     several: in the order of the network's own names where the names are the same, else in that of the rule.
 
+    Images of DICOM of a modality that the network never saw are refused; with `unseen_modality` they are prepared as the training's were.
+    So are images whose values are in another unit than the training's, whatever they say.
+
     An input that is damaged, or not what the network was trained on, costs no other: at the end one `DataError` names each of them.
 
     Raises:
@@ -127,6 +131,7 @@ def predict(
     if format not in FORMATS:
         raise UsageError(f"label maps are written as {' or '.join(FORMATS)}, not as {format!r}.")
     segmenter = load_segmenter(run_dir, precision=precision, trusted=trusted, network=network)
+    segmenter = replace(segmenter, form=replace(segmenter.form, unseen_modality=unseen_modality))
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file. Give a folder for the label maps.")
@@ -211,7 +216,7 @@ def load_segmenter(run_dir: str | Path, precision: str = "fp32", trusted: Sequen
         )
     called = state.get("label_names") or {}
     names = {number: str(called.get(str(number), f"class {number}")) for number in range(1, classes)}
-    return Segmenter(built.to(place).eval(), ImageForm.of_document(state), windows, place, classes, values, names)
+    return Segmenter(built.to(place).eval(), ImageForm.of_document(state), windows, place, values, names)
 
 
 def label_values_of_run(run_dir: str | Path) -> LabelValues:
@@ -283,8 +288,8 @@ def _groups(index: Index, records: Sequence[VolumeRecord], rule: ChannelOptions,
     """What becomes the arrays of one input: by the rule, else as far as the network reads several, a fourth axis and numbered files."""
     if rule.series or rule.frames:
         return grouped(index, records, rule, None)
-    images = [Group((record,)) for record in records if _is_image(record)]
-    volumes = [record for record in records if not _is_image(record)]
+    images = [Group((record,)) for record in records if record.is_image]
+    volumes = [record for record in records if not record.is_image]
     deep = [record for record in volumes if len(record.shape) == 4]
     flat = [record for record in volumes if len(record.shape) < 4]
     single = [Group((record,)) for record in flat] if _arrays(form) == 1 else grouped(index, flat, ChannelOptions(), None)
@@ -322,7 +327,7 @@ def _from_index(index: Index, group: Group, form: ImageForm, path: Path) -> _Inp
 def _check(group: Group, form: ImageForm, name: str) -> None:
     """What the index says of a volume must be what the network reads."""
     record = group.records[0]
-    if _is_image(record):
+    if record.is_image:
         if record.frames > 1:
             raise DataError(f"{name} has {record.frames} frames over time. Give the frames as images of their own.")
         if record.kind != "picture":
@@ -338,18 +343,17 @@ def _check(group: Group, form: ImageForm, name: str) -> None:
     _check_modalities(found, form, name)
 
 
-def _is_image(record: VolumeRecord) -> bool:
-    return record.dimensions == 2 and record.kind != "nifti"
-
-
 def _check_modalities(found: Sequence[str], form: ImageForm, name: str) -> None:
-    """DICOM says its modality; one that would be prepared by another rule than the training's images is refused."""
+    """DICOM says its modality; one that the network never saw is refused."""
+    if form.unseen_modality:
+        return
     for channel in form.channels:
         modality = found[channel.array]
-        if form.preparation.rule(modality, channel.name) != form.preparation.rule(channel.modality, channel.name):
+        if UNKNOWN not in (modality, channel.modality) and modality.upper() != channel.modality.upper():
             known = ", ".join(dict.fromkeys(one.modality for one in form.channels))
             raise DataError(
-                f"{name} is {modality}, the network was fine-tuned on {known} images. Leave it out, or give the folder of one series."
+                f"{name} is {modality}, the network was fine-tuned on {known} images. Leave it out, give the folder of one series, or say "
+                "that you mean it: unseen_modality=True, medssl predict --unseen-modality."
             )
 
 

@@ -21,17 +21,19 @@ from medssl.networks import NetworkSpec, as_spec, check_crop, first_network, sto
 from medssl.train.checkpoint import Checkpoint
 from medssl.train.loop import seeded
 from medssl.train.progress import counting
+from medssl.train.weights import SAYS_NO_NETWORK, own_checkpoint
 from medssl.transfer.images import ImageForm, Spacing
 from medssl.transfer.load import LoadReport, load_pretrained
 from medssl.transfer.options import FinetuneConfig
 from medssl.transfer.outputs import with_outputs
-from medssl.transfer.weights import own_checkpoint
 from medssl.volumes import (
     Case,
     Channel,
     LabelValues,
     Preparation,
+    Seen,
     Store,
+    are_shown_raw,
     as_spacing,
     channels_of,
     choose_kind,
@@ -82,9 +84,12 @@ def make_plan(config: FinetuneConfig, folder: Path, verbose: bool = True) -> Pla
     training, validation = training_cases(config.data)
     usual = usual_preparation(dimensions_of([*training, *validation]))
     preparation, spacing = _image_form(config, origin.state if origin is not None else {}, config.pretrained, usual)
-    seen = partial(_usual_channels, origin, preparation)
-    cases_own = channels_of(config.data, training, preparation.modalities, seen, preparation.grey)
+    usually = partial(_usual_channels, origin, preparation)
+    cases_own = channels_of(config.data, training, preparation.modalities, usually, preparation.grey)
     channels = _as_pretrained(cases_own, origin)
+    seen = _seen(origin, preparation)
+    if seen is not None and origin is not None and not config.unseen_modality:
+        seen.check_modalities(channels, "the cases", str(origin.path), "unseen_modality: true")
     if spec.in_channels != len(channels):
         names = ", ".join(channel.name for channel in channels)
         raise ConfigError(
@@ -102,6 +107,10 @@ def make_plan(config: FinetuneConfig, folder: Path, verbose: bool = True) -> Pla
             values=values,
             workers=config.data.threads,
             progress=report,
+        )
+    if seen is not None:
+        seen.check_store(
+            stored_cases(folder, [*training, *validation]), {case.volume: f"case '{case.name}'" for case in [*training, *validation]}
         )
     store = stored_cases(folder, training)
     spec = with_outputs(spec, values, store, stored_cases(folder, validation) if validation else None)
@@ -134,7 +143,7 @@ def _network(config: FinetuneConfig, origin: Checkpoint | None) -> NetworkSpec:
     if config.network is not None:
         return as_spec(config.network)
     if origin is None or "network" not in origin.state:
-        raise TransferError(f"{config.pretrained} does not say what network it holds. Name it with `network:`.")
+        raise TransferError(f"{config.pretrained} {SAYS_NO_NETWORK}")
     spec = stored_spec(origin.state["network"], f"the network in {origin.path}")
     return as_spec(spec.model_copy(update={"out_channels": None}))
 
@@ -162,9 +171,9 @@ def _image_form(config: FinetuneConfig, state: Mapping[str, Any], origin: str | 
     preparation, spacing = config.preparation, as_spacing(config.data.spacing)
     if state.get("preparation") is not None:
         theirs = check(Preparation, state["preparation"], f"preparation in {origin}")
-        if preparation is not None and preparation != theirs:
+        if preparation is not None and preparation != theirs and not are_shown_raw(kinds_seen(state), theirs):
             _refuse("preparation", preparation.model_dump(mode="json"), theirs.model_dump(mode="json"), origin)
-        preparation = theirs
+        preparation = preparation or theirs
     if state.get("spacing") is not None:
         pretrained = as_spacing(state["spacing"])
         if spacing is not None and spacing != pretrained:
@@ -185,6 +194,15 @@ def _usual_channels(origin: Checkpoint | None, preparation: Preparation) -> tupl
     if origin is None or not kinds:
         return ()
     return choose_kind(kinds, preparation, None, str(origin.path), "data.modality: CT").channels
+
+
+def _seen(origin: Checkpoint | None, preparation: Preparation) -> Seen | None:
+    """What the pretrained network saw; None where nothing says."""
+    kinds = kinds_seen(origin.state) if origin is not None else ()
+    if origin is None or not kinds or origin.state.get("preparation") is None:
+        return None
+    theirs = check(Preparation, origin.state["preparation"], f"preparation in {origin.path}")
+    return Seen(kinds, theirs, None if theirs == preparation else preparation)
 
 
 def _refuse(key: str, given: Any, theirs: Any, origin: str | None) -> None:

@@ -47,7 +47,7 @@ from medssl.volumes.ingest import (
     write_store,
 )
 from medssl.volumes.preparation import Channel, IntensityRule, Preparation, Statistics, statistics, usual_preparation, with_windows
-from medssl.volumes.store import Kind, Store, StoredVolume, choose_kind, kinds_document, kinds_of, kinds_seen
+from medssl.volumes.store import Doubts, Kind, Seen, Store, StoredVolume, are_shown_raw, choose_kind, kinds_document, kinds_of, kinds_seen
 
 __all__ = [
     "Case",
@@ -59,6 +59,7 @@ __all__ = [
     "CropOptions",
     "CropPlan",
     "DataOptions",
+    "Doubts",
     "Incoming",
     "IntensityRule",
     "Kind",
@@ -67,6 +68,7 @@ __all__ = [
     "LoadOptions",
     "Preparation",
     "Prepared",
+    "Seen",
     "Statistics",
     "Store",
     "StoreEstimate",
@@ -74,6 +76,7 @@ __all__ = [
     "StoreSummary",
     "StoredVolume",
     "are_items",
+    "are_shown_raw",
     "as_spacing",
     "case_labels",
     "channels_of",

@@ -15,7 +15,9 @@ from medssl.augment import (
     contrast,
     curve,
     drop_boxes,
+    fill_uniform,
     gamma,
+    look_up,
     lower_resolution,
     shuffle_boxes,
     spread,
@@ -77,6 +79,33 @@ def test_noise_is_normal_and_each_samples_own() -> None:
         assert stats.kstest(one, "norm").statistic < 2 / len(one) ** 0.5
         assert abs(np.corrcoef(one[1:], one[:-1])[0, 1]) < 0.01
         assert abs(stats.kurtosis(one)) < 0.05
+
+
+def test_uniform_noise_is_even_and_a_function_of_its_seed() -> None:
+    made, again, other = (torch.empty(70, 61, 59) for _ in range(3))
+    fill_uniform(made, 5, -3.0, 7.0)
+    fill_uniform(again[10:20, :, :], 5, -3.0, 7.0)
+    fill_uniform(other, 6, -3.0, 7.0)
+    assert torch.equal(again[10:20].flatten()[:30000], made.flatten()[:30000]) and not torch.equal(made, other)
+    one = made.flatten().double().numpy()
+    assert -3 <= one.min() < -2.99 and 6.99 < one.max() <= 7
+    assert stats.kstest(one, "uniform", args=(-3, 10)).statistic < 2 / len(one) ** 0.5
+    assert abs(np.corrcoef(one[1:], one[:-1])[0, 1]) < 0.01
+
+
+@pytest.mark.parametrize("low", [-5.0, 1e4])
+def test_a_look_up_takes_the_nearest_entry_and_never_one_beyond(low: float) -> None:
+    values = low + torch.rand(80, 40, 30) * 0.01
+    values[0, 0, :2] = torch.tensor([low, low + 0.01])
+    first, last = (float(end) for end in values.aminmax())
+    made = torch.full((80, 40, 90), torch.nan)
+    look_up(values, torch.linspace(0, 1, 4096), first, last, made[..., ::3])
+    # In double precision: near 10,000 a float32 tells apart ten values in this range, no more.
+    expected = (values.double() - first) / (last - first)
+    assert (made[..., ::3] - expected).abs().max() < 2 / 4096 and made[..., 1].isnan().all()
+    assert made[0, 0, 0] == 0 and made[0, 0, 3] == 1
+    look_up(torch.zeros(4, 4), torch.linspace(2, 3, 8), 0.0, 0.0, constant := torch.empty(4, 4))
+    assert (constant == 2).all()
 
 
 @pytest.mark.parametrize("size", [(33, 40), (18, 20, 22)])

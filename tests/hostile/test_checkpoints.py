@@ -29,6 +29,7 @@ State = dict[str, Any]
 SPEC = NetworkSpec(
     name="UNet", spatial_dims=2, in_channels=1, out_channels=2, options={"channels": [4, 8], "strides": [2], "num_res_units": 0}
 )
+VALUES = {key: [0.0, 1.0] for key in ("minimum", "low", "high", "span", "mean", "std")}
 NESTED = "[" * 20_000 + "]" * 20_000
 
 
@@ -45,7 +46,7 @@ def state_of(spec: NetworkSpec = SPEC) -> State:
         "channel_names": ["MR"],
         "modalities": ["MR"],
         "arrays": [0],
-        "kinds": [{"channels": [{"name": "MR", "modality": "MR", "array": 0}], "volumes": 4, "minimum": [0.0], "span": [1.0]}],
+        "kinds": [{"channels": [{"name": "MR", "modality": "MR", "array": 0}], "volumes": 4, "values": [VALUES]}],
         "label_values": None,
         "size": [16, 16],
         "overlap": 0.5,
@@ -148,10 +149,13 @@ CHANGES: list[State] = [
     {"arrays": [-1]},
     {"kinds": 3},
     {"kinds": [{}]},
-    {"kinds": [{"channels": [], "volumes": 4, "minimum": [], "span": []}]},
+    {"kinds": [{"channels": [], "volumes": 4, "values": []}]},
     {"kinds": [{"channels": [{"name": "MR"}], "volumes": 4}]},
     {"kinds": [{"channels": [{"name": "MR", "modality": "MR", "other": 1}], "volumes": 4}]},
-    {"kinds": [{"channels": [{"name": "MR", "modality": "MR"}], "volumes": 4, "minimum": [], "span": [1.0]}]},
+    {"kinds": [{"channels": [{"name": "MR", "modality": "MR"}], "volumes": 4, "values": []}]},
+    {"kinds": [{"channels": [{"name": "MR", "modality": "MR"}], "volumes": 4, "values": [{}]}]},
+    {"kinds": [{"channels": [{"name": "MR", "modality": "MR"}], "volumes": 4, "values": [{**VALUES, "span": [1.0]}]}]},
+    {"kinds": [{"channels": [{"name": "MR", "modality": "MR"}], "volumes": 4, "values": [{**VALUES, "odd": [1.0, 2.0]}]}]},
     {"label_values": {"x": 1}},
     {"label_values": {"1": 10**9}},
     {"size": [16]},
@@ -229,7 +233,7 @@ def test_a_checkpoint_imports_no_module_that_nobody_named(stranger: Path, tmp_pa
     assert not (tmp_path / "ran").exists() and "stranger_nets" not in sys.modules
     load_pretrained(SPEC, stranger, out_channels=3)
     assert not (tmp_path / "ran").exists()
-    assert load_segmenter(stranger, trusted=["stranger_nets"]).classes == 2
+    assert load_segmenter(stranger, trusted=["stranger_nets"]).names == {1: "class 1"}
     assert (tmp_path / "ran").exists()
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
-from typing import get_args
+from typing import ClassVar, get_args
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from medssl.contracts import ConsistencyLoss, Needs, Views
 from medssl.learn import Objective, build_objective, freeze_unreached
 from medssl.learn.joining import world
 from medssl.learn.weighing import Combine
@@ -77,3 +80,45 @@ def test_one_rank_takes_every_step(tmp_path: Path) -> None:
 def test_two_ranks_make_what_one_would(tmp_path: Path, combine: Combine) -> None:
     mp.start_processes(run_rank, args=(2, str(tmp_path), combine), nprocs=2, start_method="fork")
     check(tmp_path, 2, combine)
+
+
+class OnSome(ConsistencyLoss):
+    """Compares the embeddings of the first two crops alone: other micro batches, or ranks, have nothing to learn from it."""
+
+    name: ClassVar[str] = "on-some"
+    needs: ClassVar[frozenset[Needs]] = frozenset({"embeddings"})
+
+    def forward(self, views: Views) -> Tensor:
+        first = views.crops.index < 2
+        if not first.any():
+            return torch.zeros(len(first))
+        one, other = views.embeddings
+        return (one - other).square().sum(dim=1) * first
+
+
+def balanced_sizes(halves: list[list[int]]) -> Tensor:
+    """The sizes of the terms' gradients after a step on these micro batches of four crops."""
+    objective = build_objective(UNET, ["inpainting"], [OnSome], seed=3, combine="balanced")
+    asked = [objective.ask(select(make_crops(4, (24, 24)), rows), 0) for rows in halves]
+    totals = objective.totals(asked)
+    for one in asked:
+        objective(one, totals)
+    objective.commit()
+    assert objective.balance is not None
+    return objective.balance.sizes
+
+
+def balance_rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    meet = f"file://{folder}/meet"
+    dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    torch.save(balanced_sizes([[[0, 1], [2, 3]][rank]]), Path(folder) / f"rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_a_term_without_a_gradient_on_one_rank_is_balanced_as_over_micro_batches(tmp_path: Path) -> None:
+    mp.start_processes(balance_rank, args=(str(tmp_path),), nprocs=2, start_method="fork")
+    expected = balanced_sizes([[0, 1], [2, 3]])
+    assert expected.all()
+    for rank in range(2):
+        torch.testing.assert_close(torch.load(tmp_path / f"rank{rank}.pt", weights_only=True), expected)

@@ -106,7 +106,7 @@ def test_a_weight_still_counts_where_gradients_are_balanced(terms: Plugins) -> N
 def test_a_term_without_a_gradient_leaves_the_others_alone(terms: Plugins) -> None:
     objective = build(terms, ["copy"], "balanced", ("spy",))
     assert objective.balance is not None
-    objective.balance.update([{"copy": [torch.ones(3)]}])
+    objective.balance.update([{"copy": [torch.ones(3)]}], [torch.zeros(3)])
     assert [float(factor) for factor in objective.balance.factors().values()] == [1.0, 1.0]
 
 
@@ -115,7 +115,7 @@ def test_a_term_may_be_without_a_gradient_in_some_micro_batches_and_reach_nothin
     balance = Balance(["always", "sometimes", "never"])
     first = {"always": 2 * weight.sum(), "sometimes": torch.tensor(0.0), "never": own.sum()}
     second = {"always": 2 * weight.sum(), "sometimes": weight.sum(), "never": own.sum()}
-    balance.update([gradients_of(terms, [weight]) for terms in (first, second)])
+    balance.update([gradients_of(terms, [weight]) for terms in (first, second)], [weight])
     assert balance.sizes.tolist() == pytest.approx([4 * 3**0.5, 3**0.5, 0])
     assert float(balance.factors()["never"]) == 1
 

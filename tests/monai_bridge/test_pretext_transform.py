@@ -12,7 +12,7 @@ from monai.transforms import Compose, MapTransform, RandFlipd, Randomizable
 from torch import Tensor
 
 from medssl.config import BaseOptions
-from medssl.contracts import Crops, DenseHead, Draw, Head, PooledHead, PretextBatch, PretextTask
+from medssl.contracts import Crops, DenseHead, Draw, Head, ModuleHead, NetworkInfo, PooledHead, PretextBatch, PretextTask
 from medssl.errors import ConfigError, DataError, PluginError
 from medssl.testing import make_crops
 
@@ -257,8 +257,21 @@ class Taught(Erase):
 
 
 class OnBody(Erase):
+    """Counts where the body is, and asks only about images with enough of it."""
+
     name = "on-body"
     needs = frozenset({"body"})
+
+    def make(self, crops: Crops, draw: Draw) -> PretextBatch:
+        assert crops.body is not None
+        return PretextBatch(crops.images, crops.images, weight=crops.body.float(), answerable=crops.inside >= 0.1)
+
+
+class Alone(Erase):
+    name = "alone"
+
+    def head(self) -> Head:
+        return ModuleHead(torch.nn.Identity(), "encoder_end")
 
 
 class Grouped(Erase):
@@ -273,14 +286,27 @@ class TokensOut(Erase):
         return PretextBatch(crops.images, crops.images, visible=torch.zeros(1, 1, dtype=torch.int64))
 
 
+class Learned(Erase):
+    name = "learned"
+
+    def __init__(self, options: Erase.Options, network: NetworkInfo) -> None:
+        super().__init__(options, network)
+        self.shade = torch.nn.Parameter(torch.zeros(1))
+
+    def make(self, crops: Crops, draw: Draw) -> PretextBatch:
+        return PretextBatch(crops.images + self.shade, crops.images)
+
+
 def test_tasks_that_a_pipeline_cannot_ask_are_refused_with_what_to_do() -> None:
-    cases = ((Taught, "needs a teacher"), (OnBody, "where the body is"), (Grouped, "compares crops"))
+    cases = ((Taught, "needs a teacher"), (Alone, "answered by a module of its own"), (Grouped, "compares crops"))
     for task, says in cases:
         for build in (lambda task=task: PretextTaskd("image", task), lambda task=task: PretextLoss(task)):
             with pytest.raises(ConfigError, match=f"'{task.name}'.*{says}.*medssl.pretrain"):
                 build()
     with pytest.raises(ConfigError, match=r"leaves tokens out.*medssl.pretrain"):
         PretextTaskd("image", TokensOut)({"image": image(1, 8, 8)})
+    with torch.no_grad(), pytest.raises(ConfigError, match=r"networks of its own.*medssl.pretrain"):
+        PretextTaskd("image", Learned)({"image": image(1, 8, 8)})
 
 
 def test_wrong_use_is_one_message() -> None:
@@ -318,19 +344,44 @@ class Bones(Hounsfield):
         return PretextBatch(crops.images, (crops.images > torch.square(crops.rescale)).float())
 
 
-class Inner(Hounsfield):
-    """Asks how much of the crop is body."""
+class Placed(Hounsfield):
+    """Asks which volume of a store it is."""
 
-    name = "inner"
+    name = "placed"
 
     def make(self, crops: Crops, draw: Draw) -> PretextBatch:
-        return PretextBatch(crops.images, crops.images, answerable=crops.inside > 0.5)
+        return PretextBatch(crops.images, crops.images * crops.sample.float())
 
 
-@pytest.mark.parametrize(("task", "what"), [(Hounsfield, "rescale"), (Bones, "rescale"), (Inner, "inside")])
+@pytest.mark.parametrize(("task", "what"), [(Hounsfield, "rescale"), (Bones, "rescale"), (Placed, "sample")])
 def test_what_an_item_does_not_say_is_not_made_up(task: type[PretextTask], what: str) -> None:
     with pytest.raises(ConfigError, match=rf"reads crops\.{what},.*which the items of a MONAI pipeline do not say.*medssl\.pretrain"):
         PretextTaskd("image", task)({"image": torch.rand(1, 16, 16)})
+
+
+def test_the_body_is_found_in_the_image_itself() -> None:
+    image = torch.randn(1, 32, 32, generator=torch.Generator().manual_seed(0)) * 0.01
+    image[:, 8:20, 8:20] += 1
+    item = PretextTaskd("image", OnBody)({"image": image})
+    assert torch.equal(item["weight"][0] > 0, image[0] > 0.5) and bool(item["target_answerable"])
+    image[:, 8:20, 12:] = 0
+    assert not PretextTaskd("image", OnBody)({"image": image})["target_answerable"]
+    constant = PretextTaskd("image", OnBody)({"image": torch.ones(1, 8, 8)})
+    assert not constant["target_answerable"] and not constant["weight"].any()
+
+
+def test_rotation_is_asked_in_a_pipeline_and_not_about_air() -> None:
+    pytest.importorskip("medssl_rotation")
+    network = {"name": "UNet", "spatial_dims": 3, "options": {"channels": [4, 8], "strides": [2]}}
+    turn = PretextTaskd("image", "rotation", network=network)
+    body = make_crops(1, (16, 16, 16)).images[0]
+    item = turn({"image": MetaTensor(body)})
+    assert item["target_answerable"] and item["image"].shape == (1, 16, 16, 16)
+    flat = MetaTensor(body, affine=torch.diag(torch.tensor([1.0, 1.0, 3.0, 1.0])))
+    assert not turn({"image": flat})["target_answerable"]
+    air = body * 1e-3
+    air[:, :4, :4, :4] = 1
+    assert not turn({"image": air})["target_answerable"]
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 16, 1), (2, 1, 8, 16), (1, 1, 16, 16), (2, 16, 16), (2, 3, 16, 16)])

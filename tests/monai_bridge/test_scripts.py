@@ -17,6 +17,7 @@ from medssl.train.checkpoint import save_checkpoint
 from medssl.volumes import Preparation
 
 Run = Callable[..., list[float]]
+VALUES = {name: [0.0, 100.0] for name in ("minimum", "low", "high", "span", "mean", "std")}
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 
 
@@ -69,7 +70,7 @@ def test_finetune_script_starts_from_a_checkpoint(
         "head": list(head_tensors(spec)),
         "preparation": Preparation().model_dump(mode="json"),
         "spacing": spacing,
-        "kinds": [{"channels": [{"name": "MR", "modality": "MR"}], "volumes": 4, "minimum": [0.0], "span": [1.0]}],
+        "kinds": [{"channels": [{"name": "MR", "modality": "MR"}], "volumes": 4, "values": [VALUES]}],
     }
     save_checkpoint(images / "run", 5, {"network": spec.build(seed=0).state_dict()}, state)
     arguments = (images / "images", images / "labels", images / "run", "--out", images / "out.pt", "--epochs", 3, "--size", 8)

@@ -25,7 +25,7 @@ from torch.utils.data import Subset
 
 import medssl
 from medssl.contracts import Crops
-from medssl.errors import DataError, UsageError
+from medssl.errors import DataError, MedsslError, UsageError
 from medssl.monai import PrepareImaged, Store, store_items
 from medssl.testing.dicom import made_affine, made_volume, write_series
 
@@ -179,3 +179,20 @@ def test_images_in_2d_are_stored_and_pretrained_on(tmp_path: Path) -> None:
         partial(SMALL, spatial_dims=2), items, [TASK], out=tmp_path / "run", size=[16, 16], batch=2, steps=1, verbose=False
     )
     assert run.state.step == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"tasks": ["no-such-task"]}, "no-such-task"),
+        ({"size": [16, 16]}, "data.size has 2 sides"),
+        ({"steps": 0}, "train.steps"),
+    ],
+)
+def test_items_are_stored_once_all_else_is_known_to_be_right(
+    wrong: dict[str, Any], message: str, files: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    pytest.importorskip("medssl_inpainting")
+    with pytest.raises(MedsslError, match=message):
+        medssl.pretrain(SMALL, files, out=tmp_path / "run", **({"tasks": [TASK], "size": [16, 16, 16], "batch": 2, "steps": 1} | wrong))
+    assert not (tmp_path / "run").exists()

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+from staged.multiframe import frame, write_enhanced
 
 from medssl.archive import Index, build_index
 from medssl.cli import main
@@ -109,11 +110,38 @@ def test_dicom_gives_the_same_voxels_as_nifti(tuned: Run, cases: Path, tmp_path:
     np.testing.assert_allclose(as_ras[0].affine, as_ras[1].affine, atol=1e-4)
 
 
+def test_a_single_dicom_file_is_segmented(tuned: Run, cases: Path, tmp_path: Path) -> None:
+    """An enhanced object, which holds a volume."""
+    image = nib.load(cases / "images/case2.nii.gz")
+    array = np.asarray(image.dataobj)
+    write_enhanced(tmp_path / "object.dcm", [frame(array, image.affine, z) for z in range(array.shape[2])], image.affine)
+    (found,) = predict(tuned.folder, [tmp_path / "object.dcm"], tmp_path / "out")
+    assert nib.load(found).shape == array.shape
+    (tmp_path / "notes.txt").write_text("no image")
+    with pytest.raises(ArchiveError, match="neither a folder nor a zip, tar or DICOM file"):
+        predict(tuned.folder, [tmp_path / "notes.txt"], tmp_path / "none")
+
+
 def test_dicom_of_another_modality_is_refused(tuned: Run, cases: Path, tmp_path: Path) -> None:
     image = nib.load(cases / "images/case2.nii.gz")
-    write_series(tmp_path / "dicom", np.asarray(image.dataobj), image.affine, modality="CT")
-    with pytest.raises(DataError, match="is CT, the network was fine-tuned on MR"):
-        predict(tuned.folder, [tmp_path / "dicom"], tmp_path / "maps")
+    for modality in ("CT", "PT"):  # PT would be prepared by the same rule as MR
+        write_series(tmp_path / modality, np.asarray(image.dataobj), image.affine, modality=modality)
+        with pytest.raises(DataError, match=f"is {modality}, the network was fine-tuned on MR .*--unseen-modality"):
+            predict(tuned.folder, [tmp_path / modality], tmp_path / "maps")
+    (meant,) = predict(tuned.folder, [tmp_path / "PT"], tmp_path / "maps", unseen_modality=True)
+    write_series(tmp_path / "MR", np.asarray(image.dataobj), image.affine, modality="MR")
+    (expected,) = predict(tuned.folder, [tmp_path / "MR"], tmp_path / "expected")
+    np.testing.assert_array_equal(voxels(meant), voxels(expected))
+
+
+def test_images_that_were_normalised_already_are_warned_of_once(tuned: Run, cases: Path, tmp_path: Path) -> None:
+    for number in range(3):
+        image = nib.load(cases / f"images/case{number}.nii.gz")
+        values = np.asarray(image.dataobj, np.float32)
+        nib.save(nib.Nifti1Image((values - values.mean()) / values.std(), image.affine), tmp_path / f"case{number}.nii.gz")
+    with pytest.warns(UserWarning, match="seem to be normalised already .*, unlike the MR") as said:
+        predict(tuned.folder, sorted(tmp_path.glob("*.nii.gz")), tmp_path / "maps")
+    assert len([one for one in said if "normalised already" in str(one.message)]) == 1
 
 
 def test_prediction_is_fp32_unless_told_otherwise(tuned: Run, bf16_units: bool) -> None:

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from medssl.errors import CheckpointError, TransferError, UsageError
 from medssl.networks import NetworkSpec, as_spec, head_tensors, unique_tensors
-from medssl.transfer.inert import Inert, read_torch_file
+from medssl.networks.names import Renaming, best_renaming
+from medssl.train.inert import Inert, read_torch_file
 from medssl.transfer.load import load_pretrained
-from medssl.transfer.names import Renaming, best_renaming
 
 SWIN = {"feature_size": 12, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8], "window_size": 4}
 
@@ -186,7 +186,7 @@ def test_protocol_4_and_objects_that_are_called_stay_inert(tmp_path: Path) -> No
 
 
 def test_a_pickle_cannot_change_what_it_is_given() -> None:
-    from medssl.transfer import inert
+    from medssl.train import inert
 
     before = dict(inert._KNOWN)
     call = inert._KNOWN["torch._utils", "_rebuild_tensor_v2"]

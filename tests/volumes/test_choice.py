@@ -20,7 +20,7 @@ from medssl.config import check
 from medssl.errors import ConfigError, UsageError
 from medssl.testing.dicom import made_affine, made_volume, write_series
 from medssl.volumes import ChoiceOptions, Store, StoreOptions, estimate_store, make_store, store_as
-from medssl.volumes.ingest.choice import DERIVED, EVERYTHING, REFORMAT, SECOND, choose, modalities_of
+from medssl.volumes.ingest.choice import DERIVED, EVERYTHING, REFORMAT, SECOND, UNCORRECTED, choose, modalities_of
 from medssl.volumes.ingest.reconstructions import Candidate
 
 Said = Callable[..., tuple[str, str]]
@@ -78,8 +78,104 @@ def test_what_another_acquisition_is(other: dict[str, Any]) -> None:
     assert names(candidate("one"), candidate("other", **other)) == {"one", "other"}
 
 
-def test_mr_images_of_one_time_are_different_images() -> None:
+def mr(name: str, *flavours: str, **changes: Any) -> Candidate:
+    """An MR volume of ImageType ORIGINAL, PRIMARY and what follows; DERIVED where the first of it says so."""
+    first = ("DERIVED", "PRIMARY") if flavours[:1] == ("DERIVED",) else ("ORIGINAL", "PRIMARY")
+    rest = flavours[1:] if flavours[:1] == ("DERIVED",) else flavours
+    return candidate(name, modality="MR", image_type=(*first, *rest), **changes)
+
+
+def test_of_a_pet_acquisition_the_one_with_attenuation_corrected_is_taken() -> None:
+    """Thinner or not; another time point, gate or bed is another image."""
+    pet = {"modality": "PT", "corrected": ("DECY", "ATTN", "SCAT")}
+    corrected = candidate("corrected", **pet)
+    bare = candidate("bare", modality="PT", corrected=("DECY",), spacing=(1.0, 1.0, 1.0), shape=(64, 64, 80))
+    thick = candidate("thick", **pet, spacing=(1.0, 1.0, 4.0), shape=(64, 64, 30), affine=np.diag([1.0, 1, 2.7, 1]))
+    chosen = choose([bare, corrected, thick], DEFAULT)
+    assert [record.volume for record in chosen.chosen] == ["corrected"]
+    assert chosen.left_out == {"bare": UNCORRECTED, "thick": SECOND}
+    assert names(bare) == {"bare"}, "there is no other"
+    later = candidate("later", **pet, first="20200101130000", last="20200101130010")
+    gate = candidate("gate", **pet, image=("", "", "", "", "", "", "300"))
+    assert names(corrected, later, gate) == {"corrected", "later", "gate"}
+    assert names(bare, corrected, options=ChoiceOptions(reconstructions="all")) == {"bare", "corrected"}
+
+
+def test_volumes_of_one_pet_series_are_different_images_whatever_their_times() -> None:
+    """Frames of which only the number tells when they were taken, reconstructed twice: which belongs to which nobody knows."""
+    frames = [candidate(f"{series} {frame}", modality="PT", series=series) for series in ("corrected", "bare") for frame in range(3)]
+    assert names(*frames) == {one.record.volume for one in frames}
+
+
+def test_of_mr_images_the_one_that_was_corrected_most_is_taken() -> None:
+    """By ImageType alone: these are of a Siemens scanner."""
+    plain, even = mr("plain", "M", "ND"), mr("even", "M", "NORM", "DIS2D", "MFSPLIT")
+    assert choose([plain, even, mr("more", "M", "NORM", "DIS3D")], DEFAULT).left_out == {"plain": SECOND, "even": SECOND}
+    assert names(plain, mr("moved", "DERIVED", "M", "ND", "MOCO")) == {"plain"}, "rather as it was taken"
+    for other in (
+        {"image": ("P", "1/2.46", "", "", "", "", "")},
+        {"image": ("", "2/4.92", "", "", "", "", "")},
+        {"image": ("", "", "", "", "1000", "", "")},
+        {"image": ("", "", "", "", "", "2", "")},
+        {"first": "20200101130000", "last": "20200101130010"},
+        {"repetition_time": 3000.0},
+        {"frame_of_reference": "1.2.3"},
+        {"study": "another"},
+    ):
+        assert names(plain, mr("even", "M", "NORM", **other)) == {"plain", "even"}, other
+
+
+def test_mr_images_of_one_time_are_different_images_unless_the_header_says_otherwise() -> None:
     assert names(candidate("water", modality="MR"), candidate("fat", modality="MR")) == {"water", "fat"}
+    assert names(mr("water", "M", "DIXON", "WATER", "NORM"), mr("fat", "M", "DIXON", "FAT", "ND")) == {"water", "fat"}
+    assert names(mr("one", "M", "ND"), mr("other", "M", "ND")) == {"one", "other"}, "nothing says what was done to which"
+    first, second = ({"first": f"2020010112000{second}", "last": f"2020010112000{second}"} for second in (1, 2))
+    series = [mr(f"{way} {number}", "M", way, series=way, **time) for way in ("ND", "NORM") for number, time in enumerate((first, second))]
+    assert names(*series) == {"NORM 0", "NORM 1"}
+    frames = [mr(f"{way} {number}", "M", way, series=way) for way in ("ND", "NORM") for number in (1, 2)]
+    assert names(*frames) == {one.record.volume for one in frames}, "two series of two volumes, which is which?"
+
+
+@pytest.mark.parametrize(
+    "flavours",
+    [
+        ("DERIVED", "DIFFUSION", "ADC", "MB", "ND", "MFSPLIT"),
+        ("ADC", "ADC", "UNSPECIFIED"),
+        ("DERIVED", "DIFFUSION", "TRACEW", "ND", "NORM"),
+        ("DERIVED", "DIFFUSION", "FA"),
+        ("DERIVED", "M", "SUB"),
+        ("DERIVED", "T2", "T2_MAP"),
+        ("DERIVED", "PERFUSION", "RCBV"),
+        ("DERIVED", "VOLUME", "MEAN"),
+    ],
+    ids="/".join,
+)
+def test_what_is_worked_out_of_images_that_are_here(flavours: tuple[str, ...]) -> None:
+    """In the place and time of the whole series: its volumes count through acquisitions and times."""
+    images = [
+        mr(
+            f"b{number}",
+            "DIFFUSION",
+            "NONE",
+            "ND",
+            acquisition=str(number),
+            first=f"202001011200{number:02d}",
+            last=f"202001011200{number:02d}",
+        )
+        for number in range(3)
+    ]
+    images = [replace(one, record=replace(one.record, series="dwi")) for one in images]
+    derived = mr("derived", *flavours, acquisition="7", first="20200101120001", last="20200101120001")
+    assert choose([*images, derived], DEFAULT).left_out == {"derived": DERIVED}
+    assert names(derived) == {"derived"}, "of what it was made is gone"
+    elsewhere = replace(derived, first="20200101140000", last="20200101140000")
+    assert names(*images, elsewhere) == {"b0", "b1", "b2", "derived"}, "made of another acquisition"
+
+
+def test_a_map_gives_way_to_the_combined_image_where_the_directions_are_gone() -> None:
+    assert names(mr("trace", "DERIVED", "DIFFUSION", "TRACEW"), mr("adc", "DERIVED", "DIFFUSION", "ADC")) == {"trace"}
+    assert names(mr("maximum", "M", "MAXIMUM"), mr("plain", "M", "NORM")) == {"maximum", "plain"}, "it was taken so"
+    assert choose([mr("plain", "M"), mr("mip", "DERIVED", "MAX_IP")], DEFAULT).left_out == {"mip": REFORMAT}
 
 
 def test_reformats_and_what_is_derived_of_images_that_are_here() -> None:
@@ -147,7 +243,7 @@ def test_choices_that_cannot_be(wrong: dict[str, Any]) -> None:
 # Few values of each, so that many are reconstructions of one acquisition.
 few = {
     "study": st.sampled_from("ab"),
-    "modality": st.sampled_from(["CT", "MR"]),
+    "modality": st.sampled_from(["CT", "MR", "PT"]),
     "kind": st.sampled_from(["dicom", "dicom", "nifti"]),
     "shape": st.sampled_from([(32, 32, 20), (64, 64, 40), (64, 64, 80)]),
     "spacing": st.sampled_from([(1.0, 1.0, 1.0), (1.0, 1.0, 2.0), (0.5, 0.5, 0.6)]),
@@ -155,7 +251,17 @@ few = {
     "acquisition": st.sampled_from(["", "1", "2"]),
     "first": st.sampled_from(["", "20200101120000", "20200101120005"]),
     "last": st.just("20200101120007"),
-    "image_type": st.sampled_from([("ORIGINAL", "PRIMARY"), ("DERIVED", "SECONDARY"), ("DERIVED", "SECONDARY", "MPR")]),
+    "image_type": st.sampled_from(
+        [
+            ("ORIGINAL", "PRIMARY"),
+            ("DERIVED", "SECONDARY"),
+            ("DERIVED", "SECONDARY", "MPR"),
+            ("ORIGINAL", "PRIMARY", "M", "NORM"),
+            ("DERIVED", "PRIMARY", "ADC"),
+        ]
+    ),
+    "series": st.sampled_from("xyz"),
+    "corrected": st.sampled_from([(), ("ATTN",)]),
     "description": st.sampled_from(["", "scout"]),
 }
 candidates = st.lists(st.fixed_dictionaries(few), max_size=8).map(
@@ -309,3 +415,41 @@ def test_an_estimate_is_near_what_is_made(tmp_path: Path) -> None:
         assert found.measured == 4
         again = estimate_store([tmp_path / "a"], store, options)
         assert (again.there, again.bytes, again.left_out) == (7, 0, done.left_out)
+
+
+def test_what_headers_say_of_corrections_decides(tmp_path: Path, said: Said) -> None:
+    """A PET with and without attenuation corrected, an MR with and without its brightness evened out, and its map."""
+
+    def taken(**elements: object) -> Callable[[Dataset, int], None]:
+        def adjust(dataset: Dataset, z: int) -> None:
+            dataset.AcquisitionDate, dataset.AcquisitionTime = "20200101", "120000"
+            for name, value in elements.items():
+                setattr(dataset, name, value)
+
+        return adjust
+
+    def write(name: str, modality: str, slices: int, *flavours: str, **elements: object) -> None:
+        image_type = ("DERIVED" if "ADC" in flavours else "ORIGINAL", "PRIMARY", *flavours)
+        given = {"modality": modality, "series": name, "image_type": image_type, "adjust": taken(**elements)}
+        write_series(tmp_path / "a" / name, made_volume((8, 8, slices), slices), made_affine(), study=modality, **given)
+
+    write("bare", "PT", 31, CorrectedImage=["DECY", "RADL"])
+    write("corrected", "PT", 32, CorrectedImage=["DECY", "ATTN", "SCAT"])
+    write("uneven", "MR", 33, "M", "ND", EchoTime=2.4)
+    write("even", "MR", 34, "M", "NORM", "DIS2D", EchoTime=2.4)
+    write("second echo", "MR", 36, "M", "ND", EchoTime=4.9)
+    write("map", "MR", 35, "DIFFUSION", "ADC", EchoTime=70)
+    build_index([tmp_path / "a"], tmp_path / "index", workers=1)
+    _, told = said("store", tmp_path / "index", "--out", tmp_path / "s")
+    assert sides(tmp_path / "s") == [("MR", 34), ("MR", 36), ("PT", 32)]
+    for reason in (UNCORRECTED, SECOND, DERIVED):
+        assert f"left out: 1 {reason}" in told.splitlines()
+    said("store", tmp_path / "index", "--out", tmp_path / "every", "--all-reconstructions")
+    assert len(Store(tmp_path / "every")) == 6
+
+
+def test_of_a_real_study_the_corrected_t1_is_taken(tmp_path: Path, shared_data: Path) -> None:
+    done = make_store([shared_data / "mr-brain-study"], tmp_path / "s", choice=ChoiceOptions())
+    assert list(done.not_chosen.values()).count(SECOND) == 1 and not done.left_out
+    shapes = sorted(volume.shape for volume in Store(tmp_path / "s").volumes)
+    assert shapes.count((96, 128, 128)) == 1, "one of two T1 of the same acquisition"

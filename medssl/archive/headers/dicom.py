@@ -51,7 +51,7 @@ _WANTED = (
     "PixelSpacing SpacingBetweenSlices SliceThickness FrameOfReferenceUID EchoNumbers EchoTime InversionTime FlipAngle ConvolutionKernel "
     "TemporalPositionIdentifier AcquisitionNumber TriggerTime AcquisitionDate AcquisitionTime AcquisitionDateTime "
     "ComplexImageComponent DiffusionBValue DiffusionGradientOrientation InstanceNumber SliceLocation StackID SeriesDescription "
-    "AccessionNumber"
+    "AccessionNumber CorrectedImage AttenuationCorrected"
 )
 Field = Callable[[Header], Any]
 _NUMBERS = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept")
@@ -86,6 +86,7 @@ _ORDER: dict[str, Field] = {
     "image_type": lambda header: _image_type(header),
     "component": lambda header: _component(_image_type(header), text(header, "ComplexImageComponent")),
     "echo": lambda header: "/".join((text(header, "EchoNumbers"), *(f"{value:.2f}" for value in tolerant(header, "EchoTime")))),
+    "corrected": lambda header: _corrected(header),
     "inversion": lambda header: text(header, "InversionTime"),
     "flip": lambda header: text(header, "FlipAngle"),
     "reconstruction": lambda header: text(header, "ConvolutionKernel"),
@@ -274,6 +275,12 @@ def judged(filled: Instance, header: Header) -> Instance:
 
 def _image_type(header: Header) -> tuple[str, ...]:
     return tuple(value.upper() for value in texts(header, "ImageType"))
+
+
+def _corrected(header: Header) -> tuple[str, ...]:
+    """As CorrectedImage says it; enhanced objects have an element for each correction."""
+    stated = tuple(value.upper() for value in texts(header, "CorrectedImage"))
+    return (*stated, "ATTN") if "ATTN" not in stated and text(header, "AttenuationCorrected").upper() == "YES" else stated
 
 
 def _allocated(header: Header) -> int:

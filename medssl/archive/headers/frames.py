@@ -35,6 +35,7 @@ _GROUPS = [
     "MRImageFrameTypeSequence",
     "CTImageFrameTypeSequence",
     "PETFrameTypeSequence",
+    "PETFrameCorrectionFactorsSequence",
     "XRay3DFrameTypeSequence",
     "MREchoSequence",
     "MRDiffusionSequence",

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
-from contextlib import ExitStack, suppress
+from collections.abc import Generator, Iterable
+from concurrent.futures import BrokenExecutor
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import islice
 
 import pyarrow as pa
 
-from medssl.archive.executors import Workers, processes
+from medssl.archive.executors import Workers, mapped, processes
 from medssl.archive.headers.scan import scan_files
 from medssl.archive.instance import SCHEMA, Instance, from_table, to_table
 from medssl.archive.outcomes import Reason
@@ -40,53 +39,31 @@ def read_shards(tasks: Iterable[Task], workers: Workers) -> Generator[Rows, None
     if workers.start is None:
         yield from ((shard, scan_shard(shard, source)) for shard, source in tasks)
         return
-    rest = iter(tasks)
-    more = True
-    while more:
-        lost: list[Task] = []
-        with ExitStack() as stack:
-            executor = stack.enter_context(workers.start())
-            more = yield from _until_broken(executor, rest, workers, lost)
-        for shard, source in lost:
-            yield shard, to_parquet(to_table(_alone(shard, pickle.dumps(source))))
+    with closing(mapped(_in_worker, tasks, workers, _alone, _sent)) as found:
+        yield from ((shard, rows) for (shard, _), rows in found)
 
 
-def _until_broken(executor: Executor, rest: Iterator[Task], workers: Workers, lost: list[Task]) -> Generator[Rows, None, bool]:
-    """Returns whether the executor broke before all was done; what its workers died of is appended to `lost`."""
-    running: dict[Future[bytes], Task] = {}
-    broken = False
-    while True:
-        for shard, source in islice(rest, 0 if broken else workers.ahead - len(running)):
-            try:
-                running[executor.submit(_in_worker, shard, pickle.dumps(source))] = shard, source
-            except BrokenExecutor:
-                broken = True
-                lost.append((shard, source))
-        if not running:
-            return broken
-        done, _ = wait(running, return_when=FIRST_COMPLETED)
-        for future in done:
-            # A source is kept until its shards are done: what it unpacked goes with it.
-            task = running.pop(future)
-            try:
-                yield task[0], future.result()
-            except workers.died as error:
-                broken = broken or isinstance(error, BrokenExecutor)
-                lost.append(task)
+def _sent(task: Task) -> tuple[Shard, bytes]:
+    return task[0], pickle.dumps(task[1])
 
 
-def _alone(shard: Shard, pickled: bytes) -> list[Instance]:
+def _alone(task: Task) -> bytes:
+    return to_parquet(to_table(_halved(*_sent(task))))
+
+
+def _halved(shard: Shard, pickled: bytes) -> list[Instance]:
     """A shard in a process of its own, halved as long as that process gets killed, until the file that does it is found."""
     with processes(1) as executor, suppress(BrokenExecutor):
-        return from_table(from_parquet(executor.submit(_in_worker, shard, pickled).result(), SCHEMA))
+        return from_table(from_parquet(executor.submit(_in_worker, (shard, pickled)).result(), SCHEMA))
     if len(shard.keys) == 1:
         return [Instance(source=shard.source, key=os.fsencode(shard.keys[0]), reason=Reason.KILLED.value)]
     middle = len(shard.keys) // 2
     halves = (replace(shard, keys=keys) for keys in (shard.keys[:middle], shard.keys[middle:]))
-    return [one for half in halves for one in _alone(half, pickled)]
+    return [one for half in halves for one in _halved(half, pickled)]
 
 
-def _in_worker(shard: Shard, pickled: bytes) -> bytes:
+def _in_worker(sent: tuple[Shard, bytes]) -> bytes:
+    shard, pickled = sent
     return scan_shard(shard, _received(pickled))
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -62,9 +62,9 @@ class Index:
         self._groups: OrderedDict[tuple[int, int, int], pa.Table] = OrderedDict()
         self._lock = Lock()
 
-    def __reduce__(self) -> tuple[type[Index], tuple[Path]]:
-        """Opened anew where it arrives, such as a spawned worker."""
-        return Index, (self._folder.root,)
+    def __reduce__(self) -> tuple[Callable[..., Index], tuple[Path, tuple[str, ...]]]:
+        """Opened anew where it arrives, such as a worker."""
+        return _arrived, (self._folder.root.absolute(), tuple(self._contents.names))
 
     def __repr__(self) -> str:
         return f"Index({str(self._folder.root)!r}, {len(self._table)} volumes)"
@@ -111,7 +111,7 @@ class Index:
             raise damaged("the private part", f"does not hold the slices of volume {volume}")
         if record.kind == "nifti":
             return Volume(record, self._nifti(record, slices[0]))
-        if record.dimensions == 2:
+        if record.is_image:
             return Volume(record, self._image(record, slices[0], frames))
         return Volume(record, self._stack(record, slices))
 
@@ -230,7 +230,7 @@ class Index:
         known = all(0 <= one.source < len(self._sources.places) and one.kind == record.kind for one in slices)
         if record.kind == "nifti":
             return known and len(slices) == 1
-        if record.dimensions == 2:
+        if record.is_image:
             return known and len(slices) == 1 and (slices[0].frames, slices[0].samples) == (record.frames, record.colours)
         sides = all((one.columns, one.rows) == record.shape[:2] and one.has_usable_bits for one in slices)
         return known and sides and len(slices) == record.shape[2]
@@ -284,6 +284,12 @@ class Index:
         except OSError as error:  # the source itself is gone, such as a zip file in the archive, whose name may tell whose it is
             raise _gone(record, 0, error) from None
         return narrow(stacked.transpose(2, 1, 0))
+
+
+@lru_cache(maxsize=4)
+def _arrived(folder: Path, tables: tuple[str, ...]) -> Index:
+    """Once in a process, not for each volume that it is asked for, as long as the tables are the same."""
+    return Index(folder)
 
 
 def _ordered(text: str) -> tuple[float, str]:

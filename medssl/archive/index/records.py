@@ -72,6 +72,11 @@ class VolumeRecord:
     """Tesla."""
     kvp: float | None = None
 
+    @property
+    def is_image(self) -> bool:
+        """Is it a 2D image, with frames and colours? A flat NIfTI file is none: it is read as a volume of one slice."""
+        return self.dimensions == 2 and self.kind != "nifti"
+
     def document(self) -> dict[str, Any]:
         """The volume as `medssl index --json` prints it."""
         return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}

@@ -10,7 +10,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from medssl.archive.labels.finding import read_dicom_file
-from medssl.archive.labels.merging import Classes, LabelMap, label_map
+from medssl.archive.labels.merging import Classes, ClassMap, class_map
 from medssl.archive.labels.nrrd import as_object, is_nrrd_name, read_nrrd
 from medssl.archive.labels.objects import LabelObject
 from medssl.archive.labels.placing import WAY_OUT, Grid, LabelProblem, OtherGrid, onto, place_of
@@ -43,7 +43,7 @@ def label_stem(name: str | PurePath) -> str:
     return _ENDING.sub("", stem(name))
 
 
-def read_label(path: Path, image: Grid, classes: Classes | None, resample: bool = False) -> RawLabels | LabelMap:
+def read_label(path: Path, image: Grid, classes: Classes | None, resample: bool = False) -> RawLabels | ClassMap:
     """What a file says of the voxels of an image: values, or classes where it has named segments.
 
     A picture, and a NIfTI file without a place of its own, is taken to lie where the image does, if it has its shape. Raises
@@ -83,10 +83,10 @@ def _whole(array: NDArray[Any], label: Grid, image: Grid, resample: bool) -> NDA
     return onto(array, label, image, resample)[0]
 
 
-def _named(found: LabelObject, image: Grid, classes: Classes | None, resample: bool) -> LabelMap:
+def _named(found: LabelObject, image: Grid, classes: Classes | None, resample: bool) -> ClassMap:
     if classes is None:
         raise LabelProblem(
             "the label has named segments. Say by data.classes which become which class, such as data.classes={liver: [Liver, hepar]}; "
             "`medssl labels FILE` lists the names."
         )
-    return label_map([found], classes, image, resample)
+    return class_map([found], classes, image, resample)

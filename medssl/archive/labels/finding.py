@@ -14,11 +14,12 @@ from medssl.archive.index.reading import Index
 from medssl.archive.index.records import VolumeRecord
 from medssl.archive.instance import Instance
 from medssl.archive.labels.elements import reading
-from medssl.archive.labels.merging import Classes, LabelMap, label_map
+from medssl.archive.labels.merging import Classes, ClassMap, class_map
 from medssl.archive.labels.objects import LabelObject, Refers
 from medssl.archive.labels.placing import Grid, LabelProblem
 from medssl.archive.labels.rtstruct import read_rtstruct
 from medssl.archive.labels.seg import read_seg
+from medssl.archive.labels.surface import read_surface
 from medssl.archive.limits import watched
 from medssl.archive.outcomes import Reason
 from medssl.faults import faults_as
@@ -26,7 +27,9 @@ from medssl.files import open_regular
 
 _STORAGE = "1.2.840.10008.5.1.4.1.1."
 _SEG = (_STORAGE + "66.4", _STORAGE + "66.7")
+_SURFACE = (_STORAGE + "66.5",)
 _RTSTRUCT = (_STORAGE + "481.3",)
+_LABELS = (*_SEG, *_SURFACE, *_RTSTRUCT)
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Pairing:
 
 
 def pair_labels(index: Index, records: Sequence[VolumeRecord]) -> Pairing:
-    """The SEG and RTSTRUCT objects of an index with those of these volumes that they were drawn on."""
+    """The segmentations, of voxels or surfaces, and structure sets of an index with those of these volumes that they were drawn on."""
     places = _Places.of(index, records)
     found: dict[str, list[Found]] = defaultdict(list)
     unpaired: Counter[str] = Counter()
@@ -73,7 +76,7 @@ def pair_labels(index: Index, records: Sequence[VolumeRecord]) -> Pairing:
 
 def _objects(index: Index) -> list[Instance]:
     found = index.left_out_for(Reason.SEGMENTATION, Reason.RADIOTHERAPY)
-    return [one for one in found if one.sop_class in (*_SEG, *_RTSTRUCT)]
+    return [one for one in found if one.sop_class in _LABELS]
 
 
 @dataclass(frozen=True)
@@ -113,32 +116,34 @@ def read_object(index: Index, one: Instance, header: bool = False) -> LabelObjec
     """A label object of an index, or its header alone; raises `LabelProblem`."""
     try:
         with index.open(one) as file:
-            return _read(file, one.sop_class in _SEG, header)
+            return _read(file, one.sop_class, header)
     except OSError as error:
         raise LabelProblem("a label object of the index cannot be opened: moved or deleted? Index the archive again.") from error
 
 
 def read_dicom_file(path: Path, header: bool = False) -> LabelObject:
-    """The SEG or RTSTRUCT of a file; raises `LabelProblem`."""
+    """The segmentation or structure set of a file; raises `LabelProblem`."""
     with faults_as(LabelProblem, f"{path} cannot be read"), open_regular(path) as file:
         with reading(f"file {path}"):
             kind = text(read_dataset(file, ["SOPClassUID"], pixels=False), "SOPClassUID")
-        if kind not in (*_SEG, *_RTSTRUCT):
+        if kind not in _LABELS:
             raise LabelProblem(f"{path} is no DICOM segmentation and no structure set.")
         file.seek(0)
-        return _read(file, kind in _SEG, header)
+        return _read(file, kind, header)
 
 
-def _read(file: BinaryIO, segmentation: bool, header: bool) -> LabelObject:
+def _read(file: BinaryIO, sop_class: str, header: bool) -> LabelObject:
     stream = watched(file)
-    return read_seg(stream, pixels=not header) if segmentation else read_rtstruct(stream, contours=not header)
+    if sop_class in _SEG:
+        return read_seg(stream, pixels=not header)
+    return read_surface(stream, surfaces=not header) if sop_class in _SURFACE else read_rtstruct(stream, contours=not header)
 
 
-def labels_of(index: Index, record: VolumeRecord, objects: Iterable[Found], classes: Classes, resample: bool = False) -> LabelMap:
+def labels_of(index: Index, record: VolumeRecord, objects: Iterable[Found], classes: Classes, resample: bool = False) -> ClassMap:
     """The classes of a volume's label objects, on its grid; raises `LabelProblem`."""
     x, y, z = record.shape[:3]
     read = [read_object(index, one.instance) for one in objects if _has(one.header, classes)]
-    return label_map(read or [one.header for one in objects], classes, Grid((x, y, z), record.affine), resample)
+    return class_map(read or [one.header for one in objects], classes, Grid((x, y, z), record.affine), resample)
 
 
 def _has(header: LabelObject, classes: Classes) -> bool:

@@ -24,7 +24,7 @@ class Named:
 
     name: str
     kinds: tuple[str, ...]
-    """SEG, RTSTRUCT, NRRD."""
+    """SEG, SURFACE, RTSTRUCT, NRRD."""
     numbers: tuple[int, ...]
     """Their segment numbers or label values."""
     objects: int

@@ -55,7 +55,7 @@ def _plain(text: str) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class LabelMap:
+class ClassMap:
     """Classes on the grid of an image."""
 
     array: NDArray[Any]
@@ -66,7 +66,7 @@ class LabelMap:
     """What a person should know."""
 
 
-def label_map(objects: Sequence[LabelObject], classes: Classes, grid: Grid, resample: bool = False) -> LabelMap:
+def class_map(objects: Sequence[LabelObject], classes: Classes, grid: Grid, resample: bool = False) -> ClassMap:
     """The classes of these objects on the grid; raises `LabelProblem` where there are none, or where two of them share voxels."""
     plain = len(classes.named) < 256 and IGNORE not in classes.named
     out = np.zeros(grid.shape, np.uint8 if plain else np.int16)
@@ -90,7 +90,7 @@ def label_map(objects: Sequence[LabelObject], classes: Classes, grid: Grid, resa
             "`medssl labels` lists the names of an index, folder or file."
         )
     absent = [name for name in classes.named if name not in voxels and name not in (IGNORE, BACKGROUND)]
-    return LabelMap(out, voxels, (*notes, *([f"no segment is of the class(es) {', '.join(absent)}"] if absent else [])))
+    return ClassMap(out, voxels, (*notes, *([f"no segment is of the class(es) {', '.join(absent)}"] if absent else [])))
 
 
 def _refuse_overlap(out: NDArray[Any], inside: NDArray[np.bool_], name: str, before: Sequence[str], classes: Classes) -> None:

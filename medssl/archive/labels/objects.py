@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from medssl.archive.labels.placing import Grid
 
-Kind = Literal["SEG", "RTSTRUCT", "NRRD"]
+Kind = Literal["SEG", "SURFACE", "RTSTRUCT", "NRRD"]
 
 
 @dataclass(frozen=True)

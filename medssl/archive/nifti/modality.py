@@ -47,11 +47,9 @@ def modality_of(source: ArchiveSource, key: str, known: dict[str, Any]) -> str:
     found = _named(_side_file(source, str(PurePath(key).with_name(stem(key) + ".json")), {}))
     if found:
         return found
-    for folder in list(PurePath(key).parents)[:2]:
-        found = _channel(_side_file(source, str(folder / "dataset.json"), known), stem(key))
-        if found:
-            return found
-    return named_modality(stem(key).rpartition("_")[2]) or UNKNOWN
+    number = re.search(r"_(\d{4})$", stem(key))  # CASE_0001 is channel 1
+    channel = _channels(source, key, known).get(int(number.group(1)) if number else 0, "")
+    return named_modality(channel) or named_modality(stem(key).rpartition("_")[2]) or UNKNOWN
 
 
 def named_modality(name: str) -> str | None:
@@ -67,7 +65,7 @@ def checked_modality(name: str, known: Collection[str] = (), where: str = "modal
         return code
     found = UNKNOWN if name.lower() == UNKNOWN else named_modality(name)
     if found is None:
-        raise ConfigError(f"{where} '{name[:40]}' is no modality of DICOM's{did_you_mean(code[:40], [*known, *_USUAL])}")
+        raise ConfigError(f"{where} '{name[:40]}' is no modality of DICOM's{did_you_mean(code[:40], dict.fromkeys([*known, *_USUAL]))}")
     return found
 
 
@@ -88,13 +86,13 @@ def _named(content: Any) -> str | None:
     return named_modality(str(content.get("Modality", content.get("modality", ""))))
 
 
-def _channel(content: Any, name: str) -> str | None:
-    """`CASE_0001` is channel 1."""
-    number = re.search(r"_(\d{4})$", name)
-    return named_modality(_channels(content).get(int(number.group(1)) if number else 0, ""))
+def _channels(source: ArchiveSource, key: str, known: dict[str, Any]) -> dict[int, str]:
+    """Channel number -> what `dataset.json` beside a file calls it, or that of the folder above."""
+    contents = (_side_file(source, str(folder / "dataset.json"), known) for folder in list(PurePath(key).parents)[:2])
+    return next(filter(None, map(_channels_in, contents)), {})
 
 
-def _channels(content: Any) -> dict[int, str]:
+def _channels_in(content: Any) -> dict[int, str]:
     """Decathlon's `modality` and nnU-Net's `channel_names`: channel number -> name."""
     channels = content.get("channel_names", content.get("modality")) if isinstance(content, dict) else None
     if not isinstance(channels, dict):
@@ -104,11 +102,7 @@ def _channels(content: Any) -> dict[int, str]:
 
 def channel_names(source: ArchiveSource, key: str) -> dict[int, str]:
     """Channel number -> what `dataset.json` beside or above a file calls it, as far as the words are known ones."""
-    for folder in list(PurePath(key).parents)[:2]:
-        found = _channels(_side_file(source, str(folder / "dataset.json"), {}))
-        if found:
-            return {number: _known_words(name) for number, name in found.items()}
-    return {}
+    return {number: _known_words(name) for number, name in _channels(source, key, {}).items()}
 
 
 def _known_words(name: str) -> str:

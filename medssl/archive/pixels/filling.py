@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from medssl.archive.decoders import Picture, decoded_stream
+from medssl.archive.decoders import FrameHeader, decoded_stream
 from medssl.archive.headers.pixel_element import ITEM, UNCOMPRESSED, pixel_element
 from medssl.archive.instance import Instance
 from medssl.archive.pixels.values import MOVED, PixelProblem, problems, rescaled, series_values, significant
@@ -134,7 +134,7 @@ def _read_compressed(source_of: SourceOf, one: Instance, out: NDArray[Any]) -> N
         stream = file.read(one.frame_length)
         if len(stream) < one.frame_length:
             raise PixelProblem("the pixels end before they should")
-        found = decoded_stream(stream, one.syntax, Picture(one.rows, one.columns, one.bits_allocated, one.bits_stored, one.high_bit))
+        found = decoded_stream(stream, one.syntax, FrameHeader(one.rows, one.columns, one.bits_allocated, one.bits_stored, one.high_bit))
     # What stream and header do not agree on, pydicom knows how to settle.
     put(significant(found, one) if found is not None else next(series_values(lambda _: source, [one])), one, out)
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from medssl.archive import narrow, read_nifti
 from medssl.archive.geometry import Flips, to_ras, voxel_spacing
-from medssl.archive.labels.merging import LabelMap
+from medssl.archive.labels.merging import ClassMap
 from medssl.archive.labels.placing import LabelProblem
 from medssl.archive.nifti.names import is_picture_name
 from medssl.archive.pictures.files import read_picture_labels
@@ -25,7 +25,7 @@ from medssl.volumes.cases.label_values import LabelValues
 from medssl.volumes.cases.sources import Image, fingerprint, header, is_scaled, read_images, read_labels
 from medssl.volumes.grid import as_spacing, restore_nearest
 from medssl.volumes.ingest import Incoming, Progress, Unusable, placed, write_store
-from medssl.volumes.preparation import Channel, Preparation, statistics, usual_preparation
+from medssl.volumes.preparation import Channel, Preparation, Statistics, statistics, usual_preparation
 from medssl.volumes.store import Store
 
 MR = (Channel("MR", "MR"),)
@@ -132,6 +132,8 @@ class Prepared:
     """The three sides."""
     original_affine: NDArray[np.float64]
     flips: Flips
+    statistics: tuple[Statistics, ...]
+    """Of each channel, before it was prepared."""
 
     @property
     def spacing(self) -> tuple[float, ...]:
@@ -163,7 +165,14 @@ def prepare_volume(
     out = np.empty((len(channels), *values.shape[1:]), np.float32)
     for image, channel in zip(out, channels, strict=True):
         preparation.line(numbers[channel.array], channel.modality, channel.name).into(values[channel.array], image)
-    return Prepared(out, placed_affine, array.shape[-3:], np.asarray(affine, float), to_ras(affine, array.shape[-1] == 1))
+    return Prepared(
+        out,
+        placed_affine,
+        array.shape[-3:],
+        np.asarray(affine, float),
+        to_ras(affine, array.shape[-1] == 1),
+        tuple(numbers[channel.array] for channel in channels),
+    )
 
 
 def load_case(
@@ -221,7 +230,7 @@ def _case_labels(case: Case, values: LabelValues, notes: dict[str, tuple[str, ..
     assert case.label is not None
     try:
         found = read_labels(case.label, lambda: case.grid, values.segments, case.resample)
-        if isinstance(found, LabelMap):
+        if isinstance(found, ClassMap):
             notes[case.name] = found.notes
             return found.array
         return _classes(found.array, values)

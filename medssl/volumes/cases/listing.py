@@ -142,7 +142,7 @@ def _splits(options: LabelledOptions) -> dict[str, list[Case]]:
     elif options.index is not None:
         listed = {"train": _indexed(options.index, options.where)}
     else:
-        listed = {"train": folders(Path(options.images or ""), Path(options.labels) if isinstance(options.labels, str) else None)}
+        listed = {"train": folders(Path(options.images or ""), Path(options.labels) if options.labels is not None else None)}
     every = [item for items in listed.values() for item in items]
     whose = patients_of(every, options.patient, options.patients)
     if options.splits is None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -25,9 +26,9 @@ class LabelledOptions(LoadOptions):
     """A folder with `dataset.json` (Decathlon or nnU-Net), or a datalist JSON file; or give `images` and `labels`, or `index`."""
     images: str | None = None
     """Folder of images: NIfTI files, or PNG, JPEG and TIFF."""
-    labels: str | dict[str, Said | tuple[Said, ...]] | None = None
+    labels: str | None = None
     """Folder of label files, named as their images: NIfTI, NRRD (`CASE.nrrd`, Slicer's `CASE.seg.nrrd`), PNG, DICOM SEG or RTSTRUCT
-    (`CASE.dcm`). Beside `dataset` or `index`, which bring their own labels: the same as `classes`."""
+    (`CASE.dcm`). Beside `dataset` or `index`, which bring their own labels, a mapping here is read as `classes`."""
     index: str | None = None
     """An index folder: its volumes that a DICOM SEG or RTSTRUCT of the index was drawn on are the cases. Needs `classes`."""
     where: str | None = None
@@ -73,6 +74,18 @@ class LabelledOptions(LoadOptions):
     foreground: float = Field(default=0.75, ge=0, le=1)
     """Share of the crops that are placed around a labelled voxel, each class alike; the others lie anywhere."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _labels_by_name_are_classes(cls, values: Any) -> Any:
+        """`labels: {liver: 1}` beside cases that bring their own labels names classes, as whoever writes it means."""
+        if not isinstance(values, Mapping) or not isinstance(values.get("labels"), Mapping):
+            return values
+        if values.get("images") is not None:
+            raise ValueError("labels names the folder of the labels of images: name the classes by classes")
+        if values.get("classes") is not None:
+            raise ValueError("labels as a mapping is read as classes, and there are classes too: leave one out")
+        return {**values, "labels": None, "classes": values["labels"]}
+
     @model_validator(mode="after")
     def _one_form(self) -> LabelledOptions:
         if sum(form is not None for form in (self.dataset, self.images, self.index)) != 1:
@@ -81,19 +94,16 @@ class LabelledOptions(LoadOptions):
             raise ValueError("fold is one of a dataset or of splits, and there are none: give splits, or leave fold out")
         if self.where is not None and self.index is None:
             raise ValueError("where chooses volumes of an index: give index, or leave where out")
-        if self.images is not None and isinstance(self.labels, dict):
-            raise ValueError("labels names the folder of the labels of images: name the classes by classes")
-        if self.images is None and isinstance(self.labels, str):
-            raise ValueError("labels is a folder beside images alone: name the classes here, such as labels: {liver: [Liver, hepar]}")
+        if self.images is None and self.labels is not None:
+            raise ValueError("labels is a folder beside images alone: name the classes, such as classes: {liver: [Liver, hepar]}")
         return self
 
     @model_validator(mode="after")
     def _classes_are_told_once(self) -> LabelledOptions:
         if self.label_values is not None:
             check_given(self.label_values)
-        told = [said for said in (self.label_values, self.classes, self.labels) if isinstance(said, dict)]
-        if len(told) > 1:
-            raise ValueError("give one of classes, label_values, and labels as a mapping")
+        if self.label_values is not None and self.classes is not None:
+            raise ValueError("give classes or label_values, not both")
         if self.named is None and self.index is not None:
             raise ValueError("an index has named segments: say which become which class, such as classes: {liver: [Liver, hepar]}")
         return self
@@ -101,8 +111,7 @@ class LabelledOptions(LoadOptions):
     @property
     def named(self) -> Classes | None:
         """Which values and segments are which class, where it is said by names; raises `ValueError`."""
-        said = self.classes if self.classes is not None else self.labels if isinstance(self.labels, dict) else None
-        return None if said is None else replace(check_named(said), overlaps=self.label_overlaps)
+        return None if self.classes is None else replace(check_named(self.classes), overlaps=self.label_overlaps)
 
     @model_validator(mode="after")
     def _spacing_makes_crops_physical(self) -> LabelledOptions:

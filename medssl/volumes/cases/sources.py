@@ -14,7 +14,7 @@ from medssl.archive import Index, VolumeRecord, read_nifti_channels
 from medssl.archive.geometry import image_affine
 from medssl.archive.labels.files import RawLabels, read_label
 from medssl.archive.labels.finding import Found, Pairing, labels_of, pair_labels
-from medssl.archive.labels.merging import Classes, LabelMap
+from medssl.archive.labels.merging import Classes, ClassMap
 from medssl.archive.labels.nrrd import is_nrrd_name, read_nrrd
 from medssl.archive.labels.placing import Grid
 from medssl.archive.nifti.files import is_unplaced
@@ -160,7 +160,7 @@ def _read_image(image: Image, unplaced: Affine | None, preparation: Preparation)
     return array.reshape(-1, *array.shape[-3:]), affine
 
 
-def read_labels(label: Labels, grid: Callable[[], Grid], classes: Classes | None, resample: bool) -> RawLabels | LabelMap:
+def read_labels(label: Labels, grid: Callable[[], Grid], classes: Classes | None, resample: bool) -> RawLabels | ClassMap:
     """What a case's label says of the voxels of its image; raises `DataError`."""
     if isinstance(label, Path):
         return read_label(label, grid(), classes, resample)

@@ -88,8 +88,8 @@ def grouped(
     index: Index, records: Sequence[VolumeRecord], options: ChannelOptions, modality: str | None, grey: bool = False
 ) -> list[Group]:
     """Every record in one group at most; a group that cannot be used says why. `grey`: colours are one channel."""
-    images = [record for record in records if record.dimensions == 2 and record.kind != "nifti"]
-    others = [record for record in records if record.dimensions == 3 or record.kind == "nifti"]
+    images = [record for record in records if record.is_image]
+    others = [record for record in records if not record.is_image]
     if options.series:
         groups = _registered(index, records, options)
     elif options.frames is not None:

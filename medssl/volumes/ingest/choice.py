@@ -12,8 +12,9 @@ from pydantic import Field, field_validator, model_validator
 
 from medssl.archive.nifti.modality import checked_modality
 from medssl.config import BaseOptions
+from medssl.volumes.ingest import image_types
 from medssl.volumes.ingest.channels import known_modality
-from medssl.volumes.ingest.reconstructions import Candidate, acquisitions, best
+from medssl.volumes.ingest.reconstructions import Candidate, acquisitions, best, computed
 
 if TYPE_CHECKING:
     from medssl.archive import Index, VolumeRecord
@@ -94,8 +95,9 @@ class ChoiceOptions(BaseOptions):
     min_slices: int | None = Field(default=None, ge=1)
     """Fewest slices of a volume; null: 30 for volumes made of DICOM, and any number for NIfTI files."""
     reconstructions: Literal["one", "all"] = "one"
-    """one: of the reconstructions of a CT acquisition the thinnest with a soft kernel, axial, and no reformats and derived images of
-    DICOM; all: every one of them."""
+    """one: of the reconstructions of an acquisition the thinnest, axial, of CT with a soft kernel, of PET with attenuation corrected, of
+    MR the one that was corrected most; of DICOM no reformats, maps and other images that were derived of those that are here; all: every
+    one of them."""
     rules: tuple[Rule, ...] = ()
     """Before the default choice, in order: the first rule that is true of a volume decides."""
 
@@ -115,12 +117,13 @@ class Choice:
 
 
 SECOND = "a second reconstruction of the same acquisition"
+UNCORRECTED = "a reconstruction without attenuation correction, beside one with it (CorrectedImage)"
 REFORMAT = "a reformat, projection or rendering (ImageType)"
 DERIVED = "derived from other images of its study (ImageType)"
 PREVIEW = "a picture beside DICOM or NIfTI"
 OTHERS = {2: "a volume, beside 2D images", 3: "a 2D image, beside volumes"}
 """By the dimensions of what a store holds."""
-_RECONSTRUCTIONS = (SECOND, REFORMAT, DERIVED)
+_RECONSTRUCTIONS = (SECOND, UNCORRECTED, REFORMAT, DERIVED)
 
 
 def choose(candidates: Sequence[Candidate], options: ChoiceOptions, modalities: Collection[str] = ()) -> Choice:
@@ -165,18 +168,25 @@ def _by_default(candidates: Sequence[Candidate], options: ChoiceOptions) -> dict
     if options.reconstructions == "all":
         return left
     rest = [one for one in candidates if one.record.volume not in left]
-    left |= {one.record.volume: REFORMAT for one in rest if one.is_reformat}
-    left |= _derived([one for one in rest if not one.is_reformat])
+    left |= {one.record.volume: REFORMAT for one in rest if image_types.is_reformat(one.image_type)}
+    left |= _derived([one for one in rest if one.record.volume not in left])
     for group in acquisitions([one for one in rest if one.record.volume not in left]):
         taken = best(group)
-        left |= {one.record.volume: SECOND for one in group if one is not taken}
+        left |= {one.record.volume: _second(one, taken) for one in group if one is not taken}
     return left
+
+
+def _second(one: Candidate, taken: Candidate) -> str:
+    return UNCORRECTED if taken.is_attenuation_corrected and not one.is_attenuation_corrected else SECOND
 
 
 def _derived(candidates: Sequence[Candidate]) -> dict[str, str]:
     """Where the originals are gone, what was made of them stands for them."""
-    originals = {(one.record.study, one.modality) for one in candidates if not one.is_derived}
-    return {one.record.volume: DERIVED for one in candidates if one.is_derived and (one.record.study, one.modality) in originals}
+    secondary = [one for one in candidates if image_types.is_secondary(one.image_type)]
+    primary = [one for one in candidates if one not in secondary]
+    originals = {(one.record.study, one.modality) for one in primary}
+    left = [one.record.volume for one in secondary if (one.record.study, one.modality) in originals]
+    return dict.fromkeys([*left, *computed(primary)], DERIVED)
 
 
 def candidates_of(index: Index, records: Iterable[VolumeRecord], modality: str | None) -> list[Candidate]:
@@ -198,7 +208,13 @@ def _candidate(record: VolumeRecord, modality: str, slices: Sequence[Instance]) 
         max((value for one in slices for value in one.thickness), default=0.0),
         slices[0].frame_of_reference,
         slices[0].description,
+        _image(slices[0]),
+        slices[0].corrected,
     )
+
+
+def _image(one: Instance) -> tuple[str, ...]:
+    return one.component, one.echo, one.inversion, one.flip, one.diffusion, one.temporal, one.trigger
 
 
 def modalities_of(given: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -19,9 +19,10 @@ from medssl.archive.nifti.modality import UNKNOWN, checked_modality
 from medssl.errors import DataError, UsageError
 from medssl.volumes.ingest.describing import described, refuse_random, transforms_of
 from medssl.volumes.ingest.writing import Incoming, Progress, StoreSummary, Unusable, write_store
-from medssl.volumes.preparation import IntensityRule, Preparation
+from medssl.volumes.preparation import IntensityRule, Preparation, statistics, usual_preparation
 from medssl.volumes.store.frames import Codec
 from medssl.volumes.store.reading import Store
+from medssl.volumes.store.values import RESCALED
 
 Values = NDArray[Any]
 AS_THEY_ARE = Preparation(modalities={}, other=IntensityRule(kind="raw"))
@@ -59,7 +60,8 @@ def store_items(
 
     An image is a path (a NIfTI file, or a folder, zip or tar of DICOM) or a tensor (C, X, Y[, Z]), of which a MetaTensor knows where it
     lies. What transforms have made is stored as it is, and is what a network sees; paths are prepared by their modality, as those of any
-    store; `modality` and `preparation` say otherwise. Transforms that draw at random are refused: an item is made once. Whose an item is
+    store. An item says its modality under the key `modality`, else its file does, else it is `modality`; with `modality` or `preparation`
+    what transforms have made is prepared too. Transforms that draw at random are refused: an item is made once. Whose an item is
     stands under its key `patient`; without one each item counts as a patient. `dimensions` says whether these are volumes or 2D images;
     without it the first item that can be read does.
 
@@ -71,6 +73,8 @@ def store_items(
     refuse_random(transforms)
     items = _Items(data, transform, image_key, label_key, None if modality is None else checked_modality(modality), described(transforms))
     as_they_are = preparation is None and modality is None and (bool(transforms) or not items.are_paths)
+    if not as_they_are:
+        items.refuse_normalised(preparation)
     done = write_store(
         [items.incoming(number) for number in range(len(data))],
         out,
@@ -127,6 +131,24 @@ class _Items:
                 return 2 if self._image(number)[0].shape[-1] == 1 else 3
         return 3
 
+    def refuse_normalised(self, preparation: Preparation | None) -> None:
+        """Raise `DataError` where the first item that can be read is normalised already, so that a window would leave nothing of it."""
+        for number in range(len(self._data)):
+            with suppress(DataError):
+                image = self._image(number)[0]
+                channels = image if image.ndim == 4 else image[None]
+                break
+        else:
+            return
+        rule = (preparation or usual_preparation(2 if channels.shape[-1] == 1 else 3)).rule(self._modality_of(self._known(number)))
+        numbers = statistics(channels[0])
+        if rule.kind == "window" and numbers.high - numbers.low < RESCALED * (rule.high - rule.low):
+            raise DataError(
+                f"the values of item {number} lie between {numbers.low:.4g} and {numbers.high:.4g}, and are to be prepared by the window "
+                f"[{rule.low:g}, {rule.high:g}], which leaves nothing of them: they seem to be normalised already. Leave modality and "
+                "preparation out, so that they are taken as they are (items may say their modality themselves), or give them as stored."
+            )
+
     def _known(self, number: int) -> Mapping[Any, Any]:
         """The item before the transforms, where the dataset has it, else as it is made; {} where it cannot be."""
         listed = self._listed(number)
@@ -161,12 +183,11 @@ class _Items:
         return item
 
     def _modality_of(self, known: Mapping[Any, Any]) -> str:
-        if self._modality is not None:
-            return self._modality
         said, image = known.get("modality"), known.get(self._image_key)
         if isinstance(said, str):
             return checked_modality(said, where="the modality of an item")
-        return single_modality(image) if isinstance(image, str | Path) else UNKNOWN
+        of_file = single_modality(image) if isinstance(image, str | Path) else UNKNOWN
+        return self._modality or UNKNOWN if of_file == UNKNOWN else of_file
 
     def _image(self, number: int) -> tuple[Values, Values]:
         item = self._made(number)

@@ -5,19 +5,22 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medssl.volumes.ingest import image_types
+
 if TYPE_CHECKING:
     from medssl.archive import VolumeRecord
 
-RECONSTRUCTED = frozenset({"CT"})
-"""Modalities of which a scanner makes several images of the same raw data. What MR makes of one acquisition are different images: echoes,
-components, maps."""
-_REFORMATS = frozenset(("MPR", "REFORMATTED", "REFORMAT", "CURVED", "CPR", "MIP", "MINIP", "MNIP", "AVERAGE", "PROJECTION", "VRT", "SSD"))
+_ALL_OF_A_SERIES = frozenset({"CT"})
+"""Modalities of which one acquisition gives one image, whatever is made of it. What PET and MR make of one are many: time points, gates,
+echoes, components, directions; only volumes of different series can show the same."""
+_RECONSTRUCTED = frozenset({"CT", "PT", "MR"})
+"""Modalities of which a scanner makes several images of the same raw data."""
 _SHARP = frozenset(("BONE", "BONEPLUS", "LUNG", "EDGE", "SHARP", "ULTRA", "CHEST", "DETAIL", "D", "E", "L", "YA", "YB", "YC"))
 _NEARLY = 1.25
 """Up to so many times the thinnest is as thin: then the kernel counts."""
@@ -44,16 +47,15 @@ class Candidate:
     frame_of_reference: str = ""
     description: str = ""
     """SeriesDescription, for rules."""
+    image: tuple[str, ...] = ()
+    """What tells images of one acquisition apart: component, echo, inversion, flip angle, b-value and direction, time point, trigger."""
+    corrected: tuple[str, ...] = ()
+    """CorrectedImage: what PET takes into account."""
 
     @property
-    def is_reformat(self) -> bool:
-        """A reformat, projection or rendering of another volume, by its ImageType."""
-        return any(word in _REFORMATS for value in self.image_type for word in re.split(r"[^A-Z]+", value))
-
-    @property
-    def is_derived(self) -> bool:
-        """Made after the examination of other images, by its ImageType."""
-        return self.image_type[:2] == ("DERIVED", "SECONDARY")
+    def is_attenuation_corrected(self) -> bool:
+        """Does the header of a PET say so?"""
+        return "ATTN" in self.corrected
 
     @property
     def slices(self) -> int | None:
@@ -65,22 +67,70 @@ class Candidate:
 def acquisitions(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
     """Candidates that are reconstructions of one acquisition together; every other one by itself. The order has no influence."""
     groups: dict[Hashable, list[Candidate]] = defaultdict(list)
-    alone: list[list[Candidate]] = []
     for one in candidates:
-        if one.modality in RECONSTRUCTED and one.record.kind == "dicom":
-            groups[one.record.study, one.modality, one.frame_of_reference, one.record.kvp].append(one)
-        else:
-            alone.append([one])
-    return [*alone, *(part for group in groups.values() for part in _connected(group))]
+        groups[_shared(one)].append(one)
+    return [part for group in groups.values() for whole in _connected(group) for part in _told_apart(whole)]
+
+
+def _shared(one: Candidate) -> Hashable:
+    """What reconstructions of one acquisition agree in; what is no reconstruction agrees with nothing."""
+    if one.modality not in _RECONSTRUCTED or one.record.kind != "dicom":
+        return one.record.volume
+    shared = one.record.study, one.modality, one.frame_of_reference, one.record.kvp
+    if one.modality in _ALL_OF_A_SERIES:
+        return shared
+    if one.modality == "PT":
+        return *shared, one.image
+    return *shared, one.image, one.record.repetition_time, one.record.contrast, image_types.content(one.image_type)
+
+
+def _told_apart(acquisition: list[Candidate]) -> list[list[Candidate]]:
+    """Where volumes of one series are among them, no header says which is which; and two MR images of which none says that it was
+    processed otherwise may be two images."""
+    one = acquisition[0]
+    if len(acquisition) == 1 or one.modality in _ALL_OF_A_SERIES:
+        return [acquisition]
+    series = {other.record.series for other in acquisition}
+    ways = {image_types.processing(other.image_type) for other in acquisition} if one.modality == "MR" else series
+    return [acquisition] if len(series) == len(ways) == len(acquisition) else [[other] for other in acquisition]
+
+
+def computed(candidates: Sequence[Candidate]) -> set[str]:
+    """Volumes that were worked out of others that are here too: maps, and several images in one."""
+    found = [one for one in candidates if one.record.kind == "dicom"]
+    whole = _of_whole_series(found)
+    return {one.record.volume for one in found if any(_made_of(one, other) for other in whole)}
+
+
+def _of_whole_series(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """With the time that all of its series took, whose number of the acquisition may count directions or time points."""
+    times: dict[str, list[str]] = defaultdict(list)
+    for one in candidates:
+        times[one.record.series] += filter(None, (one.first, one.last))
+    spans = {series: (min(every, default=""), max(every, default="")) for series, every in times.items()}
+    return [replace(one, first=spans[one.record.series][0], last=spans[one.record.series][1], acquisition="") for one in candidates]
+
+
+def _made_of(one: Candidate, other: Candidate) -> bool:
+    same = (one.record.study, one.modality, one.frame_of_reference) == (other.record.study, other.modality, other.frame_of_reference)
+    return same and image_types.degree(one.image_type) > image_types.degree(other.image_type) and _same_acquisition(one, other)
 
 
 def best(acquisition: Sequence[Candidate]) -> Candidate:
-    """The one that stands for an acquisition: thin, axial, of a soft kernel, and not of a part only."""
+    """The one that stands for an acquisition: of PET with attenuation corrected; thin, axial, of a soft kernel, and not of a part only; of
+    MR rather an original, and corrected most."""
+    acquisition = [one for one in acquisition if one.is_attenuation_corrected] or acquisition
     largest = max(_volume(one) for one in acquisition)
     whole = [one for one in acquisition if _volume(one) >= _MOST * largest]
     thinnest = min(_thickness(one) for one in whole)
     thin = [one for one in whole if _thickness(one) <= _NEARLY * thinnest]
-    return min(thin, key=lambda one: (not _axial(one), _sharpness(one), _thickness(one), -(one.slices or 1), one.record.volume))
+    return min(thin, key=_rank)
+
+
+def _rank(one: Candidate) -> tuple[object, ...]:
+    """The first in this order is the best."""
+    processed = one.image_type[:1] == ("DERIVED",), -image_types.corrections(one.image_type), -len(one.corrected)
+    return not _axial(one), *processed, _sharpness(one), _thickness(one), -(one.slices or 1), one.record.volume
 
 
 def _connected(group: Sequence[Candidate]) -> list[list[Candidate]]:

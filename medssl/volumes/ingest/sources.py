@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from medssl.archive import executors
 from medssl.config import BaseOptions, check
 from medssl.errors import ArchiveError, UsageError
 from medssl.faults import faults_as
@@ -22,7 +24,7 @@ from medssl.volumes.ingest.channels import ChannelOptions, Group, grouped, known
 from medssl.volumes.ingest.choice import EVERYTHING, OTHERS, PREVIEW, ChoiceOptions, candidates_of, choose, modalities_of, nothing_left
 from medssl.volumes.ingest.estimating import StoreEstimate, estimated
 from medssl.volumes.ingest.whose import regrouped
-from medssl.volumes.ingest.writing import Incoming, Progress, StoreSummary, Unusable, fill_store
+from medssl.volumes.ingest.writing import Incoming, Progress, StoreSummary, Unusable, fill_store, one_thread
 from medssl.volumes.preparation import Preparation, as_grey, turned_round, usual_preparation, with_windows
 from medssl.volumes.store.frames import Codec
 from medssl.volumes.store.manifest import MANIFEST, Manifest, read_manifest
@@ -78,6 +80,7 @@ def make_store(
     codec: Codec = "lz4hc",
     workers: int = 2,
     progress: Progress | None = None,
+    executor: Executor | None = None,
 ) -> StoreSummary:
     """Make or complete the store `out` from index folders and folders of DICOM or NIfTI.
 
@@ -90,6 +93,9 @@ def make_store(
     A store holds volumes or 2D images: `dimensions` says which; without it what the store holds already, else volumes where there are any.
     `grey` and `invert_monochrome1` are of 2D images, and become part of the preparation. `patient`, a regular expression, or `patients`, a
     CSV file, says whose NIfTI files and pictures are.
+
+    `workers` are processes of this machine; `executor` does the work instead of them, where sources and store lie under the same paths,
+    and stays open.
     """
     given = {
         "where": where,
@@ -104,7 +110,8 @@ def make_store(
         "patient": patient,
         "patients": patients,
     }
-    return store_as(sources, out, check(StoreOptions, given, "store"), codec=codec, workers=workers, progress=progress)
+    options = check(StoreOptions, given, "store")
+    return store_as(sources, out, options, codec=codec, workers=workers, progress=progress, executor=executor)
 
 
 def _plain(given: BaseOptions | Mapping[str, Any]) -> BaseOptions | dict[str, Any]:
@@ -119,12 +126,14 @@ def store_as(
     codec: Codec = "lz4hc",
     workers: int = 2,
     progress: Progress | None = None,
+    executor: Executor | None = None,
 ) -> StoreSummary:
     """As `make_store`, with what is asked as one record: that of `medssl store --config`."""
-    indexes, unread = _indexes(sources, _beside(out), workers)
+    indexes, unread = _indexes(sources, _beside(out), workers, executor)
     selected = _selected(indexes, Path(out), options)
     _refuse_nothing(selected, sources, options.where, unread)
-    done = fill_store(selected.incoming, Path(out), selected.manifest, codec=codec, workers=workers, progress=progress)
+    among = executors.given(executor) if executor else executors.local(min(workers, len(selected.incoming)), one_thread)
+    done = fill_store(selected.incoming, Path(out), selected.manifest, among, codec=codec, progress=progress)
     return replace(done, unread=unread, not_chosen=selected.not_chosen)
 
 
@@ -243,7 +252,9 @@ def _give_names(known: Path, fresh: Path) -> None:
             write_atomically(IndexFolder(fresh).key, key.read(4096))
 
 
-def _indexes(sources: Sequence[str | Path], beside: Path, workers: int) -> tuple[list[Index], dict[str, int]]:
+def _indexes(
+    sources: Sequence[str | Path], beside: Path, workers: int, executor: Executor | None = None
+) -> tuple[list[Index], dict[str, int]]:
     """The opened indexes, and what the one that is made in `beside`, of the sources that are none, could not read."""
     from medssl.archive import Index, build_index
 
@@ -253,7 +264,7 @@ def _indexes(sources: Sequence[str | Path], beside: Path, workers: int) -> tuple
     found = [Index(source) for source in sources if is_index(Path(source))]
     if not raw:
         return found, {}
-    summary = build_index(raw, beside, workers=workers)
+    summary = build_index(raw, beside, workers=workers, executor=executor)
     return [*found, Index(beside)], summary.rejected
 
 
@@ -292,7 +303,7 @@ def load_group(index: Index, group: Group, preparation: Preparation) -> tuple[ND
     """(A, X, Y, Z) or (X, Y, Z) values and the affine to RAS+ mm; `Unusable` with the group's reason."""
     if group.reason is not None:
         raise Unusable(group.reason)
-    if len(group.records) == 1 and group.records[0].kind != "nifti" and group.records[0].dimensions == 2:
+    if len(group.records) == 1 and group.records[0].is_image:
         return image_of(index, group.records[0], preparation, group.picked or None)
     first = index.clear_padding(index.read(group.records[0].volume))
     if group.picked:

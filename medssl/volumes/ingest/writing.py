@@ -12,10 +12,10 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import BrokenExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
@@ -25,7 +25,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from medssl.archive import narrow
+from medssl.archive import executors, narrow
+from medssl.archive.executors import Workers
 from medssl.archive.geometry import to_ras, voxel_spacing
 from medssl.errors import DataError, MedsslError, StoreError, UsageError
 from medssl.faults import faults_as
@@ -75,7 +76,7 @@ class Incoming:
     """Millimetres along the sides."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StoreSummary:
     """What an ingest did."""
 
@@ -90,6 +91,10 @@ class StoreSummary:
     """Reason -> files that were indexed on the way and are in no volume."""
     not_chosen: dict[str, str] = field(default_factory=dict)
     """Volume -> why it is not chosen."""
+
+    def __repr__(self) -> str:
+        apart = f"{len(self.left_out)} left out, {len(self.not_chosen)} not chosen, {sum(self.unread.values())} files unread"
+        return f"StoreSummary({str(self.folder)!r}, {self.volumes} volumes, {self.added} added, {apart})"
 
     @property
     def rejected(self) -> dict[str, int]:
@@ -125,24 +130,25 @@ def write_store(
     (X, Y, 1) each.
 
     Until the last of them is there the store is unfinished (`Store.check_finished`). Raises `UsageError` where `out` holds something
-    else and `StoreError` where it cannot be written.
+    else and `StoreError` where it cannot be written. `workers` are threads of this process.
     """
     preparation = preparation or usual_preparation(dimensions)
     manifest = Manifest(spacing=as_spacing(spacing), preparation=preparation, axis=axis, dimensions=dimensions)
-    return fill_store(list(incoming), Path(out), manifest, codec=codec, workers=workers, progress=progress)
+    return fill_store(list(incoming), Path(out), manifest, executors.threads(max(1, workers)), codec=codec, progress=progress)
 
 
 def fill_store(
     items: Sequence[Incoming],
     folder: Path,
     wanted: Manifest,
+    workers: Workers,
     *,
     codec: Codec = "lz4hc",
-    workers: int = 2,
     progress: Progress | None = None,
 ) -> StoreSummary:
-    """As `write_store`, into the store that `wanted` describes."""
+    """As `write_store`, into the store that `wanted` describes; in processes and on a cluster `items` must be such as travel there."""
     _check_names(items)
+    folder = folder.absolute()  # a worker may stand elsewhere
     with _opened(folder, wanted):
         done = _done(folder)
         todo = [item for item in items if not _is_there(item, folder, done)]
@@ -233,32 +239,47 @@ def _shown(manifest: Manifest) -> str:
     return "native" if manifest.spacing is None else f"{list(manifest.spacing)} mm"
 
 
-def _work(todo: Sequence[Incoming], folder: Path, manifest: Manifest, codec: Codec, workers: int) -> Iterator[tuple[str, str | None]]:
-    """(volume, reason) of each, in order, with no more than `workers` volumes in memory."""
-    rest = iter(todo)
-    with ThreadPoolExecutor(max(1, workers), "medssl-ingest") as pool:
+def one_thread() -> None:
+    """For a process beside others: torch takes every core otherwise, and waits for threads that a fork has left behind."""
+    import torch
 
-        def start(item: Incoming) -> Future[tuple[str, str | None]]:
-            return pool.submit(_store_one, item, folder, manifest, codec)
-
-        running = [start(item) for item in islice(rest, max(1, workers))]
-        try:
-            while running:
-                yield running.pop(0).result()
-                running += [start(item) for item in islice(rest, 1)]
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    torch.set_num_threads(1)
 
 
-def _store_one(item: Incoming, folder: Path, manifest: Manifest, codec: Codec) -> tuple[str, str | None]:
-    row: dict[str, Any] = dict.fromkeys(SCHEMA.names)
-    row |= {name: getattr(item, name) for name in ("volume", "patient", "series", "modality", "fingerprint")} | {"points": b""}
-    found, files, row["reason"] = attempted(item, folder, manifest, codec)
+def _work(todo: Sequence[Incoming], folder: Path, manifest: Manifest, codec: Codec, workers: Workers) -> Iterator[tuple[str, str | None]]:
+    """(volume, reason) of each, as they are done; as many are in memory as there are workers."""
+    store = partial(_store_one, folder=folder, manifest=manifest, codec=codec)
+    with closing(executors.mapped(store, todo, workers, partial(_store_alone, store, folder))) as done:
+        yield from ((item.volume, reason) for item, reason in done)
+
+
+def _store_one(item: Incoming, folder: Path, manifest: Manifest, codec: Codec) -> str | None:
+    """Why it is not stored, or None."""
+    found, files, reason = attempted(item, folder, manifest, codec)
     for path, content in files.items():
         _write(path, content)
-    row |= found
+    _write_row(item, folder, found | {"reason": reason})
+    return reason
+
+
+def _store_alone(store: Callable[[Incoming], str | None], folder: Path, item: Incoming) -> str | None:
+    """One whose worker died, in a process of its own: it may have been the fault of another."""
+    try:
+        with executors.processes(1, one_thread) as executor:
+            return executor.submit(store, item).result()
+    except BrokenExecutor:
+        reason = f"cannot be read: {KILLED}"
+        _write_row(item, folder, {"reason": reason})
+        return reason
+
+
+KILLED = "storing it killed the worker process"
+
+
+def _write_row(item: Incoming, folder: Path, found: dict[str, Any]) -> None:
+    row: dict[str, Any] = dict.fromkeys(SCHEMA.names)
+    row |= {name: getattr(item, name) for name in ("volume", "patient", "series", "modality", "fingerprint")} | {"points": b""} | found
     _write(folder / "rows" / f"{item.volume}.json", row_to_json(row))
-    return item.volume, row["reason"]
 
 
 def attempted(item: Incoming, folder: Path, manifest: Manifest, codec: Codec) -> tuple[dict[str, Any], dict[Path, bytes], str | None]:

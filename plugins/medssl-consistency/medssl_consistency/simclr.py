@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from medssl.config import BaseOptions
 from medssl.contracts import Compares, ConsistencyLoss, Needs, NetworkInfo, Views
-from medssl.learn.ops import gather, info_nce
+from medssl.learn.ops import EXCLUDED, gather, info_nce
 from medssl_consistency.projectors import ContrastOptions, mlp, need_two
 
 
@@ -47,11 +47,11 @@ def nt_xent(projected: Tensor, patient: Tensor, temperature: float) -> Tensor:
     """(B,) the loss of (B, V, W) projections of V views; crops of one `patient` (B,) are no negatives of each other."""
     count, views, width = projected.shape
     normed = F.normalize(projected, dim=2)
-    everyone = gather(normed)
-    others = (normed.reshape(-1, width) @ everyone.reshape(-1, width).mT / temperature).view(count, views, len(everyone), views)
+    everyone, scaled = gather(normed), normed / temperature
+    others = (scaled.reshape(-1, width) @ everyone.reshape(-1, width).mT).view(count, views, len(everyone), views)
     alike = patient[:, None] == gather(patient)
-    excluded = alike[:, None, :, None].expand(others.shape)
-    own = normed @ normed.mT / temperature
+    negatives = others.masked_fill_(alike[:, None, :, None], EXCLUDED).flatten(2)
+    own = scaled @ normed.mT
     pairs = [(one, other) for one in range(views) for other in range(views) if one != other]
-    terms = [info_nce(own[:, one, other], others[:, one].flatten(1), excluded[:, one].flatten(1)) for one, other in pairs]
+    terms = [info_nce(own[:, one, other], negatives[:, one]) for one, other in pairs]
     return torch.stack(terms).mean(dim=0)

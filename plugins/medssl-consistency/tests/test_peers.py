@@ -8,11 +8,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import medssl_consistency
 import pytest
 import torch
-from medssl_consistency import BYOL, MoCo, MoCoV3
+from medssl_consistency import BYOL, UDA, Agreement, DenseAgreement, MoCo, MoCoV3, SimSiam, VoxelContrast
 from medssl_consistency.distillation import distilled
 from medssl_consistency.pirl import noise_contrastive
+from medssl_consistency.points import corresponding
 from medssl_consistency.redundancy import BarlowTwins, VICReg
 from medssl_consistency.simclr import nt_xent
 from monai.losses import ContrastiveLoss
@@ -170,3 +172,84 @@ def test_pirls_estimate_is_the_formula_of_the_paper_and_finite(temperature):
         torch.testing.assert_close(value[row].double(), expected, atol=1e-4, rtol=1e-4)
     everything = torch.ones_like(excluded)
     assert torch.isfinite(noise_contrastive(right * 1e4, others * 1e4, everything)).all()
+
+
+GRIDS = [(2, (8, 8)), (3, (8, 12, 8)), (5, (16, 8))]
+"""Crops, and their sides."""
+
+
+def views_on_maps(batch, size, features=6):
+    """Views whose feature maps have `features` channels."""
+    info = replace(make_info(len(size)), feature_width=features)
+    return make_views(make_crops(batch, size), info, shown=False), info
+
+
+@pytest.mark.parametrize(("batch", "width"), SIZES)
+def test_simsiam_is_lightlys_negative_cosine(batch, width):
+    views, info = views_of(batch, width)
+    theirs = peer("NegativeCosineSimilarity")()
+    one, other = views.embeddings
+    expected = (theirs(one, other) + theirs(other, one)) / 2
+    torch.testing.assert_close(bare(SimSiam(SimSiam.Options(), info))(views).mean(), expected)
+
+
+@pytest.mark.parametrize(("batch", "size"), GRIDS)
+def test_dense_agreement_is_lightlys_negative_cosine_at_each_point(batch, size):
+    views, info = views_on_maps(batch, size)
+    theirs = peer("NegativeCosineSimilarity")()
+    found = corresponding(views, 64)
+    assert found.shown.all()
+    mine = bare(DenseAgreement(DenseAgreement.Options(points=64), info))(views)
+    for row in range(batch):
+        torch.testing.assert_close(mine[row], theirs(found.features[0][row], found.features[1][row]))
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.5, 2.0])
+@pytest.mark.parametrize(("batch", "size"), GRIDS)
+def test_voxel_contrast_is_lightlys_with_the_voxels_of_others_as_a_queue(batch, size, temperature):
+    """With `near` beyond the crop a voxel's others are those of the other patients alone: one queue for all voxels of a crop."""
+    views, info = views_on_maps(batch, size)
+    found = corresponding(views, 27)
+    mine = bare(VoxelContrast(VoxelContrast.Options(points=27, near=1000, temperature=temperature), info))(views)
+    for row in range(batch):
+        values = []
+        for one, other in ((0, 1), (1, 0)):
+            others = torch.cat([found.features[other][number] for number in range(batch) if number != row])
+            theirs = peer("NTXentLoss")(temperature=temperature, memory_bank_size=(len(others), others.shape[1]))
+            theirs.memory_bank.bank = F.normalize(others, dim=1).clone()
+            theirs.memory_bank.bank_ptr = torch.zeros(1, dtype=torch.long)
+            values.append(theirs(found.features[one][row], found.features[other][row]))
+        torch.testing.assert_close(mine[row], torch.stack(values).mean(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("batch", "size"), GRIDS)
+def test_agreement_is_torchs_distances(batch, size):
+    views, info = views_on_maps(batch, size)
+    one, other = views.answers["dense"]
+    for distance, theirs in (("l2", F.mse_loss(one, other)), ("cosine", 1 - F.cosine_similarity(one.flatten(1), other.flatten(1)).mean())):
+        only = replace(views, answers={"dense": (one, other)})
+        torch.testing.assert_close(Agreement(Agreement.Options(distance=distance), info)(only).mean(), theirs)
+    for kind in ("pooled", "dense"):
+        left, right = (answer.log_softmax(dim=1).movedim(1, -1).flatten(0, -2) for answer in views.answers[kind])
+        both = [F.kl_div(p, q, reduction="batchmean", log_target=True) for p, q in ((left, right), (right, left))]
+        only = replace(views, answers={kind: views.answers[kind]}, kinds={kind: "logits"})
+        torch.testing.assert_close(Agreement(Agreement.Options(distance="kl"), info)(only).mean(), torch.stack(both).mean())
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.4, 1.0])
+@pytest.mark.parametrize("sure", [0.0, 0.5, 0.8])
+@pytest.mark.parametrize("batch", [2, 5, 33])
+def test_uda_is_torchs_divergence_from_the_sharpened_answers_that_are_sure(batch, sure, temperature):
+    views, info = views_on_maps(batch, (8, 8))
+    clean, changed = (3 * answer for answer in views.answers["pooled"])
+    only = replace(views, answers={"pooled": (clean, changed)}, kinds={"pooled": "logits"})
+    counted = clean.softmax(dim=1).max(dim=1).values >= sure
+    theirs = F.kl_div(changed.log_softmax(dim=1), (clean / temperature).softmax(dim=1), reduction="none").sum(dim=1)
+    mine = UDA(UDA.Options(sure=sure, temperature=temperature), info)(only)
+    torch.testing.assert_close(mine, torch.where(counted, theirs, torch.zeros_like(theirs)), atol=1e-5, rtol=1e-5)
+
+
+def test_every_loss_is_compared_with_another_implementation():
+    """Whoever adds a loss adds what it is compared with."""
+    compared = {"agreement", "barlow", "byol", "dense-agreement", "dino", "moco", "moco-v3", "pirl", "simclr", "simsiam", "uda", "vicreg"}
+    assert {loss.name for loss in medssl_consistency.medssl_consistency_losses()} == compared | {"voxel-contrast"}

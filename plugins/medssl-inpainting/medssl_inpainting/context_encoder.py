@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from medssl.config import BaseOptions
 from medssl.contracts import Crops, DenseHead, Draw, NetworkInfo, PretextBatch, PretextTask
-from medssl.learn.ops import masked_mean, visible_mean
+from medssl.learn.ops import masked_mean, turned_round, visible_mean
 
 
 class ContextEncoder(PretextTask):
@@ -58,7 +58,7 @@ class ContextEncoder(PretextTask):
         hidden = depth > 0
         mean = visible_mean(crops.images, hidden)
         band = hidden & (depth <= self.options.overlap)
-        weight = hidden.to(crops.images.dtype) * torch.where(band, self.options.overlap_weight, 1.0)
+        weight = torch.where(band, self.options.overlap_weight, hidden.to(crops.images.dtype))
         return PretextBatch(torch.where(hidden, mean, crops.images), crops.images, weight, extra={"hidden": hidden, "mean": mean})
 
     def loss(self, prediction: Tensor, batch: PretextBatch) -> Tensor:
@@ -66,7 +66,7 @@ class ContextEncoder(PretextTask):
         value = masked_mean((prediction - batch.target).square(), batch.weight)
         if self.judge is None:
             return value
-        filled = torch.where(batch.extra["hidden"], _turned_round(prediction, self.options.adversarial), batch.target)
+        filled = torch.where(batch.extra["hidden"], turned_round(prediction, self.options.adversarial), batch.target)
         real, made = self.judge(batch.target).flatten(1), self.judge(filled).flatten(1)
         return value + F.softplus(-real).mean(dim=1) + F.softplus(made).mean(dim=1)
 
@@ -85,7 +85,7 @@ class ContextEncoder(PretextTask):
         return {"input": batch.inputs, "prediction": filled, "target": batch.target}
 
     def _depth(self, crops: Crops, draw: Draw) -> Tensor:
-        """(B, 1, *size) how many voxels deep inside a hole each voxel lies; 0 outside."""
+        """(B, 1, *size) how many voxels deep inside a hole each voxel lies, at most one more than the band is wide; 0 outside."""
         size = crops.size
         sides = [min(max(1, round(self.options.side * side)), side - 1) for side in size]
         start = draw.uniform(self.options.holes, len(size))
@@ -93,28 +93,11 @@ class ContextEncoder(PretextTask):
         for axis, (side, hole) in enumerate(zip(size, sides, strict=True)):
             first = (start[..., axis] * (side - hole + 1)).long()
             inside = torch.arange(side, device=start.device) - first[..., None]
-            near = torch.minimum(inside + 1, hole - inside).clamp_min(0)
+            near = torch.minimum(inside + 1, hole - inside).clamp(0, self.options.overlap + 1).to(torch.uint8)
             shaped = near.view(*near.shape[:2], *[side if other == axis else 1 for other in range(len(size))])
             depth = shaped if depth is None else torch.minimum(depth, shaped)
         assert depth is not None
         return depth.amax(dim=1, keepdim=True)
-
-
-class _TurnRound(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, share: float) -> Tensor:
-        ctx.share = share
-        return values.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return -ctx.share * gradients[0], None
-
-
-def _turned_round(values: Tensor, share: float) -> Tensor:
-    """The values, whose gradient comes back times -`share` (Ganin and Lempitsky, ICML 2015)."""
-    turned: Tensor = _TurnRound.apply(values, share)  # type: ignore[no-untyped-call]
-    return turned
 
 
 def _judge(dims: int, channels: int) -> nn.Sequential:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from medssl.config import BaseOptions
 from medssl.contracts import Crops, Draw, NetworkInfo, PooledHead, PretextBatch, PretextTask
 from medssl.errors import ConfigError
-from medssl.learn.ops import accuracy, spread_permutations, standardise
+from medssl.learn.ops import accuracy, reorder, spread_permutations, standardise
 
 
 class FrameOrder(PretextTask):
@@ -53,7 +53,7 @@ class FrameOrder(PretextTask):
         target = draw.integers(0, len(self.orders))
         order = self.orders.to(target.device)[target]
         frames = standardise(crops.images)
-        shuffled = frames.gather(1, order.view(*order.shape, *[1] * crops.spatial_dims).expand_as(frames))
+        shuffled = reorder(frames, order)
         return PretextBatch(shuffled, target)
 
     def loss(self, prediction: Tensor, batch: PretextBatch) -> Tensor:

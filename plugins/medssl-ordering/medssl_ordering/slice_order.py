@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from medssl.config import BaseOptions
 from medssl.contracts import Crops, Draw, NetworkInfo, PooledHead, PretextBatch, PretextTask
-from medssl.learn.ops import accuracy, filled
+from medssl.learn.ops import accuracy, filled, reorder
 from medssl_ordering.slabs import Axis, axis_of, cut_slabs, normalised
 
 
@@ -72,7 +72,7 @@ class SliceOrder(PretextTask):
         slabs = cut_slabs(self.name, crops, self.axis, own.slabs, own.gap, self.network.strides, draw.fork("slabs"))
         number = draw.integers(0, len(self.orders))
         order = self.orders.to(number.device)[number]
-        shuffled = slabs.gather(1, order.view(*order.shape, *[1] * (slabs.dim() - 2)).expand_as(slabs))
+        shuffled = reorder(slabs, order)
         answerable = filled(slabs, crops.images, own.empty).all(dim=1)
         return PretextBatch(normalised(shuffled), self.answers.to(number.device)[number], answerable=answerable)
 
@@ -140,7 +140,7 @@ class OrderVerification(PretextTask):
         slabs = cut_slabs(self.name, crops, self.axis, 5, own.gap, self.network.strides, draw.fork("slabs"))
         number = draw.integers(0, len(self.triplets))
         chosen = self.triplets.to(number.device)[number]
-        shown = slabs.gather(1, chosen.view(-1, 3, *[1] * (slabs.dim() - 2)).expand(-1, -1, *slabs.shape[2:]))
+        shown = reorder(slabs, chosen)
         answerable = filled(slabs, crops.images, own.empty).all(dim=1)
         return PretextBatch(normalised(shown), (chosen[:, 1] == 2).long(), answerable=answerable)
 
@@ -155,3 +155,8 @@ class OrderVerification(PretextTask):
     def measure(self, prediction: Tensor, batch: PretextBatch) -> dict[str, Tensor]:
         """Share of right answers; ties count by chance."""
         return {"accuracy": accuracy(prediction, batch.target)}
+
+    def picture(self, prediction: Tensor, batch: PretextBatch) -> dict[str, Tensor]:
+        """The three slabs."""
+        assert batch.inputs is not None
+        return {name: batch.inputs[place::3] for place, name in enumerate(("first", "second", "third"))}

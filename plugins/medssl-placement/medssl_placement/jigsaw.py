@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from medssl.config import BaseOptions
 from medssl.contracts import Crops, Draw, NetworkInfo, PooledHead, PretextBatch, PretextTask
 from medssl.errors import ConfigError
-from medssl.learn.ops import accuracy, filled, spread_permutations, standardise
+from medssl.learn.ops import accuracy, filled, reorder, spread_permutations, standardise
 from medssl_placement.cells import cells_of, cut_cells, patch_sides
 
 
@@ -71,7 +71,7 @@ class Jigsaw(PretextTask):
         else:
             target = draw.integers(0, len(self.orders))
             order = self.orders.to(target.device)[target]
-        shuffled = patches.gather(1, order.view(*order.shape, *[1] * (patches.dim() - 2)).expand_as(patches))
+        shuffled = reorder(patches, order)
         return PretextBatch(standardise(shuffled.flatten(0, 1)), target, answerable=answerable)
 
     def loss(self, prediction: Tensor, batch: PretextBatch) -> Tensor:

@@ -75,6 +75,16 @@ class VolumeContrast(PretextTask):
         others = between.flatten(1).sum(dim=1) - between.diagonal(dim1=1, dim2=2).sum(dim=1)
         return cost.flatten(1).mean(dim=1) + self.options.apart * others / (count * (count - 1))
 
+    def trivial(self, batch: PretextBatch) -> Tensor | None:
+        """Base boxes that have nothing in common, and random ones as like each as they overlap it on average; None without room for it."""
+        samples, boxes, count = batch.target.shape
+        if self.options.width <= count:
+            return None
+        bases = torch.eye(count, self.options.width, device=batch.target.device)
+        box = bases.mean(dim=0)
+        box[count] = (1 - 1 / count) ** 0.5
+        return torch.cat([bases, box.expand(boxes, -1)]).expand(samples, -1, -1)
+
     def measure(self, prediction: Tensor, batch: PretextBatch) -> dict[str, Tensor]:
         """Mean difference of likeness and overlap."""
         return {"error": (self._likeness(prediction, batch)[1] - batch.target).abs().flatten(1).mean(dim=1)}

@@ -170,3 +170,16 @@ def test_likeness_equal_to_the_overlap_costs_nothing():
     other = replace(batch, target=box)
     assert task.loss(prediction, other).max() < 1e-5
     assert (task.loss(torch.ones_like(prediction), other) > 0.5).all()
+
+
+def test_without_learning_a_box_is_as_like_each_base_box_as_boxes_are_on_average():
+    task = VolumeContrast(VolumeContrast.Options(), make_info())
+    crops = make_crops(4, (32, 32, 32))
+    batch = task.make(crops, Draw(0, 0, crops.index, "t"))
+    answer = task.trivial(batch)
+    expected = (batch.target - 1 / 8).abs().flatten(1).mean(dim=1)
+    torch.testing.assert_close(task.measure(answer, batch)["error"], expected)
+    # Likeness aside, different base boxes cost nothing.
+    alone = -(1 - (batch.target - 1 / 8).abs()).log().flatten(1).mean(dim=1)
+    torch.testing.assert_close(task.loss(answer, batch), alone)
+    assert VolumeContrast(VolumeContrast.Options(width=8), make_info()).trivial(batch) is None

@@ -41,6 +41,16 @@ def test_an_enhanced_object_is_the_volume_of_its_frames_in_any_order(sop_class: 
     assert (index.summary().files, index.volumes()[0].instances) == (1, 1)
 
 
+@pytest.mark.parametrize("stated", ["YES", "NO"])
+def test_an_enhanced_pet_says_in_a_group_whether_attenuation_is_corrected(stated: str, archive: Path, indexed: Indexed) -> None:
+    voxels, affine = made_volume((6, 5, 4)), made_affine()
+    group = Items([item(AttenuationCorrected=stated)])
+    frames = [frame(voxels, affine, z, PETFrameCorrectionFactorsSequence=group) for z in range(4)]
+    write_enhanced(archive / "a", frames, affine, EnhancedPETImageStorage)
+    index = indexed(archive)
+    assert {one.corrected for one in index.slices(index.volumes()[0].volume)} == {("ATTN",) if stated == "YES" else ()}
+
+
 def test_scaling_is_that_of_each_frame(archive: Path, indexed: Indexed) -> None:
     voxels, affine = made_volume((6, 5, 4)), made_affine()
 

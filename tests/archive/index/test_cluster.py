@@ -6,9 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -51,29 +48,6 @@ def test_any_executor_gives_the_same_index_and_stays_open(hospital: Path, tmp_pa
         build_index([hospital], other, executor=executor)
         assert executor.submit(int).result() == 0
     assert tables(other) == tables(tmp_path / "one")
-
-
-@pytest.fixture
-def scheduler(tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
-    """The address of a scheduler on loopback, and its two workers."""
-    pytest.importorskip("distributed", reason="the package distributed is not installed (medssl[cluster])")
-    file = tmp_path / "scheduler.json"
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": tmp_path}
-    given = ["--host", "127.0.0.1", "--no-dashboard"]
-    command = [sys.executable, "-m", "distributed.cli.dask_scheduler", *given, "--port", "0", "--scheduler-file", str(file)]
-    started = [subprocess.Popen(command, **quiet)]  # type: ignore[call-overload]
-    worker = [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", str(file), *given, "--no-nanny", "--nthreads", "1"]
-    started += [subprocess.Popen(worker, **quiet) for _ in range(2)]  # type: ignore[call-overload]
-    for _ in range(600):
-        if file.exists() and file.stat().st_size:
-            break
-        time.sleep(0.1)
-    import json
-
-    yield json.loads(file.read_text())["address"], started[1:]
-    for one in reversed(started):
-        one.kill()
-        one.wait()
 
 
 def test_a_cluster_of_which_a_worker_is_killed_gives_what_one_process_gives(

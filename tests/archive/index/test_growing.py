@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pydicom
 import pytest
+from forking import Forks
 from pydicom.dataset import Dataset
 
 from medssl.archive import FolderSource, Index, Nifti, Reason, build_index, compact, write_nifti
@@ -337,7 +336,7 @@ build_index([sys.argv[1]], sys.argv[2], workers=1)
 """
 
 
-def test_killed_at_any_moment_it_ends_as_if_it_were_not(archive: Path, tmp_path: Path) -> None:
+def test_killed_at_any_moment_it_ends_as_if_it_were_not(forks: Forks, archive: Path, tmp_path: Path) -> None:
     start(archive)
     copy(archive)
     pack(archive)
@@ -348,8 +347,7 @@ def test_killed_at_any_moment_it_ends_as_if_it_were_not(archive: Path, tmp_path:
         index = tmp_path / f"killed {moment}"
         (index / "private").mkdir(parents=True)
         shutil.copy(tmp_path / "index" / "private" / "key", index / "private" / "key")
-        command = [sys.executable, "-c", KILLED, archive, index, str(moment), tmp_path / f"log {moment}"]
-        ended.append(subprocess.run(command).returncode)
+        ended.append(forks.run(KILLED, archive, index, moment, tmp_path / f"log {moment}")[0])
         build_index([archive], index, workers=1)
         assert tables(index) == wanted, moment
         assert not list(index.glob("**/.new-*")) and not list((index / "private" / "scan").iterdir())
@@ -385,3 +383,20 @@ def test_private_rows_say_which_file_is_which_volume(archive: Path, tmp_path: Pa
     (public,) = tmp_path.glob("index/tables-1/instances-*.parquet")
     columns = ["instance", "volume", "slice"]
     assert pq.read_table(private, columns=columns) == pq.read_table(public, columns=columns)
+
+
+def test_an_index_without_a_column_that_came_later_is_read(archive: Path, tmp_path: Path) -> None:
+    write_series(archive, made_volume((6, 5, 4)), made_affine())
+    build_index([archive], tmp_path / "index", workers=1)
+    volume = Index(tmp_path / "index").volumes()[0].volume
+    for file in (tmp_path / "index" / "private").rglob("instances-*.parquet"):
+        pq.write_table(pq.read_table(file).drop_columns(["corrected"]), file)
+    index = Index(tmp_path / "index")
+    assert index.slices(volume)[0].corrected == () and index.read(volume).array.shape == (6, 5, 4)
+    compact(tmp_path / "index")
+    assert Index(tmp_path / "index").slices(volume)[0].corrected == ()
+    before = Index(tmp_path / "index")
+    for file in (tmp_path / "index" / "private").rglob("instances-*.parquet"):
+        pq.write_table(pq.read_table(file).drop_columns(["position"]), file)
+    with pytest.raises(ArchiveError, match="damaged"):
+        before.slices(volume)

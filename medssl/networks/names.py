@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -37,6 +38,33 @@ class Renaming:
     def is_usual(self) -> bool:
         """Whether it takes off what is known to be put on, and nothing more."""
         return not self.on and set(self.off.rstrip(".").split(".")) <= WRAPPERS | {""}
+
+
+@dataclass(frozen=True)
+class Names:
+    """The network's names of a checkpoint's tensors."""
+
+    of: dict[str, str]
+    how: str
+
+
+def network_names(given: Mapping[str, Tensor], targets: Mapping[str, Tensor], path: Path, rename: Mapping[str, str]) -> Names:
+    """Each given tensor under the network's own name, parts replaced as `rename` says; what the prefix is not on keeps its name."""
+    plain: dict[str, str] = {}
+    for name in given:
+        new = name.replace("_orig_mod.", "")
+        for part, other in rename.items():
+            new = re.sub(rf"(?<![^.]){re.escape(part)}(?![^.])", lambda _, other=other: other, new)  # type: ignore[misc]
+        plain[name] = new
+    if len(set(plain.values())) < len(plain):
+        twice = next(new for new in plain.values() if list(plain.values()).count(new) > 1)
+        both = [name for name, new in plain.items() if new == twice]
+        raise TransferError(f"{path} holds two tensors for '{twice}': '{both[0]}' and '{both[1]}'. Rename them to two names.")
+    renaming = best_renaming({new: given[name] for name, new in plain.items()}, targets, path)
+    changed = {name: renaming(new) for name, new in plain.items()}
+    taken = {new for new in changed.values() if new is not None}
+    kept = {name: plain[name] for name, new in changed.items() if new is None and plain[name] not in taken}
+    return Names({name: new for name, new in changed.items() if new is not None} | kept, str(renaming))
 
 
 def best_renaming(given: Mapping[str, Tensor], targets: Mapping[str, Tensor], path: Path) -> Renaming:

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, contiguous_format, nn
 
-from medssl.errors import CheckpointError, MissingInput
-from medssl.faults import fault
+from medssl.errors import CheckpointError, MissingInput, UsageError
+from medssl.faults import fault, faults_as
+from medssl.files import take_folder, write_atomically
 from medssl.networks import NetworkSpec, described_spec
 from medssl.run import Run
 from medssl.train.checkpoint import Checkpoint, find_checkpoint
 from medssl.train.checkpoint_state import STATE, TENSORS
-from medssl.transfer.inert import named_tensors, read_torch_file
+from medssl.train.inert import named_tensors, read_torch_file
+from medssl.train.run_folder import WEIGHTS, holds_run, refuse_other_run
 
 Source = str | Path | Run | Checkpoint | Mapping[str, Any]
 """Where weights come from: a run or its folder, a checkpoint or its folder, a file, or named tensors."""
+SAYS_NO_NETWORK = (
+    "does not say what network it holds. Name it beside it: `network:` in a configuration, in Python network=partial(SegResNet, ...), a "
+    "NetworkSpec, or the network itself."
+)
+"""What lacks where a file or state dict is a checkpoint, for messages."""
 _CONTAINERS = ("state_dict", "model_state_dict", "model_state", "network_weights", "network", "model", "net")
 
 
@@ -48,9 +56,50 @@ def read_weights(source: Source) -> Weights:
         return Weights(Path("the state dict"), named, None, ())
     if isinstance(source, Checkpoint):
         return _weights_of(source)
+    _check_source(source)
     place = source.folder if isinstance(source, Run) else Path(source)
     checkpoint = own_checkpoint(place)
     return Weights(place, _read_file(place), None, ()) if checkpoint is None else _weights_of(checkpoint)
+
+
+def _check_source(source: Any) -> None:
+    if not isinstance(source, str | PurePath | Run):
+        own = " Give its state_dict()." if isinstance(source, nn.Module) else ""
+        raise UsageError(f"weights come from a run, a checkpoint, a file or a state dict, not from {type(source).__name__}.{own}")
+
+
+def origin_given(given: Source | None, config: Any, key: str) -> Source | None:
+    """The weights that a call names, as an argument or in a configuration made in Python, where a text would name them in a file."""
+    if given is not None or not isinstance(config, Mapping):
+        return given
+    return config.get(key)
+
+
+def origin_path(origin: Source | None, out: str | Path, resume: bool) -> str | None:
+    """Where the weights that a run begins with lie, as its configuration names them; None where it begins with none.
+
+    A state dict lies nowhere: it becomes a file of the run's folder `out`, where a run that goes on finds it again.
+    """
+    if isinstance(origin, Run | Checkpoint):
+        return str(origin.folder if isinstance(origin, Run) else origin.path)
+    if origin is None or isinstance(origin, str | PurePath):
+        return None if origin is None else str(origin)
+    given, file = read_weights(origin).tensors, Path(out) / WEIGHTS
+    if resume and holds_run(out):
+        if not file.is_file() or not _are_same(given, _read_file(file)):
+            raise UsageError(f"{out} holds a run that began with other weights than these. Give {file} back, or another folder as out.")
+        return str(file)
+    refuse_other_run(out)
+    # Each by itself in memory: of tensors that share it safetensors writes none.
+    whole = {name: tensor.detach().to("cpu").clone(memory_format=contiguous_format) for name, tensor in given.items()}
+    with faults_as(UsageError, f"the given weights cannot be written to {file}"):
+        take_folder(Path(out))
+        write_atomically(file, safetensors.torch.save(whole))
+    return str(file)
+
+
+def _are_same(some: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:
+    return some.keys() == others.keys() and all(torch.equal(tensor.detach().cpu(), others[name]) for name, tensor in some.items())
 
 
 def _weights_of(checkpoint: Checkpoint) -> Weights:

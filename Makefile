@@ -94,6 +94,10 @@ dist: install ## wheels of the core and of each plugin in dist/
 docs: install ## write the generated parts of the docs again
 	$(BIN)/python docs/generate.py
 
+.PHONY: pictures
+pictures: install ## draw the pictures in the READMEs of plugins again: each trains a small network, minutes
+	$(BIN)/python docs/generate.py --pictures
+
 .PHONY: clean
 clean: ## remove everything that was made
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -8,8 +8,10 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from forking import Forks
 
 from medssl.cli.threads import wait_asleep
 
@@ -24,6 +26,15 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"real images are not at {SHARED}; this test has a twin on made data")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Starts programs that have imported medssl, torch and MONAI already."""
+    with TemporaryDirectory() as folder:  # with a short name, as sockets need it
+        started = Forks(Path(folder))
+        yield started
+        started.close()
 
 
 @pytest.fixture

@@ -58,8 +58,13 @@ def stem_tensors(spec: NetworkSpec) -> tuple[str, ...]:
 
 def _owned_by(spec: NetworkSpec, layers: Iterable[str]) -> tuple[str, ...]:
     prefixes = tuple(layers)
-    names = unique_tensors(spec.skeleton())
-    return tuple(name for name in names if any(name == prefix or name.startswith(prefix + ".") for prefix in prefixes))
+    return tuple(name for name in _names(SpecKey(spec)) if any(name == prefix or name.startswith(prefix + ".") for prefix in prefixes))
+
+
+@lru_cache(maxsize=64)
+def _names(key: SpecKey) -> tuple[str, ...]:
+    """Of all tensors; every checkpoint says which of them are the head's."""
+    return tuple(unique_tensors(key.spec.skeleton()))
 
 
 def head_module(spec: NetworkSpec) -> str | None:

@@ -31,24 +31,27 @@ _STEPS = sorted({odd * 2**twos for odd in (1, 3, 5, 9, 15) for twos in range(8)}
 
 def network_info(spec: NetworkSpec, plugins: Plugins | None = None, crop: Sequence[int] | None = None) -> NetworkInfo:
     """Widths and strides measured on a dry run without values, on `crop` where it is known and the network takes it whole."""
-    plugins = plugins if plugins is not None else Plugins.load()
-    tellers = tuple(implementation.function for implementation in plugins.hook.medssl_encoder_end.get_hookimpls())
-    return _measured(_Question(SpecKey(spec), tuple(crop) if crop is not None else None, tellers, plugins))
+    return _measured(_Known.of(spec, plugins), tuple(crop) if crop is not None else None)
 
 
 @dataclass(frozen=True)
-class _Question:
-    """What the measures depend on: of the plugins only those functions that say where an encoder ends."""
+class _Known:
+    """What every measure depends on: the specification, and of the plugins the functions that say where an encoder ends."""
 
     key: SpecKey
-    crop: tuple[int, ...] | None
     tellers: tuple[Any, ...]
     plugins: Plugins = field(compare=False)
 
+    @classmethod
+    def of(cls, spec: NetworkSpec, plugins: Plugins | None) -> _Known:
+        loaded = plugins if plugins is not None else Plugins.load()
+        tellers = tuple(implementation.function for implementation in loaded.hook.medssl_encoder_end.get_hookimpls())
+        return cls(SpecKey(spec), tellers, loaded)
+
 
 @lru_cache(maxsize=64)
-def _measured(question: _Question) -> NetworkInfo:
-    spec, crop, plugins = question.key.spec, question.crop, question.plugins
+def _measured(known: _Known, crop: tuple[int, ...] | None) -> NetworkInfo:
+    spec, plugins = known.key.spec, known.plugins
     skeleton = skeleton_of(spec)
     size = crop if crop is not None and crop_problem(spec, crop, 2) is None else skeleton.base
     trunk = Trunk(skeleton.network, spec, plugins)
@@ -91,10 +94,10 @@ def check_crop(
 
     `needs={"encoder_end"}` asks for the encoder alone (pooled tasks, tiles), which takes more sizes than the whole network.
     """
-    with _trial(spec, batch, needs, plugins) as trial:
-        wanted = tuple(int(side) for side in size)
-        problem = trial.problem(wanted)
-        if problem is not None:
+    wanted = tuple(int(side) for side in size)
+    problem = crop_problem(spec, wanted, batch, needs, plugins)
+    if problem is not None:
+        with _trial(spec, batch, needs, plugins) as trial:
             raise NetworkError(f"{spec} cannot take crops of {shown(wanted)} voxels: {problem}. {_advice(trial, wanted)}")
 
 
@@ -102,8 +105,13 @@ def crop_problem(
     spec: NetworkSpec, size: Sequence[int], batch: int = 1, needs: Collection[str] = frozenset({"output"}), plugins: Plugins | None = None
 ) -> str | None:
     """Why the network cannot take `batch` crops of `size` in training, in a few words; None where it can."""
-    with _trial(spec, batch, needs, plugins) as trial:
-        return trial.problem(tuple(int(side) for side in size))
+    return _problem(_Known.of(spec, plugins), tuple(int(side) for side in size), batch, frozenset(needs))
+
+
+@lru_cache(maxsize=256)
+def _problem(known: _Known, size: tuple[int, ...], batch: int, needs: frozenset[str]) -> str | None:
+    with _trial(known.key.spec, batch, needs, known.plugins) as trial:
+        return trial.problem(size)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from forking import Forks
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -60,12 +61,12 @@ def prepare(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if runs(page)], ids=lambda page: page.name)
-def test_every_block_of_the_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_block_of_the_page_runs(page: Path, forks: Forks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     if "write_archive(" not in page.read_text(encoding="utf-8"):
         prepare(tmp_path)
     names: dict[str, Any] = {"__name__": "docs"}
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    path = os.pathsep.join((str(forks.folder), str(Path(sys.executable).parent), os.environ["PATH"]))
     for block in blocks(page):
         where = f"{page.name}, line {block.line}"
         if block.file:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from medssl.errors import NetworkError
-from medssl.networks import NetworkSpec, as_spec, check_crop, crop_problem, network_info
+from medssl.networks import NetworkSpec, as_spec, check_crop, crop_problem, network_info, sizes
+from medssl.plugins import Plugins
 
 
 def really_works(spec: NetworkSpec, size: tuple[int, ...], batch: int = 1) -> bool:
@@ -128,3 +129,16 @@ def test_nothing_random_is_consumed(make_small) -> None:
     before = torch.random.get_rng_state()
     refused(spec, (15, 15))
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_what_was_measured_is_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked() -> tuple[NetworkSpec, Plugins]:
+        return as_spec(NetworkSpec("BasicUNet", spatial_dims=2, options={"features": [8, 8, 8, 8, 8, 8]})), Plugins.load()
+
+    info = network_info(*asked(), crop=(48, 32))
+    problems = {size: crop_problem(asked()[0], size, 2) for size in ((48, 32), (8, 8))}
+    for measures in ("Trunk", "run"):
+        monkeypatch.setattr(sizes, measures, None)
+    assert network_info(*asked(), crop=(48, 32)) is info
+    assert {size: crop_problem(asked()[0], size, 2) for size in problems} == problems
+    assert problems[48, 32] is None and problems[8, 8] is not None

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from forking import Forks
 
 import medssl
 from medssl.config import with_overrides
@@ -59,10 +58,10 @@ def result(run: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("where", ["between two checkpoints", "while writing a checkpoint"])
-def test_a_killed_run_resumes_to_the_same_bits(where: str, config: Config, unbroken: Path, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_to_the_same_bits(where: str, forks: Forks, config: Config, unbroken: Path, tmp_path: Path) -> None:
     file = written(config, tmp_path)
-    killed = subprocess.run([sys.executable, "-c", KILLED, where, str(tmp_path / "killed"), str(file)], check=False, capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    code, said = forks.run(KILLED, where, tmp_path / "killed", file)
+    assert code == -signal.SIGKILL, said
     expected = "step-00000004" if where == "between two checkpoints" else "step-00000002"
     assert list_checkpoints(tmp_path / "killed")[-1].name == expected
     threads = with_overrides(config, ["data.threads=1"])
@@ -72,12 +71,11 @@ def test_a_killed_run_resumes_to_the_same_bits(where: str, config: Config, unbro
 
 
 @pytest.mark.parametrize("combine", ["balanced", "turns"])
-def test_however_terms_share_the_steps_a_killed_run_goes_on(combine: str, config: Config, tmp_path: Path) -> None:
+def test_however_terms_share_the_steps_a_killed_run_goes_on(combine: str, forks: Forks, config: Config, tmp_path: Path) -> None:
     config = with_overrides(config, [f"combine={combine}", "train.steps=12"])
     expected = medssl.pretrain(config=config, out=tmp_path / "whole").folder
-    arguments = ["between two checkpoints", str(tmp_path / "killed"), str(written(config, tmp_path))]
-    killed = subprocess.run([sys.executable, "-c", KILLED, *arguments], check=False, capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    code, said = forks.run(KILLED, "between two checkpoints", tmp_path / "killed", written(config, tmp_path))
+    assert code == -signal.SIGKILL, said
     medssl.pretrain(config=config, out=tmp_path / "killed", resume=True)
     assert result(tmp_path / "killed") == result(expected)
     rows = [json.loads(line) for line in (expected / "metrics.jsonl").read_text().splitlines()]

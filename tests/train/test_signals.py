@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from forking import COMMAND, Forks
 from ignite.engine import Events
 
 import medssl
@@ -60,17 +61,18 @@ def result(run: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_the_command_ends_with_the_usual_code_and_says_how_to_go_on(number: int, code: int, config: Config, tmp_path: Path) -> None:
+def test_the_command_ends_with_the_usual_code_and_says_how_to_go_on(
+    number: int, code: int, forks: Forks, config: Config, tmp_path: Path
+) -> None:
     long = with_overrides(config, ["train.steps=100000", "train.checkpoint_every=50000"])
-    command = [sys.executable, "-m", "medssl", "pretrain", str(written(long, tmp_path)), "--out", str(tmp_path / "run")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "run" / "metrics.jsonl").is_file() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        process.send_signal(number)
-        said = process.communicate(timeout=60)[1]
-    assert process.returncode == code, said
+    with (tmp_path / "said").open("w") as file:
+        program = forks.start(COMMAND, "pretrain", written(long, tmp_path), "--out", tmp_path / "run", said=file.fileno())
+    deadline = time.monotonic() + 600
+    while not (tmp_path / "run" / "metrics.jsonl").is_file() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(program.pid, number)
+    ended, said = program.wait(), (tmp_path / "said").read_text()
+    assert ended == code, said
     assert "--resume" in said
     assert "Traceback" not in said
     (only,) = list_checkpoints(tmp_path / "run")

@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pydicom
 import pytest
+from forking import Forks
 from pydicom.dataset import Dataset
 
 from medssl.archive import FolderSource, Index, Nifti, Reason, build_index, compact, write_nifti
@@ -297,6 +296,15 @@ def test_buckets_shards_and_workers_make_no_difference(archive: Path, tmp_path: 
     assert tables(tmp_path / "two") == one
 
 
+def test_as_many_processes_settle_as_may_work(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start(archive)
+    monkeypatch.setattr(facts, "LEAST", 5)
+    monkeypatch.setattr("medssl.archive.index.buckets.GATHERED", 3)
+    build_index([archive], tmp_path / "index", workers=2)
+    assert len(list((tmp_path / "index").glob("tables-1/volumes-*.parquet"))) == 2
+    assert at_once(archive, tmp_path / "index") == tables(tmp_path / "index")
+
+
 KILLED = """
 import os, signal, sys
 from medssl.archive import FolderSource, build_index
@@ -328,7 +336,7 @@ build_index([sys.argv[1]], sys.argv[2], workers=1)
 """
 
 
-def test_killed_at_any_moment_it_ends_as_if_it_were_not(archive: Path, tmp_path: Path) -> None:
+def test_killed_at_any_moment_it_ends_as_if_it_were_not(forks: Forks, archive: Path, tmp_path: Path) -> None:
     start(archive)
     copy(archive)
     pack(archive)
@@ -339,8 +347,7 @@ def test_killed_at_any_moment_it_ends_as_if_it_were_not(archive: Path, tmp_path:
         index = tmp_path / f"killed {moment}"
         (index / "private").mkdir(parents=True)
         shutil.copy(tmp_path / "index" / "private" / "key", index / "private" / "key")
-        command = [sys.executable, "-c", KILLED, archive, index, str(moment), tmp_path / f"log {moment}"]
-        ended.append(subprocess.run(command).returncode)
+        ended.append(forks.run(KILLED, archive, index, moment, tmp_path / f"log {moment}")[0])
         build_index([archive], index, workers=1)
         assert tables(index) == wanted, moment
         assert not list(index.glob("**/.new-*")) and not list((index / "private" / "scan").iterdir())

@@ -23,7 +23,7 @@ from monai.transforms import RandGibbsNoise
 class Unringing(PretextTask):
     """Take Gibbs ringing away."""
 
-    name, answer = "unringing", "values"
+    name, answer, citation = "unringing", "values", "Somebody, Unringing, 2026"
 
     def head(self):
         return DenseHead(channels=self.network.channels)

@@ -54,10 +54,9 @@ class FrameOrder(PretextTask):
         target = draw.integers(0, len(self.orders))
         order = self.orders.to(target.device)[target]
         frames = standardise(crops.images)
-        shuffled = reorder(frames, order)
         # Frames in which nothing can be seen, as in a crop of air, stand in no order.
         answerable = (spread(crops.images).flatten(1) > 1e-6).all(dim=1)
-        return PretextBatch(shuffled, target, answerable=answerable)
+        return PretextBatch(reorder(frames, order), target, answerable=answerable)
 
     def loss(self, prediction: Tensor, batch: PretextBatch) -> Tensor:
         """(B,) cross entropy."""

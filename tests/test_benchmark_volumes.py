@@ -119,6 +119,7 @@ def test_models_genesis_is_faster_than_its_steps() -> None:
     assert faster(lambda: [pipelines._restored(crops, step) for step in range(2)], lambda: [peer(whole) for _ in range(8)], 1) > 16 / 2
 
 
+@pytest.mark.slow
 def test_memory_stays_flat_with_one_volume_and_with_many(tmp_path: Path) -> None:
     store = Store(many_volumes(tmp_path / "one", 1))
     for row in memory_rows(store, tmp_path / "many", batches=1000, volumes=3000):

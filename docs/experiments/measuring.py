@@ -74,6 +74,9 @@ def _task_metric(objective: Objective, key: str, held: Sequence[Crops], train: S
             if not bool(counted.any()):
                 continue
             answers = {"": answer, "the task's": task.trivial(batch), "the mean target": None if mean is None else mean.expand_as(answer)}
+            if "dice" in task.measure(answer, batch):
+                # Whoever calls everything a region has some of it.
+                answers["everything"] = torch.ones_like(answer)
             for what, given in answers.items():
                 if given is None:
                     continue

@@ -11,7 +11,7 @@ from medssl_inpainting.masked_autoencoder import image_of, patches
 from medssl_inpainting.restoration import bent, shuffled
 
 from medssl.contracts import Draw
-from medssl.errors import NetworkError
+from medssl.errors import DataError, NetworkError
 from medssl.testing import PretextTaskContract, make_crops, make_info
 
 
@@ -115,6 +115,15 @@ def test_only_blocks_that_are_shown_are_shuffled():
     differ = (every != image)[0][box] != (some != image)[0][box]
     assert differ.float().mean() < 0.02, "but for voxels that a permutation leaves"
     assert (some != image).sum() < (every != image).sum()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_values_that_are_not_finite_are_refused(value):
+    crops = make_crops(1, (16, 16))
+    crops.images[0, 0, 3, 3] = value
+    task = Restoration(Restoration.Options(curve=1), make_info(2))
+    with pytest.raises(DataError, match="not finite"):
+        task.make(crops, Draw(0, 0, [0], "x"))
 
 
 def test_nothing_is_done_where_no_chance_is_given():

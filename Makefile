@@ -60,7 +60,7 @@ bench-training: install ## training beside busy jobs and alone, the engine besid
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.training
 
 .PHONY: bench-index
-bench-index: install ## size and time of an index of ten million made-up images; takes 20 minutes and 3 GB of disk
+bench-index: install ## size and time of an index of ten million made-up images; takes 20 minutes and 4 GB of disk
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.index --instances 10000000
 
 .PHONY: bench-volumes
@@ -93,6 +93,10 @@ dist: install ## wheels of the core and of each plugin in dist/
 .PHONY: docs
 docs: install ## write the generated parts of the docs again
 	$(BIN)/python docs/generate.py
+
+.PHONY: pictures
+pictures: install ## draw the pictures in the READMEs of plugins again: each trains a small network, minutes
+	$(BIN)/python docs/generate.py --pictures
 
 .PHONY: clean
 clean: ## remove everything that was made

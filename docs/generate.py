@@ -1,4 +1,7 @@
-"""Write the generated parts of the docs: `docs/reference.md` and the picture of the README. Run by `make docs`."""
+"""Write the generated parts of the docs.
+
+`make docs`: `docs/reference.md` and the picture of the README. `make pictures`: those of the plugins' READMEs.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,13 @@ from medssl.cli.app import app
 from medssl.config import options_table
 from medssl.contracts import Draw, NetworkInfo
 from medssl.demo.anatomy import template
-from medssl.plugins import Plugins
+from medssl.demo.questions import write_question
+from medssl.plugins import KNOWN_PACKAGES, Plugins
 from medssl.testing import make_crops
 
 DOCS = Path(__file__).resolve().parent
+VIEWS_OF = "simclr"
+"""The loss whose views are drawn: all losses are shown the same."""
 
 
 def reference() -> str:
@@ -81,6 +87,7 @@ def _configurations() -> dict[str, dict[str, type[Any]]]:
     from medssl.learn import TermOptions
     from medssl.networks import NetworkSpec
     from medssl.train import PretrainConfig, TrainOptions
+    from medssl.transfer.comparing import CompareOptions
     from medssl.transfer.options import FinetuneConfig, FinetuneTrainOptions, UnlabelledOptions
     from medssl.transfer.segmentation import AugmentOptions
     from medssl.volumes import ChannelOptions, DataOptions, IntensityRule, LabelledOptions, Preparation, StoreOptions
@@ -102,6 +109,7 @@ def _configurations() -> dict[str, dict[str, type[Any]]]:
             "augment": AugmentOptions,
             "unlabelled": UnlabelledOptions,
         },
+        "compare": {"": CompareOptions},
     }
 
 
@@ -134,8 +142,18 @@ def picture(path: Path) -> None:
     sheet.save(path, optimize=True)
 
 
+def pictures() -> None:
+    """Of each task and of the views that losses compare, into the folder of its package; minutes."""
+    plugins = Plugins.load()
+    for name, package in KNOWN_PACKAGES.items():
+        if name in plugins.tasks() or name == VIEWS_OF:
+            write_question(name, DOCS.parent / "plugins" / package / "pictures" / f"{name}.png", plugins=plugins)
+
+
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--reference"]:
+    if sys.argv[1:] == ["--pictures"]:
+        pictures()
+    elif sys.argv[1:] == ["--reference"]:
         sys.stdout.write(reference())
     else:
         (DOCS / "reference.md").write_text(reference(), encoding="utf-8")

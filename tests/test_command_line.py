@@ -71,6 +71,8 @@ def test_help_imports_neither_torch_nor_monai() -> None:
         (["indx"], "No such command 'indx'"),
         (["index", "somewhere"], "Missing option '--index'"),
         (["plugins", "show", "inpaintng"], "Did you mean 'inpainting'?"),
+        (["plugins", "picture", "inpaintng"], "Did you mean 'inpainting'?"),
+        (["plugins", "compare", "inpaintng", "--store", "none", "--out", "none"], "Did you mean 'inpainting'?"),
         (["pretrain", "none.yaml", "--out", "run"], "no configuration at none.yaml"),
     ],
 )

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from learning_table import write_tables
 from made_up import made_up
-from measuring import BATCHES, MEAN_OF, crops_of_store, loss_metric, task_metrics
+from measuring import MEAN_OF, crops_of_store, loss_metric, task_metrics
 from reading_out import Frozen, effective_rank, linear_head
 from subjects import Subject, random_of, subjects
 
@@ -57,6 +57,7 @@ def main(words: Sequence[str] | None = None) -> int:
     run.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     run.add_argument("--only", nargs="+", help="names of subjects, or beginnings of them")
     run.add_argument("--tests", type=int, default=TESTS)
+    run.add_argument("--batches", type=int, default=16, help="batches of 20 held-out crops on which metrics are taken")
     run.add_argument("--threads", type=int, default=1)
     table = doing.add_parser("table")
     table.add_argument("rows", type=Path, nargs="?", default=ROWS)
@@ -72,7 +73,7 @@ def main(words: Sequence[str] | None = None) -> int:
         for subject in todo:
             if (subject.name, seed) in {(row["subject"], row["seed"]) for row in read_rows(wanted.rows)}:
                 continue
-            row = Bench(wanted.hippocampus, wanted.work, wanted.voxels, wanted.tests, plugins).row(subject, seed)
+            row = Bench(wanted.hippocampus, wanted.work, wanted.voxels, wanted.tests, wanted.batches, plugins).row(subject, seed)
             with wanted.rows.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(row) + "\n")
             sys.stdout.write(json.dumps(row) + "\n")
@@ -88,8 +89,9 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
 class Bench:
     """What all rows have in common."""
 
-    def __init__(self, hippocampus: Path, work: Path, voxels: float, tests: int, plugins: Plugins) -> None:
-        self.hippocampus, self.work, self.voxels, self.tests, self.plugins = hippocampus, work, voxels, tests, plugins
+    def __init__(self, hippocampus: Path, work: Path, voxels: float, tests: int, batches: int, plugins: Plugins) -> None:
+        self.hippocampus, self.work, self.voxels, self.plugins = hippocampus, work, voxels, plugins
+        self.tests, self.batches = tests, batches
 
     def row(self, subject: Subject, seed: int) -> dict[str, Any]:
         """Pretrain, measure, read out."""
@@ -101,7 +103,7 @@ class Bench:
         spent = time.process_time() - start
         frozen = Frozen(trained.network, trained.spec, subject.crop, self.plugins)
         random = Frozen(first_network(first.spec, seed), first.spec, subject.crop, self.plugins)
-        held = self._crops(subject, "held", BATCHES)
+        held = self._crops(subject, "held", self.batches)
         metrics = []
         if trains and subject.tasks:
             metrics += task_metrics(trained, held, self._crops(subject, "train", MEAN_OF))

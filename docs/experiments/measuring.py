@@ -22,7 +22,8 @@ from medssl.volumes import CropLoader, DataOptions, Store
 
 HIGHER = frozenset({"accuracy", "dice", "agreement"})
 """Measures of which more is better; of all others, and of losses, less is."""
-BATCHES, MEAN_OF = 10, 10
+MEAN_OF = 10
+"""Batches of training images that the mean target is taken from."""
 
 
 @dataclass(frozen=True)

@@ -45,8 +45,11 @@ class Subject:
 
 
 INPAINTING, JIGSAW = {"name": "inpainting"}, {"name": "jigsaw"}
-COLOURS = {"name": "colorization", "brightest": 1.0}
+# Every volume shows the same, and is some 40 mm long.
+POSITION = {"name": "position", "unit": "share"}
+COLOURS = {"name": "colorization", "brightest": 1.0, "bin": 40}
 OWN = {
+    "position": Subject("position", (POSITION,)),
     # A narrower decoder than the default: it is three quarters of the time otherwise.
     "autoencoder": Subject("autoencoder", ({"name": "autoencoder", "width": 8},)),
     "colorization": Subject("colorization", (COLOURS,), set="colour"),
@@ -63,7 +66,7 @@ OWN = {
     "pirl": Subject("pirl", (JIGSAW,), ({"name": "pirl"},)),
 }
 """Those that need something else than the defaults on hippocampus."""
-THREE = ({"name": "region-matching"}, {"name": "inpainting"}, {"name": "position"})
+THREE = ({"name": "region-matching"}, {"name": "inpainting"}, POSITION)
 SEVERAL = [
     Subject("next-slice of frames", ({"name": "next-slice", "of": "frames", "ahead": 1},), set="frames"),
     *[Subject(f"region-matching + inpainting + position, {combine}", THREE, combine=combine) for combine in ("sum", "balanced", "turns")],

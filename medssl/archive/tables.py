@@ -88,18 +88,6 @@ def _completed(table: pa.Table, schema: pa.Schema) -> pa.Table:
     return table
 
 
-def read_rows(file: Path, schema: pa.Schema, rows: range, nulls: Collection[str] = ()) -> pa.Table:
-    """Rows of the table that follow each other, as `read_table` reads them all."""
-    content = pq.read_metadata(file)
-    first, groups, end = 0, list[int](), 0
-    for group in range(content.num_row_groups):
-        begin, end = end, end + content.row_group(group).num_rows
-        if begin < rows.stop and end > rows.start:
-            first = begin if not groups else first
-            groups.append(group)
-    return read_groups(file, schema, groups, nulls).slice(rows.start - first, len(rows))
-
-
 def damaged(name: str, why: str) -> ArchiveError:
     """The error of a part of an index that is not what was written."""
     return ArchiveError(f"the index is damaged: {name} {why}. Index the archive again into the same folder.")

@@ -179,23 +179,31 @@ def bias_field(images: Tensor, points: Tensor) -> Tensor:
 
 def drop_boxes(images: Tensor, corner: Tensor, size: Tensor) -> Tensor:
     """Each image with its mean in the boxes at `corner` (B, N, D) of `size` (B, N, D) voxels."""
+    return drop_boxes_(images.clone(), corner, size)
+
+
+def drop_boxes_(images: Tensor, corner: Tensor, size: Tensor) -> Tensor:
+    """As `drop_boxes`, in the images themselves."""
     mean = images.mean(dim=tuple(range(2, images.dim())), keepdim=True)
-    changed = images.clone()
     first, last = corner.long().tolist(), (corner + size).long().tolist()
-    for image, own, starts, ends in zip(changed, mean, first, last, strict=True):
+    for image, own, starts, ends in zip(images, mean, first, last, strict=True):
         for start, end in zip(starts, ends, strict=True):
             image[(slice(None), *(slice(max(a, 0), max(b, 0)) for a, b in zip(start, end, strict=True)))] = own
-    return changed
+    return images
 
 
 def shuffle_boxes(images: Tensor, corner: Tensor, side: int, order: Tensor) -> Tensor:
     """Each image with the voxels of its boxes of `side` voxels at `corner` (B, N, D; inside it) in another `order` (B, side ** D)."""
-    changed = images.clone()
-    for image, places, permutation in zip(changed, corner.tolist(), order, strict=True):
+    return shuffle_boxes_(images.clone(), corner, side, order)
+
+
+def shuffle_boxes_(images: Tensor, corner: Tensor, side: int, order: Tensor) -> Tensor:
+    """As `shuffle_boxes`, in the images themselves."""
+    for image, places, permutation in zip(images, corner.tolist(), order, strict=True):
         for one in places:
             box = image[(slice(None), *(slice(first, first + side) for first in one))]
             box.copy_(box.flatten(1)[:, permutation].view_as(box))
-    return changed
+    return images
 
 
 def _column(values: Tensor, dims: int) -> Tensor:

@@ -96,7 +96,13 @@ def resample(images: Tensor, affine: Tensor, size: Sequence[int] | None = None, 
     # Copied while it is in the processor's cache, and its memory is free for the next one.
     done = images.new_empty(*images.shape[:2], *sides)
     for b in range(len(images)):
-        done[b] = view(b)[0]
+        flips = None if displacement is not None else _flips(rows[b], images.shape[2:], sides)
+        if flips is None or images.dtype not in (torch.float32, torch.float64):
+            done[b] = view(b)[0]
+        else:
+            # numpy reads backwards; torch would make a copy before.
+            turned = (slice(None), *(slice(None, None, -1 if axis in flips else 1) for axis in range(len(sides))))
+            np.copyto(done[b].numpy(), images[b].detach().numpy()[turned])
     return done
 
 
@@ -132,11 +138,10 @@ def _one(image: Tensor, affine: Tensor, rows: list[list[float]], sides: tuple[in
     dims = len(rows)
     size = tuple(image.shape[2:])
     off = {axis for axis in range(dims) for other in range(dims) if other != axis and (rows[axis][other] or rows[other][axis])}
+    flips = _flips(rows, size, sides)
+    if flips is not None:
+        return image.flip([axis + 2 for axis in flips]) if flips else image
     if not off:
-        flips = [axis for axis in range(dims) if rows[axis][axis] < 0]
-        whole = [abs(abs(rows[a][a]) - 1) < EXACT and abs(rows[a][-1] - (size[a] - 1 if a in flips else 0)) < EXACT for a in range(dims)]
-        if all(whole) and sides == size:
-            return image.flip([axis + 2 for axis in flips]) if flips else image
         return _along_axes(image, affine, range(dims), sides)
     if dims == 3 and len(off) == 2:
         (still,) = {0, 1, 2} - off
@@ -146,6 +151,15 @@ def _one(image: Tensor, affine: Tensor, rows: list[list[float]], sides: tuple[in
         turned = _sample(moved.flatten(1, 2), _coordinates(plane, (sides[first], sides[second]), None))
         return turned.view(*moved.shape[:3], sides[first], sides[second]).movedim(2, still + 2)
     return _anywhere(image, affine, sides, None)
+
+
+def _flips(rows: list[list[float]], size: Sequence[int], sides: Sequence[int]) -> list[int] | None:
+    """The axes along which an affine flips a grid of `size`; None where it does anything else."""
+    dims = len(rows)
+    flips = [axis for axis in range(dims) if rows[axis][axis] < 0]
+    whole = [abs(abs(rows[a][a]) - 1) < EXACT and abs(rows[a][-1] - (size[a] - 1 if a in flips else 0)) < EXACT for a in range(dims)]
+    straight = not any(rows[a][b] for a in range(dims) for b in range(dims) if a != b)
+    return flips if straight and all(whole) and tuple(sides) == tuple(size) else None
 
 
 def _along_axes(images: Tensor, affine: Tensor, axes: Sequence[int], sides: Sequence[int]) -> Tensor:

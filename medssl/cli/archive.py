@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 
 def index(
-    sources: Annotated[list[str], typer.Argument(metavar="PATH...", help="Folders of DICOM or NIfTI files, zip or tar files.")],
+    sources: Annotated[
+        list[str], typer.Argument(metavar="PATH...", help="Folders of DICOM or NIfTI files, zip or tar files, a DICOM file.")
+    ],
     index: Annotated[Path, typer.Option("--index", metavar="DIR", help="The index folder to write.")],
     workers: Annotated[int, typer.Option(min=1, help="Processes that read headers.")] = 2,
     slice_location: Annotated[

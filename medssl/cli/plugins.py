@@ -1,4 +1,4 @@
-"""`medssl plugins list|show|check|new`: what is installed, its options, whether it keeps the contract, and a package to begin with."""
+"""`medssl plugins`: what is installed, its options, whether it keeps the contract, how it looks, and a package to begin with."""
 
 from __future__ import annotations
 
@@ -103,6 +103,60 @@ def check(
         raise PluginError(f"{', '.join(bad)}: {sum(map(len, broken.values()))} checks of the contract do not hold.")
     if not as_json:
         say(f"{sum(map(len, found.values()))} checks, none that does not hold.")
+
+
+@app.command("picture")
+def picture(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Pretext tasks or consistency losses.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where NAME.png of each is written.")] = Path(),
+    steps: Annotated[int, typer.Option("--steps", metavar="N", min=1, help="Steps for which a small network learns each task.")] = 150,
+) -> None:
+    """Draw what a task shows, asks for and is answered by a network that learned it for a moment, or the views that a loss compares.
+
+    On 2D slices of the MNI152 template; needs nilearn: pip install 'medssl[demo]'. The same picture each time.
+    """
+    from medssl.demo.questions import write_question
+    from medssl.plugins import Plugins
+
+    plugins = Plugins.load()
+    for name in names:
+        plugins.offer(name)
+    rows: list[tuple[object, ...]] = []
+    for name in dict.fromkeys(names):
+        drawn = write_question(name, out / f"{name}.png", steps, plugins)
+        measured = [(drawn.file, what, f"{value:.4g}", f"{easy:.4g}") for what, (value, easy) in drawn.measures.items()]
+        rows += measured or [(drawn.file, "", "", "")]
+    print_table(f"After {steps} steps", ("picture", "measure", "of the network", "of the trivial answer"), rows)
+
+
+@app.command("compare")
+def compare(
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="NAME... [key=value...]", help="Tasks or losses, A+B for a sum of several; and options such as steps=500."),
+    ],
+    store: Annotated[Path, typer.Option("--store", metavar="DIR", help="What all are pretrained on.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where tables, plot and runs go.")],
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="DATASET", help="A folder with dataset.json: each is fine-tuned on a few of its cases.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option("--config", metavar="FILE", help="A YAML file with the options of all runs.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Pretrain the same network with each task or loss at the same budget, and set them side by side: CSV, LaTeX table and plot.
+
+    Run again it goes on where it was cut off.
+    """
+    from medssl.train.config import read_config
+    from medssl.transfer.comparing import COLUMNS, CompareOptions, compare
+
+    options = read_config(CompareOptions, config, [word for word in words if "=" in word], {}, "comparison")
+    rows = compare([word for word in words if "=" not in word], store, out, data, options)
+    if as_json:
+        print_json({"rows": [vars(row) for row in rows]})
+    else:
+        print_table("Comparison", COLUMNS, [row.row() for row in rows])
+    say(f"{out / 'comparison.csv'}, comparison.tex, comparison.png")
 
 
 @app.command("new")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,8 +19,12 @@ def pretrain(
     group: Group = False,
 ) -> None:
     """Pretrain a network on a store with pretext tasks and consistency losses."""
+    from medssl.learn import citations
     from medssl.train import pretrain as run_pretraining
 
     share(out, group)
     run = run_pretraining(config=config, overrides=overrides or (), out=out, resume=resume)
+    objective: Any = run.objective
+    for paper in dict.fromkeys(citations(objective).values()):
+        say(f"cite: {paper}")
     say(f"pretrained {run.state.step} steps, in {run.folder}. Next: medssl finetune CONFIG --out DIR --pretrained {run.folder}")

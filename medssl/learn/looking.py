@@ -129,6 +129,15 @@ def trivial(objective: Objective, crops: Crops, step: int) -> dict[str, float]:
     return found
 
 
+def beside_trivial(objective: Objective, crops: Crops, step: int) -> dict[str, tuple[float, float | None]]:
+    """By term: its loss and its measures on `crops`, and `loss`, each with that of the answer that needs no learning where there is one."""
+    easy = trivial(objective, crops, step)
+    with torch.no_grad():
+        found = objective(objective.ask_for(objective.weights, crops, step, 1.0))
+    objective.forget()
+    return {name: (float(value), easy.get(name)) for name, value in found.items()}
+
+
 def citations(objective: Objective) -> dict[str, str]:
     """By term: the paper to cite, for those that name one."""
     terms = {**objective.by_key("tasks"), **objective.by_key("losses")}

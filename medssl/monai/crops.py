@@ -17,6 +17,10 @@ from medssl.monai.tasks import ELSEWHERE
 from medssl.volumes import statistics
 
 
+class Unsaid(ConfigError):
+    """A term reads of crops what no item of a MONAI pipeline says."""
+
+
 def crops_of(images: Tensor, spacing: Tensor | None = None, *, body: bool = False) -> Crops:
     """(B, C, *size) images on a grid of `spacing` (D,) mm, 1 mm where it is None, each all of its volume and another patient's.
 
@@ -70,7 +74,7 @@ def _inside(images: Tensor) -> Tensor:
 
 def _refuse(what: str) -> Tensor:
     """A made-up number would be a lie."""
-    raise ConfigError(f"a term reads crops.{what}, which the items of a MONAI pipeline do not say. {ELSEWHERE}")
+    raise Unsaid(f"a term reads crops.{what}, which the items of a MONAI pipeline do not say. {ELSEWHERE}")
 
 
 class _Read:

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any, get_args
 
+import numpy as np
 import torch
 from monai.data import MetaTensor
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medssl.config import did_you_mean, shown
@@ -38,6 +40,19 @@ def real_given(value: Any, what: str, to_do: str) -> Tensor:
     if not tensor.is_floating_point():
         raise DataError(f"{what} holds {_dtype(tensor)}, through which no gradient passes. Give floating point numbers: .float().")
     return tensor
+
+
+def image_given(image: Any, what: str) -> Tensor | NDArray[Any]:
+    """An image (C, *size) of real numbers as it is; `DataError` for anything else."""
+    if not isinstance(image, Tensor | np.ndarray):
+        raise DataError(f"{what} is {_kind(image)}, no image. Load it first: LoadImaged, EnsureChannelFirstd.")
+    meta = isinstance(image, Tensor) and image.is_meta
+    if meta or (image.is_complex() if isinstance(image, Tensor) else image.dtype.kind not in "biuf"):
+        held = "no values, on the device 'meta'" if meta else f"{image.dtype}, which are no intensities"
+        raise DataError(f"{what} holds {held}. Give real numbers: LoadImaged gives float32.")
+    if len(image.shape) not in (3, 4) or 0 in image.shape:
+        raise DataError(f"{what} has shape {tuple(image.shape)}; an image (C, *size) with 2 or 3 spatial sides is needed.")
+    return image
 
 
 def one_of(value: Any, words: Any, what: str) -> None:

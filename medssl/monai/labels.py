@@ -6,16 +6,16 @@ can be compared with that of its own, and a loss that takes its own label and no
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from medssl.contracts import DenseHead, Draw, PretextBatch, PretextTask
+from medssl.contracts import Crops, DenseHead, Draw, PretextBatch, PretextTask
 from medssl.errors import DataError, MedsslError, PluginError
 from medssl.learn.promises import calling, check_batch, task_loss
-from medssl.monai.crops import crops_of
+from medssl.monai.crops import Unsaid, crops_of
 
 ROWS = 2
 SIDES = (4, 8, 12, 16, 24, 32)
@@ -44,35 +44,60 @@ def check_label(task: PretextTask, prediction: Tensor, batch: PretextBatch) -> N
     if own is None:
         return
     for name, mine, theirs in _pairs(own, batch):
-        wrong = _other_form(mine, theirs, name, isinstance(task.head(), DenseHead))
+        wrong = _other_form(mine, theirs, name, _is_dense(task))
         if wrong is not None:
             raise DataError(f"{name} of this label {wrong}, and '{task.name}' was asked for another. {_compared(own, batch)}. {HAND_OVER}")
 
 
+def refuse_unsaid(task: PretextTask) -> None:
+    """`ConfigError` for a task that reads of crops what no item of a pipeline says, before the first item does it."""
+    for crops in _noise(task, [(side,) * task.network.spatial_dims for side in DENSE_SIDES] if _is_dense(task) else _pooled_sizes(task)):
+        try:
+            _asked(task, crops)
+        except Unsaid:
+            raise
+        except MedsslError:
+            continue
+        return
+
+
 def own_label(task: PretextTask, prediction: Tensor) -> PretextBatch | None:
     """What the task asks of noise that the network could have answered with such a prediction; None where it asks noise nothing."""
-    head, network = task.head(), task.network
-    if isinstance(head, DenseHead):
-        sizes = [tuple(prediction.shape[2:]), *((side,) * network.spatial_dims for side in DENSE_SIDES)]
-    else:
-        sizes = [(sides * max(network.strides),) * network.spatial_dims for sides in SIDES]
-    random = torch.Generator().manual_seed(0)
-    for size in sizes:
-        crops = crops_of(torch.randn((ROWS, network.channels, *size), generator=random).to(prediction.device), body="body" in task.needs)
+    dense = [tuple(prediction.shape[2:]), *((side,) * task.network.spatial_dims for side in DENSE_SIDES)]
+    for crops in _noise(task, dense if _is_dense(task) else _pooled_sizes(task), prediction.device):
         try:
-            with torch.no_grad(), calling(task, task.name, "make"):
-                batch = task.make(crops, Draw(0, 0, crops.index, task.name, prediction.device))
-            check_batch(batch, task, task.name, crops, head)
+            batch = _asked(task, crops)
+            check_batch(batch, task, task.name, crops, task.head())
         except MedsslError:
             continue
         return batch
     return None
 
 
+def _is_dense(task: PretextTask) -> bool:
+    return isinstance(task.head(), DenseHead)
+
+
+def _pooled_sizes(task: PretextTask) -> list[tuple[int, ...]]:
+    return [(sides * max(task.network.strides),) * task.network.spatial_dims for sides in SIDES]
+
+
+def _noise(task: PretextTask, sizes: Sequence[tuple[int, ...]], device: torch.device | None = None) -> Iterator[Crops]:
+    random = torch.Generator().manual_seed(0)
+    for size in sizes:
+        images = torch.randn((ROWS, task.network.channels, *size), generator=random)
+        yield crops_of(images.to(device or images.device), body="body" in task.needs)
+
+
+def _asked(task: PretextTask, crops: Crops) -> PretextBatch:
+    with torch.no_grad(), calling(task, task.name, "make"):
+        return task.make(crops, Draw(0, 0, crops.index, task.name, crops.images.device))
+
+
 def _takes(task: PretextTask, prediction: Tensor, own: PretextBatch) -> bool:
     """Whether the task's loss takes its own label, beside noise in the prediction's form."""
     dims = task.network.spatial_dims
-    rest = (prediction.shape[1], *own.target.shape[-dims:]) if isinstance(task.head(), DenseHead) else prediction.shape[1:]
+    rest = (prediction.shape[1], *own.target.shape[-dims:]) if _is_dense(task) else prediction.shape[1:]
     noise = torch.randn((ROWS, *rest), generator=torch.Generator().manual_seed(1))
     try:
         with torch.no_grad():

@@ -82,7 +82,9 @@ class PretextLoss(nn.Module):
         answer = given.real_given(prediction, "the network's answer", "Give what the network answers to a batch of images.")
         batch = self._batch(label, weight)
         given.same_place({"the answer": answer, "`target`": batch.target, "`weight`": batch.weight, **batch.extra})
-        losses = self._losses(self._task_for(answer, batch), answer, batch)
+        # Engines move networks and batches to their device, and never a loss.
+        task = self._task_for(answer, batch).to(answer.device)
+        losses = self._losses(task, answer, batch)
         if batch.answerable is None:
             return losses.mean()
         return part_of_mean(losses, batch.answerable, batch.answerable.sum())
@@ -195,12 +197,10 @@ def _rehearse(task: PretextTask, prediction: Tensor, batch: PretextBatch) -> Non
     """The first loss of an accelerator once on the CPU: there a class number out of range is an error, here the end of the process."""
     if prediction.device.type == "cpu":
         return
-    extra = _Extra({name: rows.cpu() for name, rows in batch.extra.items()})
-    weight = None if batch.weight is None else batch.weight.cpu()
+    held: dict[str, Any] = {name: rows.cpu() for name, rows in vars(batch).items() if isinstance(rows, Tensor)}
+    there = replace(batch, **held, extra=_Extra({name: rows.cpu() for name, rows in batch.extra.items()}))
     with torch.no_grad():
-        loss_of(
-            deepcopy(task).cpu(), prediction.detach().cpu().float(), replace(batch, target=batch.target.cpu(), weight=weight, extra=extra)
-        )
+        loss_of(deepcopy(task).cpu(), prediction.detach().cpu().float(), there)
 
 
 class DeepSupervisionLoss(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from monai.config import KeysCollection
@@ -15,12 +15,19 @@ from nibabel.orientations import aff2axcodes
 from numpy.typing import NDArray
 
 from medssl.archive.nifti.modality import checked_modality
+from medssl.archive.nifti.names import is_nifti_name, is_picture_name
 from medssl.config import check
 from medssl.errors import ConfigError, DataError
-from medssl.monai.given import item_given
+from medssl.monai.given import image_given, item_given, one_of
+from medssl.monai.reader import PHOTOMETRIC
 from medssl.run import Run
 from medssl.train.checkpoint import Checkpoint, find_checkpoint
 from medssl.volumes import Channel, Doubts, Kind, Preparation, Seen, are_shown_raw, as_spacing, choose_kind, kinds_seen, statistics
+from medssl.volumes.preparation import COLOURS, as_grey, turned_round
+
+Photometric = Literal["MONOCHROME1", "MONOCHROME2"]
+PHOTOMETRICS = (PHOTOMETRIC, "PhotometricInterpretation", "00280004", "0028|0004")
+"""What readers call it in the metadata."""
 
 
 class PrepareImage(Transform):  # type: ignore[misc]
@@ -37,6 +44,8 @@ class PrepareImage(Transform):  # type: ignore[misc]
             Needed only where it saw several that are prepared differently.
         preparation: for a run on a dataset whose transforms had made its values, of which it knows no more: a `Preparation` or a transform
             (`NormalizeIntensity()`) that makes the same of these images. Without it they have to come out of such transforms.
+        photometric: "MONOCHROME1" where low values of these 2D images are meant to be bright, else "MONOCHROME2"; by default their
+            metadata, or the kind of their file, says it. Needed only where the run turned such images round.
     """
 
     backend: ClassVar[list[TransformBackends]] = [TransformBackends.NUMPY]
@@ -46,7 +55,13 @@ class PrepareImage(Transform):  # type: ignore[misc]
         checkpoint: str | Path | Run,
         modality: str | Sequence[str] | None = None,
         preparation: Preparation | Mapping[str, Any] | Callable[[Any], Any] | None = None,
+        photometric: Photometric | None = None,
     ) -> None:
+        if photometric is not None:
+            one_of(photometric, Photometric, "photometric")
+        if not (modality is None or isinstance(modality, str | Sequence)):
+            raise ConfigError(f'modality is {modality!r}. Give a DICOM modality, such as "CT", or one for each channel.')
+        self.photometric = photometric
         found = find_checkpoint(checkpoint)
         if found.state.get("preparation") is None:
             raise ConfigError(f"{found.path} does not say how its images were prepared. Give a run of medssl.")
@@ -64,15 +79,26 @@ class PrepareImage(Transform):  # type: ignore[misc]
 
     def prepared(self, image: Any, what: str, remedies: tuple[str, str]) -> Any:
         """`image` prepared; `what` and `remedies` are how messages call it and the transforms that bring it to axes and spacing."""
+        image_given(image, what)
         if isinstance(image, MetaTensor):
             _check_orientation(image, what, remedies[0])
             if self.spacing is not None:
                 _check_spacing(image, self.spacing, what, remedies[1])
         shown = self._own(image) if callable(self._own) else image
-        array = convert_to_tensor(shown, track_meta=False).cpu().numpy()
+        array = self._as_stored(convert_to_tensor(shown, track_meta=False).detach().cpu().numpy(), image, what)
         if not np.isfinite(array).all() or any(channel.min() == channel.max() for channel in array):
             raise DataError(f"{what} holds NaN, infinity, or one value alone, and cannot be prepared.")
         return convert_to_dst_type(self._values(array, what), image, dtype=np.float32)[0]
+
+    def _as_stored(self, array: NDArray[Any], image: Any, what: str) -> NDArray[Any]:
+        """A 2D image greyed and turned round as the store of the run did before its values were prepared."""
+        if array.ndim == 4 and array.shape[-1] > 1:
+            return array
+        if self.preparation.grey and len(array) == len(COLOURS):
+            array = as_grey(array)[None]
+        if self.preparation.invert_monochrome1 and (self.photometric or _photometric(image, what)) == "MONOCHROME1":
+            array = turned_round(array)
+        return array
 
     def _values(self, array: NDArray[Any], what: str) -> NDArray[np.float32]:
         channels = self.kind.channels
@@ -94,7 +120,7 @@ class PrepareImaged(MapTransform):  # type: ignore[misc]
 
     Args:
         keys: the images.
-        checkpoint, modality, preparation: as of `PrepareImage`.
+        checkpoint, modality, preparation, photometric: as of `PrepareImage`.
         allow_missing_keys: leave out keys that an item lacks.
     """
 
@@ -107,9 +133,10 @@ class PrepareImaged(MapTransform):  # type: ignore[misc]
         modality: str | Sequence[str] | None = None,
         allow_missing_keys: bool = False,
         preparation: Preparation | Mapping[str, Any] | Callable[[Any], Any] | None = None,
+        photometric: Photometric | None = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.transform = PrepareImage(checkpoint, modality, preparation)
+        self.transform = PrepareImage(checkpoint, modality, preparation, photometric)
 
     @property
     def spacing(self) -> tuple[float, float, float] | None:
@@ -151,6 +178,23 @@ def _told(preparation: Any, kind: Kind, theirs: Preparation, origin: str) -> Pre
     if not isinstance(told, Preparation) and not callable(told):
         raise ConfigError(f"preparation is a {type(told).__name__}. Give a Preparation, its options, or a transform of the image alone.")
     return told
+
+
+def _photometric(image: Any, what: str) -> str:
+    """What the metadata of an image says, by any of the names that readers give it; files of other formats are never turned round."""
+    meta = image.meta if isinstance(image, MetaTensor) else {}
+    found = next((meta[name] for name in PHOTOMETRICS if meta.get(name)), None)
+    said = str((found.get("Value") or [""])[0] if isinstance(found, Mapping) else found or "").strip().upper()
+    file = Path(str(meta.get("filename_or_obj", ""))).name
+    if said:
+        return said
+    if is_nifti_name(file) or is_picture_name(file):
+        return "MONOCHROME2"
+    raise DataError(
+        f"the network learned on images of which MONOCHROME1 were turned round, and {what} does not say whether it is one: MONAI's DICOM "
+        "reader drops that. Load it with reader='medssl.monai.MedsslReader', or give PrepareImage photometric='MONOCHROME1', or "
+        "'MONOCHROME2'."
+    )
 
 
 def _check_orientation(image: MetaTensor, what: str, remedy: str) -> None:

@@ -20,8 +20,17 @@ from medssl.contracts import Draw, PretextBatch, PretextTask
 from medssl.errors import ConfigError, DataError
 from medssl.learn.promises import calling, check_batch
 from medssl.monai.crops import crops_of
-from medssl.monai.given import item_given
-from medssl.monai.tasks import ELSEWHERE, build_task, known_network, refuse_early, refuse_unknown_network, task_class, unknown_network
+from medssl.monai.given import image_given, item_given
+from medssl.monai.labels import refuse_unsaid
+from medssl.monai.tasks import (
+    ELSEWHERE,
+    build_task,
+    known_network,
+    refuse_unknown_network,
+    task_class,
+    tried_without_network,
+    unknown_network,
+)
 
 IMAGE, TARGET, WEIGHT = "image", "target", "weight"
 
@@ -50,9 +59,12 @@ class PretextTaskTransform(Randomizable, Transform):  # type: ignore[misc]
         self.network, self.fixed = known_network(network), fixed
         self._built: dict[tuple[int, int], PretextTask] = {}
         if self.network is None:
-            refuse_early(self.task, self.options)
+            tried = tried_without_network(self.task, self.options)
         else:
-            self._built[self.network.spatial_dims, self.network.channels] = build_task(self.task, self.options, self.network)
+            tried = build_task(self.task, self.options, self.network)
+            self._built[self.network.spatial_dims, self.network.channels] = tried
+        if tried is not None:
+            refuse_unsaid(tried)
         self._seeded_in = os.getpid()
 
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> Self:
@@ -78,7 +90,7 @@ class PretextTaskTransform(Randomizable, Transform):  # type: ignore[misc]
 
     def asked(self, image: Any, name: str) -> dict[str, Any]:
         """The question about the image of that name."""
-        tensor = _image_given(image, name)
+        tensor = _prepared_image(image, name)
         batch = self._ask(tensor, image, name)
         answer = {key: _apart(rows, tensor)[0] for key, rows in _answer(batch).items()}
         if WEIGHT not in answer:
@@ -174,17 +186,9 @@ class PretextTaskd(Randomizable, MapTransform):  # type: ignore[misc]
 PretextTaskD = PretextTaskDict = PretextTaskd
 
 
-def _image_given(image: Any, name: str) -> Tensor:
+def _prepared_image(image: Any, name: str) -> Tensor:
     """(C, *size) float32 without metadata or graph; `DataError` for what no question can be asked about."""
-    if not isinstance(image, Tensor | np.ndarray):
-        raise DataError(f"'{name}' is a {type(image).__name__}, no image. Load it first: LoadImaged, EnsureChannelFirstd.")
-    odd = image.is_complex() or image.is_meta if isinstance(image, Tensor) else image.dtype.kind not in "biuf"
-    if odd:
-        held = f"{image.dtype} on the device 'meta'" if isinstance(image, Tensor) and image.is_meta else f"{image.dtype}"
-        raise DataError(f"'{name}' holds {held}, which are no intensities. Give real numbers: LoadImaged gives float32.")
-    if len(image.shape) not in (3, 4) or 0 in image.shape:
-        raise DataError(f"'{name}' has shape {tuple(image.shape)}; a pretext task needs (C, *size) with 2 or 3 spatial sides.")
-    tensor: Tensor = convert_to_tensor(image, dtype=torch.float32, track_meta=False).detach()
+    tensor: Tensor = convert_to_tensor(image_given(image, f"'{name}'"), dtype=torch.float32, track_meta=False).detach()
     if not bool(torch.isfinite(tensor).all()):
         raise DataError(f"'{name}' holds NaN or infinity, which a pretext task would spread. Mend the image before it is asked about.")
     return tensor

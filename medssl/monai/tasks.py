@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from medssl.config import shown
 from medssl.contracts import ConsistencyLoss, DenseHead, ModuleHead, NetworkHead, NetworkInfo, PooledHead, PretextTask
-from medssl.errors import ConfigError
+from medssl.errors import ConfigError, MedsslError
 from medssl.learn.promises import check_built, check_class, check_head
 from medssl.networks import as_spec, network_info
 from medssl.plugins import Plugins, blame
@@ -90,17 +91,23 @@ def refuse_unknown_network(task: PretextTask) -> None:
         )
 
 
-def refuse_early(cls: type[PretextTask], options: Any) -> None:
-    """Raise `ConfigError` for a task that asks no image anything without a network, whatever its channels are."""
-    for channels in CHANNELS_TRIED:
+def tried_without_network(cls: type[PretextTask], options: Any) -> PretextTask | None:
+    """The task for some image, of a network of which nothing is known; None where only the image can tell whether that is one for it.
+
+    Raises `ConfigError` for a task that asks no image anything without knowing the network, and for one that no pipeline can answer.
+    """
+    tokens = replace(unknown_network(3, 1), token_grid=(2, 2, 2), crop=(32, 32, 32))
+    for network in (*(unknown_network(3, channels) for channels in CHANNELS_TRIED), tokens):
         try:
-            built = cls(options, unknown_network(3, channels))
-        except Exception:  # noqa: BLE001 - what such a network lacks, the first image may bring; else it is refused then
+            with blame(cls, "__init__"):
+                built = cls(options, network)
+        except MedsslError:
             continue
         check_built(built, cls.name)
         refuse_unknown_network(built)
-        return
+        return built
+    return None
 
 
-CHANNELS_TRIED = (1, 3, 4)
+CHANNELS_TRIED = (1, 3, 2, 4)
 """Of images: some tasks want colours, or several."""

@@ -67,6 +67,8 @@ def encoder(network: nn.Module, encoder_end: str | None = None) -> Encoder:
     Raises `NetworkError`, with the submodules that there are, where that is neither known nor said.
     """
     _check_network(network)
+    if not (encoder_end is None or isinstance(encoder_end, str)):
+        raise UsageError(f"encoder_end is {encoder_end!r}; it is the name of a submodule.")
     return Encoder(network, encoder_end)
 
 
@@ -107,6 +109,8 @@ def _check_images(images: Tensor, network: nn.Module) -> None:
 def _reached(network: nn.Module, images: Tensor | None, encoder_end: str | None) -> list[str]:
     """Names of the parameters that the encoder's end depends on."""
     _check_network(network)
+    if not (images is None or isinstance(images, Tensor)):
+        raise DataError(f"images are {type(images).__name__}, not a tensor. Give a batch of images (B, C, *size), or leave them out.")
     problem: Exception | None = None
     for device in ("meta", "cpu"):
         copy = deepcopy(network).to(device).requires_grad_(True)

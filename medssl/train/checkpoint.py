@@ -46,7 +46,7 @@ class CheckpointWarning(UserWarning):
     """A damaged checkpoint was passed over."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Checkpoint:
     """A checkpoint that was read whole and verified."""
 
@@ -57,6 +57,10 @@ class Checkpoint:
     """By group (`network`, `objective`, `optimizer`): name -> tensor on the CPU."""
     state: dict[str, Any]
     """Everything else, as it was given to `save_checkpoint`, plus `files`."""
+
+    def __repr__(self) -> str:
+        groups = ", ".join(f"{len(named)} tensors of {group}" for group, named in self.tensors.items()) or "no tensors"
+        return f"Checkpoint({str(self.path)!r}, step {self.step}, {self.state.get('kind') or 'of no run'}: {groups})"
 
     def need(self, *keys: str) -> None:
         """Raise `CheckpointError` where its state does not say one of these."""

@@ -41,7 +41,7 @@ def write_sheet(file: str | Path, images: Mapping[str, Tensor], title: str = "",
     with faults_as(TrainingError, f"the picture {path} cannot be written", GO_ON):
         make_folder(path.parent)
         with replacing(path) as stream:
-            _sheet(table, list(cells), names, title).save(stream, format="PNG")
+            _sheet(table, list(cells), names, title).save(stream, format="PNG", optimize=True)
     return path
 
 

@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING, Any
 from medssl.transfer.evaluate import Evaluation, evaluate
 
 if TYPE_CHECKING:
+    from medssl.transfer.comparing import Compared, CompareOptions, compare
     from medssl.transfer.finetune import fine_tune
     from medssl.transfer.load import LoadReport, load_into, load_pretrained
     from medssl.transfer.options import FinetuneConfig, FinetuneTrainOptions, finetune_schema
     from medssl.transfer.prediction import predict
 
 _WHERE = {
+    "compare": "comparing",
+    "Compared": "comparing",
+    "CompareOptions": "comparing",
     "fine_tune": "finetune",
     "FinetuneConfig": "options",
     "FinetuneTrainOptions": "options",
@@ -28,10 +32,13 @@ _WHERE = {
 }
 
 __all__ = [
+    "CompareOptions",
+    "Compared",
     "Evaluation",
     "FinetuneConfig",
     "FinetuneTrainOptions",
     "LoadReport",
+    "compare",
     "evaluate",
     "fine_tune",
     "finetune_schema",

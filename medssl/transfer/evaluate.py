@@ -26,7 +26,10 @@ from medssl.archive.pictures.files import read_picture_labels
 from medssl.errors import DataError, MissingInput, UsageError
 from medssl.faults import faults_as
 from medssl.files import write_atomically
+from medssl.notebook import html_table
 
+CLASSES_SHOWN = 6
+"""Of which `repr` gives the Dice."""
 AFFINE_TOLERANCE = 1e-3
 """Millimetres by which two affines may differ: the rounding of a NIfTI header."""
 
@@ -74,13 +77,25 @@ class ClassDice:
     """Of those, cases where the prediction has it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
     """Dice of a folder of predictions; `document()` is the JSON of `medssl evaluate`."""
 
     rows: tuple[Row, ...]
     predictions_without_label: tuple[str, ...] = ()
     labels_without_prediction: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        classes = ", ".join(f"class {label} {_text(dice)}" for label, dice in list(self.means.items())[:CLASSES_SHOWN])
+        more = f" and {len(self.means) - CLASSES_SHOWN} more" if len(self.means) > CLASSES_SHOWN else ""
+        unpaired = len(self.labels_without_prediction) + len(self.predictions_without_label)
+        apart = f"; {unpaired} files left out" if unpaired else ""
+        return f"Evaluation({len(self.cases)} cases, mean Dice {_text(self.dice)}: {classes}{more}{apart})"
+
+    def _repr_html_(self) -> str:
+        columns, rows = self.table()
+        cases = len(self.cases)
+        return html_table(repr(self), columns, [*rows[cases:], *rows[:cases]])
 
     @property
     def cases(self) -> tuple[str, ...]:

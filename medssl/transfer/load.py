@@ -139,10 +139,12 @@ def load_pretrained(
         UsageError: a pattern that fits no tensor of the network.
         CheckpointError, MissingInput: nothing there, or not readable without executing code from it.
     """
+    if out_channels is not None and (isinstance(out_channels, bool) or not isinstance(out_channels, int) or out_channels < 1):
+        raise UsageError(f"out_channels is {out_channels!r}; a whole number, 1 or more, is needed.")
+    wanted = _wanted(min_coverage, allow_missing, rename, stem)
     weights = read_weights(checkpoint)
     spec = _spec(network, weights, trusted)
     built = spec.build(out_channels)
-    wanted = _Wanted(min_coverage, tuple(allow_missing), rename or {}, stem)
     return built, _load(built, spec, weights, _head_of(spec, out_channels), stem_tensors(spec), wanted)
 
 
@@ -162,8 +164,8 @@ def load_into(
     """
     if not isinstance(network, nn.Module):
         raise UsageError(f"load_into loads into a network that exists, not into {type(network).__name__}. load_pretrained builds one.")
+    wanted = _wanted(min_coverage, allow_missing, rename, stem)
     weights = read_weights(checkpoint)
-    wanted = _Wanted(min_coverage, tuple(allow_missing), rename or {}, stem)
     return _load(network, None, weights, _deep_heads(network, weights), _first_layers(network, weights), wanted)
 
 
@@ -177,15 +179,25 @@ class _Wanted:
     stem: Stem
 
 
+def _wanted(min_coverage: Any, allow_missing: Any, rename: Any, stem: Any) -> _Wanted:
+    """What a call asks for; `UsageError` naming what cannot be."""
+    number = isinstance(min_coverage, int | float) and not isinstance(min_coverage, bool)
+    if min_coverage is not None and not (number and 0.0 <= min_coverage <= 1.0):
+        raise UsageError(f"min_coverage is {min_coverage!r}; it is a share between 0 and 1.")
+    if stem not in get_args(Stem):
+        raise UsageError(f"stem is {stem!r}{did_you_mean(str(stem), get_args(Stem))}")
+    if isinstance(allow_missing, str) or not isinstance(allow_missing, Sequence):
+        raise UsageError(f'allow_missing is {allow_missing!r}; a list of patterns of tensor names is needed, such as ["decoder*"].')
+    if rename is not None and not isinstance(rename, Mapping):
+        raise UsageError(f'rename is {rename!r}; a dictionary from parts of names to others is needed, such as {{"fc1": "linear1"}}.')
+    return _Wanted(min_coverage, tuple(allow_missing), rename or {}, stem)
+
+
 def _load(
     network: nn.Module, spec: NetworkSpec | None, weights: Weights, head: Iterable[str], first: Iterable[str], wanted: _Wanted
 ) -> LoadReport:
     """Into `network`, of which `spec` is known or not, all but its `head`; `first` are the tensors of its stem."""
     least = wanted.min_coverage
-    if least is not None and not 0.0 <= least <= 1.0:
-        raise UsageError(f"min_coverage is {least}; it is a share between 0 and 1.")
-    if wanted.stem not in get_args(Stem):
-        raise UsageError(f"stem is {wanted.stem!r}{did_you_mean(str(wanted.stem), get_args(Stem))}")
     label, targets = str(spec or type(network).__name__), unique_tensors(network)
     _check_patterns(wanted.allow_missing, targets, label)
     names = network_names(weights.tensors, network.state_dict(), weights.path, wanted.rename)

@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable
 from itertools import count, cycle, islice
 from pathlib import Path
-from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
 from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -28,7 +27,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.augmentations import augmentation_rows, missing
-from benchmarks.measure import Spent, alternately, bind, call_cost
+from benchmarks.measure import Spent, alternately, bind, call_cost, whole_cost
 from benchmarks.pipelines import pipeline_rows
 from benchmarks.report import Row, publish
 from medssl.volumes import CropLoader, CropPlan, DataOptions, Incoming, Store, write_store
@@ -36,6 +35,7 @@ from medssl.volumes.crops.places import read_crop
 from medssl.volumes.grid import resample
 from medssl.volumes.store.frames import encode
 from medssl.volumes.store.manifest import MANIFEST, Manifest
+from medssl.volumes.store.reading import volume_path
 from medssl.volumes.store.table import SCHEMA
 
 CPUS = 2
@@ -139,9 +139,9 @@ def loader_rows(volume: Array, store: Store, repeat: int) -> list[Row]:
 
     found = alternately(
         {
-            "ours": lambda: _whole_cost(lambda: _ours(store, options, batches)),
+            "ours": lambda: whole_cost(lambda: _ours(store, options, batches)),
             "floor": _each(corners, floor),
-            "torch": lambda: _whole_cost(lambda: _torchs(store, options, batches)),
+            "torch": lambda: whole_cost(lambda: _torchs(store, options, batches)),
             "alone": _each(corners, alone),
         },
         repeat,
@@ -209,11 +209,32 @@ def opening_rows(folder: Path, repeat: int) -> list[Row]:
     ]
 
 
-def memory_rows(store: Store, batches: int = 9_000) -> list[Row]:
-    """What a process holds after 10,000 batches, beside what it held after 1,000."""
-    words = [sys.executable, "-c", _MEMORY, str(store.folder), str(batches)]
-    before, after = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
-    return [Row("memory after 10,000 batches of 4 x 32^3", after, before, "after 1,000", "MB", 1.05)]
+def memory_rows(store: Store, folder: Path, batches: int = 9_000, volumes: int = MANY) -> list[Row]:
+    """What a process holds after 10,000 batches, beside what it held after 1,000: of one volume, and of as many as come."""
+    many = many_volumes(folder, volumes)
+    rows = []
+    for what, one in (("one volume", store.folder), (f"{volumes:,} volumes", many)):
+        words = [sys.executable, "-c", _MEMORY, str(one), str(batches)]
+        before, after = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+        rows.append(Row(f"memory after {batches + 1000:,} batches of 4 x 32^3 from {what}", after, before, "after 1,000", "MB", 1.05))
+    return rows
+
+
+def many_volumes(folder: Path, count: int) -> Path:
+    """A store of `count` volumes of 48^3, all of which are one file by many names."""
+    volume = np.random.default_rng(0).normal(0, 100, (48, 48, 48)).astype(np.int16)
+    write_store([Incoming("v", "p", "s", "CT", lambda: (volume, AFFINE))], folder, workers=1)
+    (table,) = (folder / "table").iterdir()
+    row = pq.read_table(table).to_pylist()[0]
+    numbers = [f"{number:020x}" for number in range(count)]
+    rows = [row | {"volume": f"v{number}", "patient": f"p{number}", "content": f"{number:0>32}"} for number in numbers]
+    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), table)
+    file = volume_path(folder, "v")
+    for number in numbers:
+        own = volume_path(folder, f"v{number}")
+        own.parent.mkdir(exist_ok=True)
+        own.hardlink_to(file)
+    return folder
 
 
 def _many() -> pa.Table:
@@ -272,17 +293,6 @@ def _torchs(store: Store, options: DataOptions, batches: int) -> None:
         pass
 
 
-def _whole_cost(call: Callable[[], object]) -> Spent:
-    """CPU seconds of this process and of the worker processes that ended within the call."""
-
-    def total() -> float:
-        return sum(usage.ru_utime + usage.ru_stime for usage in map(getrusage, (RUSAGE_SELF, RUSAGE_CHILDREN)))
-
-    cpu, wall = total(), perf_counter()
-    call()
-    return Spent(total() - cpu, perf_counter() - wall)
-
-
 def _zstd8(array: Array) -> Any:
     return blosc2.asarray(
         np.ascontiguousarray(array),
@@ -304,7 +314,7 @@ def _groups(folder: Path, repeat: int) -> dict[str, Callable[[], list[Row]]]:
         "threads": lambda: thread_rows(store, repeat),
         "ingest": lambda: ingest_rows(volume, max(1, repeat // 2)),
         "opening": lambda: opening_rows(folder / "many", repeat),
-        "memory": lambda: memory_rows(store),
+        "memory": lambda: memory_rows(store, folder / "linked"),
         "pipelines": lambda: pipeline_rows(volume, store, repeat),
         "augmentations": lambda: augmentation_rows(repeat),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -177,7 +178,9 @@ def _rank(rank: int, job: str, folder: str) -> None:
 
 @pytest.mark.skipif(not dist.is_available(), reason="torch was built without distributed")
 @pytest.mark.parametrize("job", JOBS)
-def test_two_ranks_train_as_one_process_without_unused_parameters(job: str, tmp_path: Path) -> None:
+def test_two_ranks_train_as_one_process_without_unused_parameters(job: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The ranks import this module by its name, and find medssl where this process has it.
+    monkeypatch.setattr(sys, "path", [*sys.path, str(Path(__file__).resolve().parents[2])])
     mp.spawn(_rank, args=(job, str(tmp_path)), nprocs=2)
     alone = _train(job, lambda model: model, slice(None))
     for rank in range(2):

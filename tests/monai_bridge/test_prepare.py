@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from archive.made_images import DX, image, save, smooth_colour
+from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.networks.nets import SegResNet
-from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImage, LoadImaged, Orientation, Orientationd
+from PIL import Image
 
 import medssl
 from medssl.errors import ConfigError, DataError, MissingInput, UsageError
-from medssl.monai import PrepareImageD, PrepareImaged, PrepareImageDict
+from medssl.monai import MedsslReader, PrepareImage, PrepareImageD, PrepareImaged, PrepareImageDict, Store
 from medssl.run import Run
 from medssl.train.checkpoint import find_checkpoint, save_checkpoint
-from medssl.volumes import Channel, IntensityRule, Preparation, load_case, statistics
+from medssl.volumes import Channel, IntensityRule, Preparation, kinds_document, kinds_of, load_case, make_store, statistics
 
 SMALL = partial(SegResNet, spatial_dims=3, in_channels=1, init_filters=8, blocks_down=(1, 1), blocks_up=(1,))
 PREPARATION = Preparation(modalities={"CT": IntensityRule(kind="window", low=-100, high=300)})
@@ -104,3 +108,45 @@ def test_paths_in_a_mapping_and_what_says_nothing_of_images(ct: Path, pretrained
         medssl.fine_tune(SMALL, data, pretrained.network, tmp_path / "other")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="a state dict is no run.*how its images were prepared.*Give the run"):
         PrepareImaged("image", pretrained.network.state_dict())  # type: ignore[arg-type]
+
+
+def test_two_dimensional_images_are_greyed_and_turned_round_as_in_the_store(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 4096, (24, 32)).astype(np.uint16)
+    save(image(values, DX, "DX", PhotometricInterpretation="MONOCHROME1"), tmp_path / "dx" / "a.dcm")
+    folder = tmp_path / "colour"
+    folder.mkdir()
+    Image.fromarray(smooth_colour()).save(folder / "b.png")
+    stores = {}
+    for name in ("dx", "colour"):
+        make_store([tmp_path / name], tmp_path / f"{name}-store", grey=True, invert_monochrome1=True, workers=1)
+        stores[name] = Store(tmp_path / f"{name}-store")
+
+    def prepared(name: str, **given: Any) -> PrepareImage:
+        state = {"preparation": stores[name].preparation.model_dump(mode="json"), "kinds": kinds_document(kinds_of(stores[name]))}
+        return PrepareImage(save_checkpoint(tmp_path / f"{name}-run", 1, {}, state), **given)
+
+    load = Compose([LoadImage(reader="medssl.monai.MedsslReader", ensure_channel_first=True), Orientation("RAS")])
+    loaded = load(tmp_path / "dx")
+    assert loaded.meta["photometric_interpretation"] == "MONOCHROME1"
+    expected = stores["dx"][0]["image"].as_tensor()
+    torch.testing.assert_close(prepared("dx")(loaded).as_tensor()[..., 0], expected)
+    plain = loaded.as_tensor()[..., 0]
+    with pytest.raises(DataError, match=r"does not say whether it is one.*reader='medssl.monai.MedsslReader'"):
+        prepared("dx")(plain)
+    torch.testing.assert_close(prepared("dx", photometric="MONOCHROME1")(plain), expected)
+    assert not torch.allclose(prepared("dx", photometric="MONOCHROME2")(plain), expected)
+    with pytest.raises(ConfigError, match="photometric is 'RGB'. Known"):
+        prepared("dx", photometric="RGB")
+
+    picture = LoadImage(reader="PILReader", ensure_channel_first=True)(folder / "b.png")
+    assert picture.shape == (3, 64, 48)
+    seen = prepared("colour")(picture).as_tensor().flip(1, 2)  # a store's axes are those nearest to RAS+
+    torch.testing.assert_close(seen, stores["colour"][0]["image"].as_tensor())
+
+
+def test_a_reader_is_named_as_monai_names_readers(ct: Path) -> None:
+    file = next((ct / "images").glob("*.nii.gz"))
+    images = [LoadImage(reader=reader)(file) for reader in ("medssl.monai.MedsslReader", MedsslReader, MedsslReader())]
+    bundled = ConfigParser({"load": {"_target_": "LoadImaged", "keys": "image", "reader": "medssl.monai.MedsslReader"}})
+    images.append(bundled.get_parsed_content("load")({"image": file})["image"])
+    assert all(torch.equal(one, images[0]) for one in images)

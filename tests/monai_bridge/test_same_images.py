@@ -14,6 +14,7 @@ import medssl
 from medssl.errors import ConfigError, DataError
 from medssl.monai import PrepareImage, PrepareImaged
 from medssl.run import Run
+from medssl.train import find_checkpoint
 from medssl.volumes import Store
 
 
@@ -43,6 +44,9 @@ def test_a_run_and_its_report_fit_a_line_and_a_table(pretrained: Run) -> None:
         assert len(repr(one)) < 500
         assert "\n" not in repr(one)
         assert "<table>" in one._repr_html_()
+    checkpoint = find_checkpoint(pretrained)
+    assert len(repr(checkpoint)) < 500
+    assert f"{len(checkpoint.tensors['network'])} tensors of network" in repr(checkpoint)
 
 
 def test_a_fine_tuning_prepares_as_the_pretraining_and_keeps_it(pretrained: Run, ct: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,12 +23,15 @@ from medssl.monai import (
     DenseAgreementLoss,
     EMATeacher,
     MedsslReader,
+    PrepareImage,
     PretextLoss,
     PretextNetwork,
     PretextTaskd,
     PretextTaskTransform,
     prepare_pretext_batch,
 )
+from medssl.train.checkpoint import save_checkpoint
+from medssl.volumes import Preparation
 
 SMALL = partial(SegResNet, spatial_dims=2, in_channels=1, init_filters=8, blocks_down=(1, 1), blocks_up=(1,))
 DENSE = (2, 1, 8, 8)
@@ -150,6 +154,8 @@ WRONG: dict[str, tuple[Call, type[MedsslError], str]] = {
     "too much momentum": (lambda: EMATeacher(LINEAR).update(LINEAR, 3), ConfigError, "between 0 and 1"),
     "momentum in words": (lambda: EMATeacher(LINEAR, "much"), ConfigError, "between 0 and 1"),  # type: ignore[arg-type]
     "no network": (lambda: medssl.encoder(SMALL), UsageError, "Build the network first"),  # type: ignore[arg-type]
+    "an end by number": (lambda: medssl.encoder(SMALL(), 3), UsageError, "encoder_end is 3"),  # type: ignore[arg-type]
+    "arrays to split by": (lambda: medssl.encoder_parameters(SMALL(), np.zeros(DENSE)), DataError, "images are ndarray"),  # type: ignore[arg-type]
     "an array for an encoder": (lambda: medssl.encoder(SMALL())(np.zeros(DENSE)), DataError, "ndarray, not a tensor"),
     "other channels for it": (lambda: medssl.encoder(SMALL())(torch.zeros(2, 3, 8, 8)), DataError, r"takes \(B, 1, \*size\)"),
     # Transforms, batches, deep supervision, readers.
@@ -172,8 +178,51 @@ WRONG: dict[str, tuple[Call, type[MedsslError], str]] = {
     "outputs by name": (deep({"out": PAIR[0]}, PAIR), DataError, "the network gave dict"),
     "a target alone": (deep([PAIR[0]], PAIR[0]), DataError, "that pair"),
     "a label of other keys": (deep([PAIR[0]], {"label": 1}), DataError, "a dictionary of label"),
+    "an unreadable path": (lambda: MedsslReader().read(3), UsageError, "int is no path"),
+    "a modality by number": (lambda: MedsslReader(3), UsageError, "modality is 3"),  # type: ignore[arg-type]
     "nothing to read": (lambda: MedsslReader().get_data([]), UsageError, "no path to read"),
 }
+
+
+WEIGHTS = SMALL().state_dict()
+LOADS: dict[str, tuple[dict[str, Any], str]] = {
+    "a share in words": ({"min_coverage": "much"}, "min_coverage is 'much'"),
+    "one pattern for a list": ({"allow_missing": "conv*"}, r'a list of patterns .* such as \["decoder'),
+    "no patterns": ({"allow_missing": None}, "allow_missing is None"),
+    "names as a list": ({"rename": ["fc1"]}, "a dictionary from parts"),
+    "another stem": ({"stem": "mean"}, "stem is 'mean'"),
+}
+
+
+@pytest.mark.parametrize("name", LOADS)
+def test_what_loading_is_told_wrongly(name: str) -> None:
+    options, says = LOADS[name]
+    for load in (lambda: medssl.load_into(SMALL(), WEIGHTS, **options), lambda: medssl.load_pretrained(SMALL, WEIGHTS, **options)):
+        with pytest.raises(UsageError, match=says):
+            load()
+    with pytest.raises(UsageError, match="out_channels is '2'"):
+        medssl.load_pretrained(SMALL, WEIGHTS, "2")  # type: ignore[arg-type]
+
+
+IMAGES: dict[str, tuple[Any, str]] = {
+    "nothing": (None, "is None, no image"),
+    "a path": ("a.nii.gz", "is a str, no image"),
+    "objects": (np.array([[[None]]], dtype=object), "no intensities"),
+    "without values": (torch.zeros(1, 4, 4, 4, device="meta"), "no values"),
+    "no channel": (np.zeros((0, 4, 4)), r"\(C, \*size\)"),
+    "no channels": (np.zeros((4, 4)), r"\(C, \*size\)"),
+}
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_what_cannot_be_prepared(name: str, tmp_path: Path) -> None:
+    state = {"preparation": Preparation().model_dump(mode="json")}
+    prepare = PrepareImage(save_checkpoint(tmp_path, 1, {}, state), "MR")
+    with pytest.raises(DataError, match=IMAGES[name][1]):
+        prepare(IMAGES[name][0])
+    assert prepare(torch.rand(1, 4, 4, 4, requires_grad=True)).requires_grad is False
+    with pytest.raises(ConfigError, match="modality is 3"):
+        PrepareImage(tmp_path, 3)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", WRONG)

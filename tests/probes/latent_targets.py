@@ -1,73 +1,25 @@
-"""Two tasks with targets from a teacher: I-JEPA's latent prediction, and masked self-distillation with a centre, as in iBOT."""
+"""Tasks with targets from a teacher: I-JEPA, which is an example of the docs, and masked self-distillation with a centre, as in iBOT."""
 
 from __future__ import annotations
 
-import math
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from medssl.config import BaseOptions
-from medssl.contracts import Crops, Draw, ModuleHead, NetworkInfo, PooledHead, PretextBatch, PretextTask, TaskNeeds
-from medssl.learn.ops import block_mask, masked_mean
+from medssl.contracts import Crops, Draw, NetworkInfo, PooledHead, PretextBatch, PretextTask, TaskNeeds
+from medssl.learn.ops import block_mask
 
-
-class Predictor(nn.Module):
-    """From the visible tokens' mean and a hidden token's place: that token."""
-
-    def __init__(self, tokens: int, width: int) -> None:
-        super().__init__()
-        self.place = nn.Parameter(0.02 * torch.randn(tokens, width))
-        self.layers = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
-
-    def forward(self, tokens: Tensor, batch: PretextBatch) -> Tensor:
-        return self.layers(tokens.mean(dim=1, keepdim=True) + self.place[batch.target])
-
-
-class LatentPrediction(PretextTask):
-    """Predict what the teacher makes of hidden tokens from the visible ones (Assran et al., CVPR 2023)."""
-
-    name: ClassVar[str] = "latent-prediction"
-    answer: ClassVar[Literal["values", "logits"]] = "values"
-    needs: ClassVar[frozenset[TaskNeeds]] = frozenset({"teacher"})
-    citation: ClassVar[str] = (
-        "Assran et al., Self-supervised learning from images with a joint-embedding predictive architecture, CVPR 2023"
-    )
-
-    class Options(BaseOptions):
-        """How much is hidden, and how the teacher follows."""
-
-        ratio: float = Field(default=0.5, gt=0, lt=1)
-        """Share of the tokens that is hidden."""
-        momentum: float = Field(default=0.9, ge=0, le=1)
-        """The teacher's momentum at the start; it rises to 1."""
-
-    options: Options
-
-    def __init__(self, options: BaseOptions, network: NetworkInfo) -> None:
-        super().__init__(options, network)
-        self.predictor = Predictor(network.tokens, network.embedding_width)
-
-    def head(self) -> ModuleHead:
-        return ModuleHead(self.predictor, "tokens", sees_batch=True)
-
-    def make(self, crops: Crops, draw: Draw) -> PretextBatch:
-        order = draw.permutation(self.network.tokens)
-        hidden = round(self.network.tokens * self.options.ratio)
-        # What the answer is only the teacher knows: the target says which tokens are asked for.
-        return PretextBatch(crops.images, order[:, :hidden], visible=order[:, hidden:])
-
-    def loss(self, prediction: Tensor, batch: PretextBatch) -> Tensor:
-        assert batch.teacher is not None
-        told = batch.teacher.features["tokens"]
-        told = F.layer_norm(told.gather(1, batch.target.unsqueeze(2).expand_as(prediction)), told.shape[2:])
-        return masked_mean(F.smooth_l1_loss(prediction, told, reduction="none"))
-
-    def teacher_momentum(self, progress: float) -> float:
-        return 1 - (1 - self.options.momentum) * (math.cos(math.pi * progress) + 1) / 2
+EXAMPLE = Path(__file__).resolve().parents[2] / "docs/examples/ijepa.py"
+_spec = spec_from_file_location("ijepa", EXAMPLE)
+assert _spec is not None and _spec.loader is not None
+ijepa = module_from_spec(_spec)
+_spec.loader.exec_module(ijepa)
+IJEPA: type[PretextTask] = ijepa.IJEPA
 
 
 class SelfDistillation(PretextTask):

@@ -20,11 +20,11 @@ from medssl.train import TrainOptions, make_engine
 from medssl.train.loop import run_steps
 from medssl.transfer.segmentation import Segmentation
 from probes.alignment import Alignment
-from probes.latent_targets import LatentPrediction, SelfDistillation
+from probes.latent_targets import IJEPA, SelfDistillation
 from probes.overlap import Overlap
 from probes.pictures import BodyPosition, Colour, Halves, Hierarchy, Ramp, Windows
 
-TASKS = (BodyPosition, Colour, Halves, Hierarchy, LatentPrediction, Overlap, Ramp, SelfDistillation, Windows)
+TASKS = (BodyPosition, Colour, Halves, Hierarchy, IJEPA, Overlap, Ramp, SelfDistillation, Windows)
 LOSSES = (Alignment,)
 STEPS = 4
 UNET = {"name": "UNet", "options": {"channels": [4, 8, 8], "strides": [2, 2]}}
@@ -89,7 +89,7 @@ class Scenario:
 
 SCENARIOS = {
     "masked autoencoder": Scenario([{"name": "masked-autoencoder", "width": 16, "depth": 1}], network=VIT),
-    "latent prediction": Scenario(["latent-prediction"], network=VIT),
+    "latent prediction": Scenario([{"name": "i-jepa", "width": 8, "depth": 1, "blocks": 2, "momentum": 0.9}], network=VIT),
     "self-distillation": Scenario(["self-distillation"]),
     "overlap of crops": Scenario(["overlap"], per_volume=2),
     "a queue": Scenario([], [{"name": "moco", "queue": 10, "momentum": 0.9, "hidden": 8, "width": 8}]),

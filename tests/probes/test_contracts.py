@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from medssl.testing import ConsistencyLossContract, PretextTaskContract
 from probes.alignment import Alignment
-from probes.latent_targets import LatentPrediction, SelfDistillation
+from probes.latent_targets import IJEPA, SelfDistillation
 from probes.overlap import Overlap
 from probes.pictures import BodyPosition, Colour, Halves, Hierarchy, Ramp, Windows
 
 
-class TestLatentPrediction(PretextTaskContract):
-    task = LatentPrediction
-    tokens = True
+class TestIJEPA(PretextTaskContract):
+    task = IJEPA
 
 
 class TestSelfDistillation(PretextTaskContract):

@@ -133,7 +133,7 @@ def test_the_teacher_follows_the_projector_and_the_queue_holds_its_keys() -> Non
 
 
 def test_the_momentum_of_a_teacher_rises_along_the_run() -> None:
-    task: Any = SCENARIOS["latent prediction"].objective().tasks["latent-prediction"]
+    task: Any = SCENARIOS["latent prediction"].objective().tasks["i-jepa"]
     assert [round(task.teacher_momentum(progress), 3) for progress in (0.0, 0.5, 1.0)] == [0.9, 0.95, 1.0]
     moved = []
     for progress in (0.0, 1.0):

@@ -14,7 +14,7 @@ from monai.metrics import DiceMetric
 from medssl.cli import main
 from medssl.errors import DataError, MissingInput, UsageError
 from medssl.train.checkpoint import save_checkpoint
-from medssl.transfer.evaluate import evaluate
+from medssl.transfer.evaluate import Evaluation, Row, evaluate
 
 
 def write(folder: Path, name: str, array: np.ndarray, affine: np.ndarray | None = None) -> Path:
@@ -211,3 +211,16 @@ def test_a_label_in_another_orientation_is_turned_exactly(folders: tuple[Path, P
     labels.mkdir(exist_ok=True)
     nib.save(turned, labels / "a.nii.gz")
     assert evaluate(predictions, labels).means == {1: 1.0, 2: 1.0}
+
+
+def test_an_evaluation_fits_a_line_and_a_table(folders: tuple[Path, Path]) -> None:
+    for folder in folders:
+        for name in ("a", "b"):
+            write(folder, f"{name}.nii.gz", np.arange(8, dtype=np.uint8).reshape(2, 2, 2) % 3)
+    found = evaluate(*folders)
+    assert repr(found).startswith(f"Evaluation({len(found.cases)} cases, mean Dice {found.dice:.4f}: class ")
+    assert len(repr(found)) < 200 and "\n" not in repr(found)
+    shown = found._repr_html_()
+    assert "<table>" in shown and all(case in shown for case in found.cases)
+    many = Evaluation(tuple(Row("a", label, 0.5, 3, 3) for label in range(1, 60)), ("b",))
+    assert len(repr(many)) < 200 and "and 53 more" in repr(many) and "1 files left out" in repr(many)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+from staged.multiframe import frame, write_enhanced
 
 from medssl.archive import Index, build_index
 from medssl.cli import main
@@ -107,6 +108,18 @@ def test_dicom_gives_the_same_voxels_as_nifti(tuned: Run, cases: Path, tmp_path:
     as_ras = [nib.as_closest_canonical(nib.load(path)) for path in (from_nifti, from_dicom)]
     np.testing.assert_array_equal(*(np.asarray(one.dataobj) for one in as_ras))
     np.testing.assert_allclose(as_ras[0].affine, as_ras[1].affine, atol=1e-4)
+
+
+def test_a_single_dicom_file_is_segmented(tuned: Run, cases: Path, tmp_path: Path) -> None:
+    """An enhanced object, which holds a volume."""
+    image = nib.load(cases / "images/case2.nii.gz")
+    array = np.asarray(image.dataobj)
+    write_enhanced(tmp_path / "object.dcm", [frame(array, image.affine, z) for z in range(array.shape[2])], image.affine)
+    (found,) = predict(tuned.folder, [tmp_path / "object.dcm"], tmp_path / "out")
+    assert nib.load(found).shape == array.shape
+    (tmp_path / "notes.txt").write_text("no image")
+    with pytest.raises(ArchiveError, match="neither a folder nor a zip, tar or DICOM file"):
+        predict(tuned.folder, [tmp_path / "notes.txt"], tmp_path / "none")
 
 
 def test_dicom_of_another_modality_is_refused(tuned: Run, cases: Path, tmp_path: Path) -> None:

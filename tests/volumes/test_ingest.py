@@ -45,6 +45,7 @@ def one(array: np.ndarray, affine: np.ndarray | None = None, name: str = "v") ->
 def test_values_and_facts_survive(tmp_path: Path, incoming: Make, kind: type) -> None:
     summary = write_store(incoming(3, kind=kind), tmp_path / "s")
     assert (summary.volumes, summary.added, summary.rejected) == (3, 3, {})
+    assert repr(summary).endswith("s', 3 volumes, 3 added, 0 left out, 0 not chosen, 0 files unread)")
     store = Store(tmp_path / "s")
     items = {item.volume: item for item in incoming(3, kind=kind)}
     for number, volume in enumerate(store.volumes):

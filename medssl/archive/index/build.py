@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 
 from medssl.archive import executors
 from medssl.archive.executors import HERE, Workers
+from medssl.archive.index.buckets import Stretch, deal, in_order
 from medssl.archive.index.contents import Contents, studies_of
-from medssl.archive.index.facts import MARKS, Changed, Facts, dropped, find_changes, read_repeated, write_buckets, write_repeated
+from medssl.archive.index.facts import MARKS, Changed, Facts, dropped, find_changes, read_repeated, rows_to_settle, write_repeated
 from medssl.archive.index.folder import Asked, IndexFolder, New
 from medssl.archive.index.pseudonyms import Pseudonyms
 from medssl.archive.index.records import IndexSummary
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 READS = 1
 """Raised whenever a file would be read otherwise than before though no column is new: then all files are read again."""
 
-BUCKETS = "buckets.parquet"
+BUCKETS = "buckets"
 
 
 def build_index(
@@ -127,20 +128,22 @@ def add_tables(scan: Scan, new: New, asked: Asked, workers: int) -> None:
         changed = find_changes(connection, scan.first, asked != root.mark().asked)
         if not changed.anything and usable:
             return
-        buckets = _distributed(connection, changed, scan, new, asked)
+        buckets = _distributed(connection, changed, scan, new, asked, workers)
     _settle(buckets, new, Pseudonyms.of(root.key), asked, workers)
     earlier = () if changed.everything else usable
     write_table(studies_of(root, earlier, new), new.public / "studies.parquet")
     root.take_over(new, earlier, asked)
 
 
-def _distributed(connection: duckdb.DuckDBPyConnection, changed: Changed, scan: Scan, new: New, asked: Asked) -> list[range]:
-    """Buckets of the rows to be settled, after the duplicates among them were found, in public what no longer counts."""
+def _distributed(
+    connection: duckdb.DuckDBPyConnection, changed: Changed, scan: Scan, new: New, asked: Asked, workers: int
+) -> list[list[Stretch]]:
+    """The rows to be settled, dealt out to buckets after the duplicates among them were found; in public what no longer counts."""
     write_table(dropped(connection), new.public / "changes.parquet")
     several, marks = new.work / "several.parquet", new.work / "marks.parquet"
     groups = read_repeated(several) if write_repeated(connection, _usable(asked), several) else ()
     _write_marks(_repeated(groups, scan.sources, asked), scan.archives, marks)
-    return write_buckets(connection, changed.rows, marks, new.work / BUCKETS)
+    return in_order(deal(rows_to_settle(connection, changed.rows, marks, workers), new.work / BUCKETS))
 
 
 def _usable(asked: Asked) -> list[str]:
@@ -169,10 +172,10 @@ def _write_marks(repeated: Iterable[tuple[Instance, str]], archives: dict[int, P
         writer.write_table(pa.Table.from_pylist(rows, schema=MARKS))
 
 
-def _settle(buckets: Sequence[range], new: New, names: Pseudonyms, asked: Asked, workers: int) -> None:
+def _settle(buckets: Sequence[list[Stretch]], new: New, names: Pseudonyms, asked: Asked, workers: int) -> None:
     """One bucket after the other, or several at once where there are several and more than one process may work."""
     file = new.work / BUCKETS
-    tasks = [Bucket(file, rows, part, new.public, new.private, names, asked.slice_location) for part, rows in enumerate(buckets)]
+    tasks = [Bucket(file, places, part, new.public, new.private, names, asked.slice_location) for part, places in enumerate(buckets)]
     among = executors.local(min(workers, len(tasks))) if tasks else HERE
     if among.start is None:
         for task in tasks:

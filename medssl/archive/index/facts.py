@@ -13,7 +13,6 @@ import glob
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from medssl.archive.index.buckets import DEALT
 from medssl.archive.index.folder import IndexFolder
 from medssl.archive.index.parts import instances_file, parts_of
 from medssl.archive.index.summary import CHANGES, PRIVATE
@@ -33,8 +33,10 @@ MEMORY = "2GB"
 """What DuckDB holds before it spills."""
 BUCKET = 2**16
 """Rows that are settled at once: some hundred MB."""
-_ROWS = 2**14
-"""Rows of a row group of what is to be settled."""
+LEAST = 2**13
+"""Rows for which a process of their own is worth its start."""
+_BATCH = 2**14
+"""Rows to settle that are handed over at once."""
 LISTING = pa.schema(
     {
         "source": pa.int64(),
@@ -309,22 +311,13 @@ def read_repeated(file: Path) -> Iterator[pa.Table]:
         yield waiting
 
 
-def write_buckets(connection: duckdb.DuckDBPyConnection, rows: int, marks: Path, file: Path) -> list[range]:
-    """Write the rows to be settled, with their marks, in an order in which series are whole; returns which rows each bucket has."""
-    count = max(1, -(-rows // BUCKET))
-    bucket = f"(CASE WHEN series = '' THEN hash(source, key) ELSE hash(patient, study, series) END) % {count}" if count > 1 else ""
-    # Sorted rather than distributed over files: a sort spills what it cannot hold, a file for each bucket is a buffer for each.
-    _done(
-        connection,
+def rows_to_settle(connection: duckdb.DuckDBPyConnection, rows: int, marks: Path, workers: int) -> pa.RecordBatchReader:
+    """The `rows` rows to be settled, as they come, with their marks and each with the number of a bucket in which its series is whole."""
+    count = max(1, -(-rows // BUCKET), min(workers, rows // LEAST))
+    bucket = f"(CASE WHEN series = '' THEN hash(source, key) ELSE hash(patient, study, series) END) % {count}"
+    return connection.sql(
         f"""
-        COPY (
-            SELECT w.*, m.mark FROM work AS w
-            LEFT JOIN read_parquet('{glob.escape(_name(marks))}') AS m USING (source, key, frame){f" ORDER BY {bucket}" if bucket else ""}
-        ) TO '{_name(file)}' (FORMAT parquet, ROW_GROUP_SIZE {_ROWS})
-        """,
-    )
-    if not bucket:
-        return [range(rows)] if rows else []
-    sizes = [size for _, size in _done(connection, f"SELECT {bucket} AS bucket, count(*) FROM work GROUP BY bucket ORDER BY bucket")]
-    ends = list(accumulate(sizes))
-    return [range(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+        SELECT {_COLUMNS}, m.mark, CAST({bucket} AS BIGINT) AS {DEALT} FROM work AS w
+        LEFT JOIN read_parquet('{glob.escape(_name(marks))}') AS m USING (source, key, frame)
+        """
+    ).to_arrow_reader(_BATCH)

@@ -24,7 +24,7 @@ from medssl.archive.index.folder import IndexFolder
 from medssl.archive.index.registry import Chosen, NothingOf, Packed, Sources, open_chosen, packed_at, read_archives, same_file, warn
 from medssl.archive.index.settling import ENTERED
 from medssl.archive.outcomes import Reason
-from medssl.archive.sources.folder import FolderSource
+from medssl.archive.sources.folder import FileSource, FolderSource
 from medssl.archive.sources.locations import NotAnArchive, source_class
 from medssl.archive.sources.packed import DamagedArchive, TarSource, ZipSource
 from medssl.errors import ArchiveError
@@ -124,6 +124,8 @@ def _outcome_of(place: str) -> str:
     except DamagedArchive:
         return Reason.DAMAGED_ARCHIVE.value
     except NotAnArchive:
+        return Reason.COMPRESSED_ARCHIVE.value
+    if isinstance(source, FileSource):
         return Reason.COMPRESSED_ARCHIVE.value
     if isinstance(source, ZipSource) and source.is_document:
         return Reason.NOT_MEDICAL.value

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from medssl.archive.index.buckets import Stretch, read_bucket
 from medssl.archive.index.making import COMMON, Made, make_volumes, record_of_uniform
 from medssl.archive.index.parts import PartWriter, Rows, batches
 from medssl.archive.index.pseudonyms import Pseudonyms
@@ -25,12 +26,9 @@ from medssl.archive.instance import SCHEMA, WHOLE, from_table, named
 from medssl.archive.outcomes import Reason, ending
 from medssl.archive.series.locations import placed_by_location
 from medssl.archive.series.uniform import uniform_series
-from medssl.archive.tables import read_rows
 
 ENTERED = "entered"
 """The outcome of a zip or tar file whose members are files of the archive: it is kept to know it again, and is none itself."""
-MARKED = pa.schema([*SCHEMA, pa.field("mark", pa.string())])
-"""A row with what the whole archive says of it: a reason, `ENTERED`, or nothing."""
 ROWS = 8192
 """Rows that are settled at once, if no series has more."""
 
@@ -40,9 +38,8 @@ class Bucket:
     """Work for one process."""
 
     file: Path
-    """Sorted by bucket."""
-    rows: range
-    """Which of its rows."""
+    places: Sequence[Stretch]
+    """Where in it the rows are."""
     part: int
     public: Path
     """Folder of the tables to be."""
@@ -62,7 +59,7 @@ class _Volume:
 
 def settle(bucket: Bucket) -> int:
     """Write the part of a bucket; returns its rows."""
-    table = read_rows(bucket.file, MARKED, bucket.rows, ("mark",))
+    table = read_bucket(bucket.file, bucket.places)
     order = [(name, "ascending") for name in ("patient", "study", "series", "source", "key", "frame")]
     table = table.sort_by(order)
     with PartWriter(bucket.public, bucket.private, bucket.part) as writer:

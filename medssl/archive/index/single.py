@@ -31,6 +31,8 @@ class Single(NamedTuple):
     """(4, 4) voxel -> RAS+ mm."""
     modality: str
     """By its DICOM headers; of a NIfTI file by what lies beside it or its name, else "unknown"."""
+    inverted: bool = False
+    """Whether low values are meant to be bright (MONOCHROME1)."""
 
 
 def read_single(path: str | Path, modality: str | None = None) -> Single:
@@ -44,7 +46,7 @@ def read_single(path: str | Path, modality: str | None = None) -> Single:
         return Single(found.array if len(found.array) > 1 else found.array[0], found.affine, single_modality(place))
     with _indexed(place, modality) as (index, record):
         volume = index.read(record.volume)
-        return Single(volume.array, np.asarray(volume.affine, np.float64), record.modality)
+        return Single(volume.array, np.asarray(volume.affine, np.float64), record.modality, record.inverted)
 
 
 def single_modality(path: str | Path) -> str:

@@ -1,10 +1,10 @@
-"""A folder as a source: every regular file below it."""
+"""A folder as a source, every regular file below it; and a single DICOM file, which may hold a whole volume."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import BinaryIO, ClassVar
 
 from medssl.files import open_regular, read_start
@@ -78,6 +78,36 @@ class FolderSource(ArchiveSource):
         if os.path.isabs(key) or (".." in key and ".." in PurePath(key).parts):  # noqa: PTH117
             raise OSError("not below the folder")
         return self._below + key
+
+
+class FileSource(ArchiveSource):
+    """One DICOM file: an enhanced object, a radiograph, or a slice."""
+
+    name = "file"
+    schemes: ClassVar[tuple[str, ...]] = ("file",)
+
+    def keys(self) -> Iterator[str]:
+        """Its name."""
+        yield PurePath(self.location).name
+
+    def open(self, key: str) -> BinaryIO:
+        """The file, whose name is the only key."""
+        if key != PurePath(self.location).name:
+            raise OSError("another file")
+        return open_regular(self.location)
+
+    def stat(self, key: str) -> Stat:
+        """Size and time of the last change."""
+        found = os.stat(self.location)  # noqa: PTH116
+        return Stat(found.st_size, str(found.st_mtime_ns))
+
+
+def is_dicom_file(path: Path) -> bool:
+    """Does a file that lies by itself say that it is DICOM, by the mark at its beginning or by its name?"""
+    if path.suffix.lower() in (".dcm", ".dicom"):
+        return True
+    with open_regular(path) as file:
+        return file.read(132)[128:] == b"DICM"
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

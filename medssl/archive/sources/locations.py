@@ -1,4 +1,4 @@
-"""How a location finds its source: medssl's own for a folder, a zip file and a tar file, else a plugin's."""
+"""How a location finds its source: medssl's own for a folder, a zip, tar or DICOM file, else a plugin's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medssl.archive.sources.folder import FolderSource
+from medssl.archive.sources.folder import FileSource, FolderSource, is_dicom_file
 from medssl.archive.sources.packed import TarSource, ZipSource
 from medssl.archive.sources.tar_members import TAR_ERRORS
 from medssl.errors import ArchiveError, MissingInput, PluginError
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 @hookimpl
 def medssl_archive_sources() -> Iterable[type[ArchiveSource]]:
     """medssl's own sources."""
-    return [FolderSource, ZipSource, TarSource]
+    return [FolderSource, ZipSource, TarSource, FileSource]
 
 
-OWN: dict[str, type[ArchiveSource]] = {scheme: cls for cls in (FolderSource, ZipSource, TarSource) for scheme in cls.schemes}
+OWN: dict[str, type[ArchiveSource]] = {scheme: cls for cls in (FolderSource, ZipSource, TarSource, FileSource) for scheme in cls.schemes}
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9-]+)(\+[A-Za-z0-9+.-]+)?:")
 
 
@@ -52,7 +52,7 @@ def source_class(location: str | Path, plugins: Plugins | None = None) -> tuple[
         return _on_disk(path), str(path.absolute())
     scheme = _SCHEME.match(text)
     if scheme is None:
-        raise MissingInput(f"there is no folder, zip or tar file at {text}. Give the folder that holds the images.")
+        raise MissingInput(f"there is no folder and no zip, tar or DICOM file at {text}. Give the folder that holds the images.")
     return _by_scheme(scheme.group(1), text, plugins)
 
 
@@ -79,7 +79,9 @@ def _on_disk(path: Path) -> type[ArchiveSource]:
         return ZipSource
     if path.is_file() and _is_tar(path):
         return TarSource
-    raise NotAnArchive(f"{path.name} is neither a folder nor a zip or tar file. Give the folder that holds the images.")
+    if path.is_file() and is_dicom_file(path):
+        return FileSource
+    raise NotAnArchive(f"{path.name} is neither a folder nor a zip, tar or DICOM file. Give the folder that holds the images.")
 
 
 def _is_zip(path: Path) -> bool:

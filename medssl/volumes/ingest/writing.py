@@ -76,7 +76,7 @@ class Incoming:
     """Millimetres along the sides."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StoreSummary:
     """What an ingest did."""
 
@@ -91,6 +91,10 @@ class StoreSummary:
     """Reason -> files that were indexed on the way and are in no volume."""
     not_chosen: dict[str, str] = field(default_factory=dict)
     """Volume -> why it is not chosen."""
+
+    def __repr__(self) -> str:
+        apart = f"{len(self.left_out)} left out, {len(self.not_chosen)} not chosen, {sum(self.unread.values())} files unread"
+        return f"StoreSummary({str(self.folder)!r}, {self.volumes} volumes, {self.added} added, {apart})"
 
     @property
     def rejected(self) -> dict[str, int]:

@@ -13,7 +13,7 @@ from medssl.config import BaseOptions
 from medssl.contracts import Crops, DenseHead, Draw, NetworkInfo, PretextBatch, PretextTask
 from medssl.errors import ConfigError
 from medssl.learn.ops import masked_mean
-from medssl_colorization.lab import bins_across, bins_of, lab_of
+from medssl_colorization.lab import bins_across, bins_of, lab_of, middles_of, rgb_of
 
 
 class Colorization(PretextTask):
@@ -90,6 +90,14 @@ class Colorization(PretextTask):
         """Share of voxels whose colour is right."""
         right = (prediction.argmax(dim=1, keepdim=True) == batch.target).float()
         return {"accuracy": masked_mean(right, batch.weight)}
+
+    def picture(self, prediction: Tensor, batch: PretextBatch) -> dict[str, Tensor]:
+        """Luminance, and the likeliest and the right colours on it."""
+        assert batch.inputs is not None
+        luminance = 50 * (batch.inputs + 1)
+        chosen = {"prediction": prediction.argmax(dim=1), "target": batch.target[:, 0]}
+        coloured = {name: torch.cat([luminance, middles_of(bins, self.options.bin)], dim=1) for name, bins in chosen.items()}
+        return {"input": luminance / 100, **{name: rgb_of(lab) for name, lab in coloured.items()}}
 
     def commit(self, prediction: Tensor, batch: PretextBatch) -> None:
         """The shares move to those of the step."""

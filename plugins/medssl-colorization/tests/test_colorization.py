@@ -8,7 +8,7 @@ from typing import ClassVar
 import pytest
 import torch
 from medssl_colorization import Colorization, CrossModality
-from medssl_colorization.lab import bins_of, lab_of
+from medssl_colorization.lab import bins_of, lab_of, middles_of, rgb_of
 
 from medssl.contracts import Draw
 from medssl.errors import ConfigError, DataError
@@ -47,6 +47,15 @@ def test_lab_of_known_colours():
     rgb = torch.tensor([[1.0, 1, 1], [0, 0, 0], [1, 0, 0], [0, 0, 1]]).view(4, 3, 1, 1)
     expected = torch.tensor([[100.0, 0, 0], [0, 0, 0], [53.24, 80.09, 67.20], [32.30, 79.19, -107.86]])
     torch.testing.assert_close(lab_of(rgb).view(4, 3), expected, atol=0.05, rtol=0)
+
+
+def test_colours_come_back_and_lie_in_the_bins_that_they_are_drawn_from():
+    rgb = torch.rand(2, 3, 8, 9)
+    lab = lab_of(rgb)
+    torch.testing.assert_close(rgb_of(lab), rgb, atol=2e-3, rtol=0)
+    bins = bins_of(lab[:, 1:], 10.0)
+    middles = middles_of(bins, 10.0)
+    assert torch.equal(bins_of(middles, 10.0), bins) and (middles - lab[:, 1:]).abs().max() <= 5.01
 
 
 def test_the_network_sees_luminance_alone_and_black_is_not_asked_about():

@@ -76,6 +76,17 @@ class MaskedAutoencoder(PretextTask):
         """0, the mean of normalised patches."""
         return torch.zeros_like(batch.target)
 
+    def picture(self, prediction: Tensor, batch: PretextBatch) -> dict[str, Tensor]:
+        """What the encoder saw, hidden patches filled in (normalised ones with the true mean and spread), and the truth."""
+        assert batch.inputs is not None and batch.weight is not None
+        images, hidden = batch.inputs, batch.weight > 0
+        own = patches(images, self.network.strides)
+        if self.options.normalise:
+            mean = own.mean(dim=2, keepdim=True)
+            prediction = prediction * (own - mean).square().mean(dim=2, keepdim=True).sqrt().clamp_min(1e-3) + mean
+        shown = {"input": own.mean(dim=(1, 2), keepdim=True), "prediction": prediction.to(own.dtype), "target": own}
+        return {name: image_of(torch.where(hidden, values, own), images, self.network.strides) for name, values in shown.items()}
+
 
 class Decoder(nn.Module):
     """Puts a mask token where none was visible, adds positions, and answers for every patch."""
@@ -103,3 +114,12 @@ def patches(images: Tensor, sides: Sequence[int]) -> Tensor:
     for axis, side in enumerate(sides):
         images = images.unfold(2 + axis, side, side)
     return images.flatten(2, 1 + len(sides)).transpose(1, 2).flatten(2)
+
+
+def image_of(values: Tensor, like: Tensor, sides: Sequence[int]) -> Tensor:
+    """The image of the size of `like` that has these patches."""
+    dims = len(sides)
+    grid = [side // patch for side, patch in zip(like.shape[2:], sides, strict=True)]
+    apart = values.view(len(values), *grid, like.shape[1], *sides)
+    beside = [place for axis in range(dims) for place in (1 + axis, 2 + dims + axis)]
+    return apart.permute(0, 1 + dims, *beside).reshape(like.shape)

@@ -70,19 +70,18 @@ class Restoration(PretextTask):
 
     def make(self, crops: Crops, draw: Draw) -> PretextBatch:
         """The damaged crop; the crop is the target."""
-        own, images = self.options, crops.images
-        chances = draw.uniform(3).tolist()
+        own, images, at_hand = self.options, crops.images, draw.on_cpu()
+        chances = at_hand.uniform(3).tolist()
         tables = bent(own.falling, draw.fork("curve"))
-        shuffles = draw.fork("shuffle").integers(0, SEEDS).tolist()
-        painted = paintings(crops.size, images.shape[1], own.inner, draw.fork("paint"))
-        damaged = torch.empty_like(images)
-        for image, out, chance, table, seed, over in zip(images.detach(), damaged, chances, tables, shuffles, painted, strict=True):
-            painting = over if chance[2] < own.paint else None
-            if chance[1] < own.shuffle:
-                image = shuffled(image, own.block, seed, painting.boxes if painting and not painting.inner else None)
-            for values, made, seeds in zip(image, out, over.seeds, strict=True):
-                damage(values, made, table if chance[0] < own.curve else None, painting, seeds)
-        return PretextBatch(damaged, images)
+        shuffles = at_hand.fork("shuffle").integers(0, SEEDS).tolist()
+        painted = paintings(crops.size, images.shape[1], own.inner, at_hand.fork("paint"))
+        if images.device.type != "cpu":
+            # Reading the range of a channel would wait for the device: it becomes 0 .. 1, and itself again in the end.
+            axes = tuple(range(2, images.dim()))
+            low, high = images.amin(dim=axes, keepdim=True), images.amax(dim=axes, keepdim=True)
+            unit = (images - low) / (high - low).clamp_min(torch.finfo(images.dtype).tiny)
+            return PretextBatch(self._damaged(unit, chances, tables, shuffles, painted, (0.0, 1.0)) * (high - low) + low, images)
+        return PretextBatch(self._damaged(images, chances, tables, shuffles, painted), images)
 
     def loss(self, prediction: Tensor, batch: PretextBatch) -> Tensor:
         """(B,) mean squared error over the whole crop."""
@@ -97,6 +96,25 @@ class Restoration(PretextTask):
         """Damaged, restored, and the truth."""
         assert batch.inputs is not None
         return {"input": batch.inputs, "prediction": prediction, "target": batch.target}
+
+    def _damaged(
+        self,
+        images: Tensor,
+        chances: list[list[float]],
+        tables: Tensor,
+        shuffles: list[int],
+        painted: list[Painting],
+        span: tuple[float, float] | None = None,
+    ) -> Tensor:
+        own = self.options
+        damaged = torch.empty_like(images)
+        for image, out, chance, table, seed, over in zip(images.detach(), damaged, chances, tables, shuffles, painted, strict=True):
+            painting = over if chance[2] < own.paint else None
+            if chance[1] < own.shuffle:
+                image = shuffled(image, own.block, seed, painting.boxes if painting and not painting.inner else None)
+            for values, made, seeds in zip(image, out, over.seeds, strict=True):
+                damage(values, made, table if chance[0] < own.curve else None, painting, seeds, span)
+        return damaged
 
 
 @dataclass(frozen=True)
@@ -143,9 +161,14 @@ def bent(falling: float, draw: Draw) -> Tensor:
     return F.interpolate(heights.unsqueeze(1), LEVELS, mode="linear", align_corners=True).squeeze(1)
 
 
-def damage(values: Tensor, out: Tensor, table: Tensor | None, painting: Painting | None, seeds: Sequence[int]) -> None:
-    """One channel (*size) into `out`: its values through the curve `table`, and painted over with noise of its own range."""
-    low, high = (float(one) for one in torch.aminmax(values))
+def damage(
+    values: Tensor, out: Tensor, table: Tensor | None, painting: Painting | None, seeds: Sequence[int], span: tuple[float, float] | None
+) -> None:
+    """One channel (*size) into `out`: its values through the curve `table`, and painted over with noise of its range.
+
+    `span` is that range where it is known.
+    """
+    low, high = span or tuple(float(one) for one in torch.aminmax(values))
 
     def bend(box: Box) -> None:
         if table is None:

@@ -7,7 +7,7 @@ from typing import ClassVar
 import pytest
 import torch
 from medssl_inpainting import ContextEncoder, MaskedAutoencoder, Restoration
-from medssl_inpainting.masked_autoencoder import patches
+from medssl_inpainting.masked_autoencoder import image_of, patches
 from medssl_inpainting.restoration import bent, shuffled
 
 from medssl.contracts import Draw
@@ -151,6 +151,24 @@ def test_patches_are_those_of_the_tokens():
     images = torch.arange(2 * 8 * 12.0).view(1, 2, 8, 12)
     found = patches(images, (4, 4))
     assert torch.equal(found[0, 4].view(2, 4, 4), images[0, :, 4:8, 4:8])
+
+
+@pytest.mark.parametrize(("size", "sides"), [((8, 12), (4, 2)), ((4, 6, 8), (2, 3, 4))])
+def test_patches_make_the_image_that_they_were_cut_from(size, sides):
+    images = torch.randn(2, 3, *size)
+    assert torch.equal(image_of(patches(images, sides), images, sides), images)
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+def test_the_picture_fills_hidden_patches_alone(normalise):
+    crops = make_crops(2, (16, 16))
+    task = MaskedAutoencoder(MaskedAutoencoder.Options(normalise=normalise), make_info(2, crop=(16, 16), tokens=True))
+    batch = task.make(crops, Draw(0, 0, crops.index, "x"))
+    shown = task.picture(batch.target, batch)
+    torch.testing.assert_close(shown["prediction"], crops.images, atol=1e-5, rtol=0)
+    assert torch.equal(shown["target"], crops.images)
+    seen = image_of(1 - batch.weight.expand_as(batch.target), crops.images, (4, 4)) > 0
+    assert torch.equal(shown["input"][seen], crops.images[seen]) and not torch.equal(shown["input"], crops.images)
 
 
 def test_encoders_without_tokens_are_refused():

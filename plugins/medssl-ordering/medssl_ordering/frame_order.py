@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from medssl.augment import spread
 from medssl.config import BaseOptions
 from medssl.contracts import Crops, Draw, NetworkInfo, PooledHead, PretextBatch, PretextTask
 from medssl.errors import ConfigError
@@ -54,7 +55,9 @@ class FrameOrder(PretextTask):
         order = self.orders.to(target.device)[target]
         frames = standardise(crops.images)
         shuffled = reorder(frames, order)
-        return PretextBatch(shuffled, target)
+        # Frames in which nothing can be seen, as in a crop of air, stand in no order.
+        answerable = (spread(crops.images).flatten(1) > 1e-6).all(dim=1)
+        return PretextBatch(shuffled, target, answerable=answerable)
 
     def loss(self, prediction: Tensor, batch: PretextBatch) -> Tensor:
         """(B,) cross entropy."""

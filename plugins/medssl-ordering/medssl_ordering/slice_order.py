@@ -155,3 +155,8 @@ class OrderVerification(PretextTask):
     def measure(self, prediction: Tensor, batch: PretextBatch) -> dict[str, Tensor]:
         """Share of right answers; ties count by chance."""
         return {"accuracy": accuracy(prediction, batch.target)}
+
+    def picture(self, prediction: Tensor, batch: PretextBatch) -> dict[str, Tensor]:
+        """The three slabs."""
+        assert batch.inputs is not None
+        return {name: batch.inputs[place::3] for place, name in enumerate(("first", "second", "third"))}

@@ -72,6 +72,10 @@ class Position(PretextTask):
         distance = (prediction - batch.target).square().sum(dim=1, keepdim=True).sqrt()
         return {"distance": masked_mean(distance) * (self.options.scale if self.options.unit == "mm" else 1.0)}
 
+    def picture(self, prediction: Tensor, batch: PretextBatch) -> dict[str, Tensor]:
+        """Of every voxel, x, y and z as colours."""
+        return {"target": batch.target, "prediction": prediction} if self.options.of == "voxel" else {}
+
     def _thickness(self, crops: Crops) -> Tensor:
         """(B, 3) mm of a voxel along the volume's axes; of a slice's own axis nothing is known."""
         return crops.affine[..., :-1].abs().amax(dim=2)

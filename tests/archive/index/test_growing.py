@@ -296,6 +296,15 @@ def test_buckets_shards_and_workers_make_no_difference(archive: Path, tmp_path: 
     assert tables(tmp_path / "two") == one
 
 
+def test_as_many_processes_settle_as_may_work(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start(archive)
+    monkeypatch.setattr(facts, "LEAST", 5)
+    monkeypatch.setattr("medssl.archive.index.buckets.GATHERED", 3)
+    build_index([archive], tmp_path / "index", workers=2)
+    assert len(list((tmp_path / "index").glob("tables-1/volumes-*.parquet"))) == 2
+    assert at_once(archive, tmp_path / "index") == tables(tmp_path / "index")
+
+
 KILLED = """
 import os, signal, sys
 from medssl.archive import FolderSource, build_index

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medssl.archive.instance import Acquisition, Instance, to_table
+from medssl.archive.series import splitting
 from medssl.archive.series.splitting import split_volumes
-from medssl.archive.series.uniform import Uniform, uniform_series
+from medssl.archive.series.uniform import _SAME, Uniform, uniform_series
 
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 ASKED = ("model", "echo_time", "series_number")
@@ -98,6 +99,21 @@ def test_what_is_found_is_what_the_slices_make(given_series: list[tuple[int, flo
 def test_one_slice_that_differs(change: int) -> None:
     check({f"1.{count}{z}": slices(f"1.{count}{z}", count, 2.0, {}, [(z, change)]) for count in (3, 5) for z in range(count)})
     check({"1.1": slices("1.1", 4, 2.0, {}, [(0, change), (1, change)])})
+
+
+def test_all_that_parts_slices_is_looked_at() -> None:
+    class Asked:
+        def __init__(self) -> None:
+            self.names: set[str] = set()
+
+        def __getattr__(self, name: str) -> tuple[()]:
+            self.names.add(name)
+            return ()
+
+    asked = Asked()
+    for _, value in splitting._ALWAYS:
+        value(asked)  # type: ignore[arg-type]
+    assert asked.names <= set(_SAME)
 
 
 def check(every: dict[str, list[Instance]]) -> None:

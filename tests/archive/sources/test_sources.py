@@ -23,6 +23,7 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, RLELossless
+from staged.multiframe import frame, write_enhanced
 
 from medssl import hookimpl
 from medssl.archive import (
@@ -524,6 +525,30 @@ def test_an_index_of_an_older_format_says_how_to_make_it_again(tmp_path: Path, a
 def test_one_uid_in_two_frames_is_no_duplicate() -> None:
     pair = [Instance(0, b"a", frame, kind="dicom", uid=uid("x")) for frame in (0, 1)]
     assert mark_duplicates(pair, []) == pair
+
+
+def test_a_single_dicom_file_is_an_archive(tmp_path: Path, archive: Path) -> None:
+    """An enhanced object holds a volume; neighbours of the file are not looked at."""
+    voxels, affine = made_volume((6, 5, 7)), made_affine()
+    write_enhanced(archive / "object.dcm", [frame(voxels, affine, z) for z in range(7)], affine)
+    write_series(archive, made_volume((6, 5, 4)), affine)
+    shutil.copy(archive / "object.dcm", archive / "no ending")
+    for name in ("object.dcm", "no ending"):
+        index = tmp_path / name
+        assert build_index([archive / name], index, workers=2).files == 1
+        (record,) = Index(index).volumes()
+        assert np.array_equal(Index(index).read(record.volume).array, voxels)
+        assert build_index([archive / name], index).files == 1, "and again"
+    (archive / "notes.txt").write_text("no image")
+    with pytest.raises(ArchiveError, match="neither a folder nor a zip, tar or DICOM file"):
+        build_index([archive / "notes.txt"], tmp_path / "none")
+
+
+def test_a_compressed_file_called_as_dicom_is_counted_once(tmp_path: Path, archive: Path) -> None:
+    files = write_series(archive, made_volume((6, 5, 4)), made_affine())
+    (archive / "packed.dcm").write_bytes(gzip.compress(files[0].read_bytes()))
+    summary = build_index([archive], tmp_path / "index")
+    assert summary.files == 5 and summary.rejected == {Reason.COMPRESSED_ARCHIVE.value: 1}
 
 
 def test_a_source_that_opens_otherwise_than_its_parent_is_opened(tmp_path: Path) -> None:

@@ -12,6 +12,9 @@ import pytest
 import medssl
 from medssl.volumes import make_store
 
+SMALL = {"blocks_down": [1, 1, 1], "blocks_up": [1, 1], "init_filters": 8}
+"""A SegResNet of which a step costs little; in the order in which YAML is written."""
+
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -41,7 +44,7 @@ def config(store: Path) -> dict[str, Any]:
 
 def six_steps(store: Path) -> dict[str, Any]:
     return {
-        "network": {"name": "SegResNet", "spatial_dims": 3, "in_channels": 1, "options": {"init_filters": 8}},
+        "network": {"name": "SegResNet", "spatial_dims": 3, "in_channels": 1, "options": SMALL},
         "data": {"store": str(store), "size": [16, 16, 16], "batch": 2},
         "tasks": [{"name": "inpainting"}],
         "consistency": [{"name": "simsiam", "weight": 0.1}],

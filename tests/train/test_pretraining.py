@@ -158,7 +158,7 @@ def test_slices_of_volumes_train_a_2d_network(config: Config, tmp_path: Path) ->
         ("network.options.init_filterz=8", "Did you mean 'init_filters'"),
         ("data.store=nowhere", "medssl store"),
         ("data.size=[15, 16, 16]", "16"),
-        ("data.size=[4, 4, 4]", "size|sides"),
+        ("data.size=[2, 2, 2]", "size|sides"),
         ("tasks.0.ratioo=0.5", "Did you mean 'ratio'"),
         ("train.stepz=3", "Did you mean 'steps'"),
         ("train.precision=bf15", "train.precision"),

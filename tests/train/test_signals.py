@@ -29,10 +29,12 @@ Config = dict[str, Any]
 
 @pytest.fixture(autouse=True)
 def _interruptible() -> Iterator[None]:
-    """Tests and the processes they start begin with Python's own answer to SIGINT: a shell starts background jobs with it ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Tests and the processes they start begin with Python's own answers: a shell starts background jobs with SIGINT ignored, nohup
+    with SIGHUP."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler), signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
-    signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGINT, before[0])
+    signal.signal(signal.SIGHUP, before[1])
 
 
 class Send:

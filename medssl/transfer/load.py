@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from medssl.config import did_you_mean
-from medssl.errors import TransferError, UsageError
+from medssl.errors import NetworkError, TransferError, UsageError
 from medssl.networks import (
     Matched,
     NetworkSpec,
@@ -160,7 +160,7 @@ def load_into(
     """Load the checkpoint's weights into a network that exists, such as one that a bundle's configuration has made, in place.
 
     As `load_pretrained` otherwise: the head that the checkpoint names stays as it is in `network`. A file or state dict does not say
-    which its head is, so all of it is loaded: where the outputs differ, name the head in `allow_missing`.
+    which its head is: where it is for as many outputs, all of it is loaded; where for another number, the network's own head stays.
     """
     if not isinstance(network, nn.Module):
         raise UsageError(f"load_into loads into a network that exists, not into {type(network).__name__}. load_pretrained builds one.")
@@ -203,6 +203,8 @@ def _load(
     names = network_names(weights.tensors, network.state_dict(), weights.path, wanted.rename)
     given = {new: weights.tensors[name] for name, new in names.of.items()}
     heads = {*head, *(names.of.get(name, name) for name in weights.head)}
+    if spec is None and weights.spec is None and not heads:
+        heads = _head_of_other_outputs(network, given, targets)
     given = _fitted_stem(first, given, targets, weights, wanted.stem)
     matched = load_matching(network, given, heads)
     report = _report(label, weights, matched, targets, heads, names.how)
@@ -212,6 +214,18 @@ def _load(
     if not any(name in targets and targets[name].is_floating_point() for name in matched.loaded) or not enough:
         raise TransferError(_too_little(spec, weights, report, given, targets, least, missing))
     return report
+
+
+def _head_of_other_outputs(network: nn.Module, given: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> set[str]:
+    """The head of a network that exists, where tensors alone, which say nothing of heads, hold one for another number of outputs."""
+    differing = {name for name, tensor in given.items() if name in targets and tensor.shape != targets[name].shape}
+    if not differing:
+        return set()
+    try:
+        head = set(head_tensors(as_spec(network)))
+    except NetworkError:  # its head cannot be found: what does not fit is told as missing
+        return set()
+    return head if head & differing else set()
 
 
 def _deep_heads(network: nn.Module, weights: Weights) -> tuple[str, ...]:

@@ -56,6 +56,43 @@ def test_a_state_dict_is_a_checkpoint(checkpoint: Path) -> None:
         medssl.load_into(UNet(2, 1, 2, channels=(4, 8), strides=(2,)), checkpoint)
 
 
+class Own(torch.nn.Module):
+    """A network of a user's, of which no attribute says what it was built with."""
+
+    def __init__(self, outputs: int, width: int = 4) -> None:
+        super().__init__()
+        self.body = torch.nn.Sequential(torch.nn.Conv2d(1, width, 3, padding=1), torch.nn.ReLU())
+        self.out = torch.nn.Conv2d(width, outputs, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, outputs, *size)."""
+        answer: torch.Tensor = self.out(self.body(images))
+        return answer
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "head"),
+    [
+        (SMALL(out_channels=1), SMALL(out_channels=3), ("conv_final.2.conv.weight", "conv_final.2.conv.bias")),
+        (UNet(2, 1, 1, (4, 8), (2,)), UNet(2, 1, 3, (4, 8), (2,)), None),
+        (Own(1), Own(3), ("out.weight", "out.bias")),
+    ],
+    ids=["SegResNet", "UNet", "one of your own"],
+)
+def test_tensors_for_other_outputs_leave_the_head(theirs: torch.nn.Module, ours: torch.nn.Module, head: tuple[str, ...] | None) -> None:
+    before = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
+    report = medssl.load_into(ours, {f"module.{name}": tensor for name, tensor in theirs.state_dict().items()})
+    assert report.coverage == 1
+    assert report.head == report.new == (report.head if head is None else head)
+    for name, tensor in ours.state_dict().items():
+        assert torch.equal(tensor, before[name] if name in report.head else theirs.state_dict()[name]), name
+
+
+def test_tensors_that_differ_elsewhere_are_missing() -> None:
+    with pytest.raises(TransferError, match=r"Missing: .*body"):
+        medssl.load_into(Own(3, width=5), Own(3).state_dict())
+
+
 def test_one_channel_becomes_four(checkpoint: Path) -> None:
     one = medssl.load_pretrained(SMALL, checkpoint, out_channels=2)[0].state_dict()["convInit.conv.weight"]
     with pytest.raises(TransferError, match="stem='repeat', 'average' or 'new'"):

@@ -1,6 +1,6 @@
 """The docs are true: every `python` and `sh` block runs, in order, in a folder of its own; blocks with a file name are files.
 
-```python          runs; the blocks of a page share their names
+```python          runs; the blocks of a page share their names, those of a page of scripts within each section alone
 ```sh              runs with `sh -e`
 ```yaml run.yaml   is written to run.yaml
 ```console         is for reading alone (installation, or minutes of work)
@@ -23,6 +23,8 @@ import pytest
 from forking import Forks
 
 ROOT = Path(__file__).resolve().parents[2]
+OF_SCRIPTS = {"for-monai-users.md"}
+"""Pages of which every section is a script of its own."""
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w*) ?([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -35,6 +37,7 @@ class Block:
     file: str
     text: str
     line: int
+    section: int
 
 
 def blocks(page: Path) -> Iterator[Block]:
@@ -42,7 +45,8 @@ def blocks(page: Path) -> Iterator[Block]:
     text = page.read_text(encoding="utf-8")
     for found in FENCE.finditer(text):
         language, file, body = found.groups()
-        yield Block(language, file.strip(), body, text.count("\n", 0, found.start()) + 2)
+        line, section = (text.count(mark, 0, found.start()) for mark in ("\n", "\n## "))
+        yield Block(language, file.strip(), body, line + 2, section)
 
 
 def runs(page: Path) -> bool:
@@ -65,7 +69,7 @@ def test_every_block_of_the_page_runs(page: Path, forks: Forks, tmp_path: Path, 
     monkeypatch.chdir(tmp_path)
     if "write_archive(" not in page.read_text(encoding="utf-8"):
         prepare(tmp_path)
-    names: dict[str, Any] = {"__name__": "docs"}
+    names: dict[int, dict[str, Any]] = {}
     path = os.pathsep.join((str(forks.folder), str(Path(sys.executable).parent), os.environ["PATH"]))
     for block in blocks(page):
         where = f"{page.name}, line {block.line}"
@@ -73,7 +77,8 @@ def test_every_block_of_the_page_runs(page: Path, forks: Forks, tmp_path: Path, 
             (tmp_path / block.file).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / block.file).write_text(block.text, encoding="utf-8")
         elif block.language == "python":
-            exec(compile(block.text, where, "exec"), names)
+            section = block.section if page.name in OF_SCRIPTS else 0
+            exec(compile(block.text, where, "exec"), names.setdefault(section, {"__name__": "docs"}))
         elif block.language == "sh":
             done = subprocess.run(["sh", "-ec", block.text], capture_output=True, text=True, env={**os.environ, "PATH": path}, check=False)
             assert done.returncode == 0, f"{where}: {done.stderr}"

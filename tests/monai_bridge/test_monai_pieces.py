@@ -32,7 +32,7 @@ from monai.transforms import (
 from torch.nn.parallel import DistributedDataParallel
 
 import medssl
-from medssl.monai import PrepareImaged, PretextLoss, PretextTaskd, prepare_pretext_batch
+from medssl.monai import PrepareImaged, PretextLoss, PretextNetwork, PretextTaskd, prepare_pretext_batch
 from medssl.run import Run
 
 pytest.importorskip("medssl_inpainting")
@@ -153,7 +153,24 @@ def _classification(wrap: Callable[[torch.nn.Module], torch.nn.Module]) -> tuple
     return model, step
 
 
-JOBS = {"pretext": _pretext, "classification": _classification}
+def _parts(wrap: Callable[[torch.nn.Module], torch.nn.Module]) -> tuple[torch.nn.Module, Callable[[torch.Tensor], torch.Tensor]]:
+    """A pooled pretext task, which the decoder has no part in."""
+    pytest.importorskip("medssl_placement")
+    model = PretextNetwork(_network(), "relative-position", seed=0)
+    for parameter in medssl.decoder_parameters(model.network):
+        parameter.requires_grad_(False)
+    wrapped, loss = wrap(model), PretextLoss("relative-position", network=_network())
+    ask = PretextTaskd("image", task="relative-position", network=_network(), fixed=True)
+
+    def step(images: torch.Tensor) -> torch.Tensor:
+        items = [ask({"image": image.repeat_interleave(4, 1).repeat_interleave(4, 2).repeat_interleave(4, 3)}) for image in images]
+        shown, label = prepare_pretext_batch({key: torch.stack([item[key] for item in items]) for key in items[0]})
+        return loss(wrapped(shown), label)
+
+    return model, step
+
+
+JOBS = {"pretext": _pretext, "classification": _classification, "pooled pretext": _parts}
 
 
 def _train(job: str, wrap: Callable[[torch.nn.Module], torch.nn.Module], rows: slice) -> dict[str, torch.Tensor]:

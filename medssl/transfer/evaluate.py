@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,10 @@ from medssl.errors import DataError, MissingInput, UsageError
 from medssl.faults import faults_as
 from medssl.files import write_atomically
 from medssl.notebook import html_table
+
+if TYPE_CHECKING:
+    from medssl.run import Run
+    from medssl.train.checkpoint import Checkpoint
 
 CLASSES_SHOWN = 6
 """Of which `repr` gives the Dice."""
@@ -186,7 +190,7 @@ class Evaluation:
         return lines.getvalue()
 
 
-def evaluate(predictions: str | Path, labels: str | Path, run: str | Path | None = None) -> Evaluation:
+def evaluate(predictions: str | Path, labels: str | Path, run: str | Path | Run | Checkpoint | None = None) -> Evaluation:
     """Dice of every case that has a prediction and a label of the same file name.
 
     `run` is the fine-tuning run that predicted, where its `data.classes` or `data.label_values` should count: values that it
@@ -213,7 +217,7 @@ def evaluate(predictions: str | Path, labels: str | Path, run: str | Path | None
     return Evaluation(rows, tuple(sorted(predicted.keys() - true.keys())), tuple(sorted(true.keys() - predicted.keys())))
 
 
-def _comparison(run: str | Path | None) -> Callable[[LabelMap, LabelMap], tuple[NDArray[Any], NDArray[Any]]]:
+def _comparison(run: str | Path | Run | Checkpoint | None) -> Callable[[LabelMap, LabelMap], tuple[NDArray[Any], NDArray[Any]]]:
     """What turns a prediction and its label into the values that are compared."""
     if run is None:
         return lambda prediction, label: (prediction.array, label.array)

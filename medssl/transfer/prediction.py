@@ -24,6 +24,7 @@ from medssl.errors import ArchiveError, CheckpointError, DataError, MedsslError,
 from medssl.faults import faults_as
 from medssl.files import take_folder
 from medssl.networks import NetworkSpec, as_spec, described_spec, stored_spec
+from medssl.run import Run
 from medssl.train.checkpoint import Checkpoint, find_checkpoint
 from medssl.train.checkpoint_state import STATE
 from medssl.train.device import choose_device, choose_dtype, fit_threads
@@ -86,7 +87,7 @@ class _Map:
 
 
 def predict(
-    run_dir: str | Path,
+    run_dir: str | Path | Run | Checkpoint,
     inputs: Sequence[str | Path],
     out: str | Path,
     *,
@@ -189,12 +190,15 @@ def _raise_left_out(errors: Sequence[MedsslError], written: Sequence[Path], out:
         raise DataError(f"{count}; the label maps of the others are in {out}.\n{reasons}")
 
 
-def load_segmenter(run_dir: str | Path, precision: str = "fp32", trusted: Sequence[str] = (), network: Any = None) -> Segmenter:
+def load_segmenter(
+    run_dir: str | Path | Run | Checkpoint, precision: str = "fp32", trusted: Sequence[str] = (), network: Any = None
+) -> Segmenter:
     """The network of a fine-tuning run or checkpoint, every tensor of it loaded, in evaluation mode; `network` as for training."""
     checkpoint = find_checkpoint(run_dir, series="best")
     if checkpoint.state.get("kind") != "finetune":
         raise CheckpointError(
-            f"{checkpoint.path} is no fine-tuning: its network has no trained head. Run medssl finetune --pretrained {run_dir} first."
+            f"{checkpoint.path} is no fine-tuning: its network has no trained head. "
+            f"Run medssl finetune --pretrained {checkpoint.path} first."
         )
     checkpoint.need("network", "size", "overlap", "preparation", "spacing", "channel_names", "modalities", "arrays")
     fit_threads()
@@ -219,7 +223,7 @@ def load_segmenter(run_dir: str | Path, precision: str = "fp32", trusted: Sequen
     return Segmenter(built.to(place).eval(), ImageForm.of_document(state), windows, place, values, names)
 
 
-def label_values_of_run(run_dir: str | Path) -> LabelValues:
+def label_values_of_run(run_dir: str | Path | Run | Checkpoint) -> LabelValues:
     """Which class each value of the label files was in a fine-tuning run."""
     return _values(find_checkpoint(run_dir, series="best"))
 

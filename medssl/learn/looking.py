@@ -132,7 +132,7 @@ def trivial(objective: Objective, crops: Crops, step: int) -> dict[str, float]:
 def beside_trivial(objective: Objective, crops: Crops, step: int) -> dict[str, tuple[float, float | None]]:
     """By term: its loss and its measures on `crops`, and `loss`, each with that of the answer that needs no learning where there is one."""
     easy = trivial(objective, crops, step)
-    with torch.no_grad():
+    with _looking(objective):
         found = objective(objective.ask_for(objective.weights, crops, step, 1.0))
     objective.forget()
     return {name: (float(value), easy.get(name)) for name, value in found.items()}

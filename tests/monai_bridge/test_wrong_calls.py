@@ -136,6 +136,7 @@ WRONG: dict[str, tuple[Call, type[MedsslError], str]] = {
     "a task as loss": (lambda: ConsistencyOnTensors("inpainting"), ConfigError, "is a pretext task"),
     "a teacher of one view": (on_tensors("moco", EMBEDDINGS, EMBEDDINGS, teacher=(EMBEDDINGS,)), DataError, "the student's"),
     "a teacher as tensor": (on_tensors("moco", EMBEDDINGS, EMBEDDINGS, teacher=EMBEDDINGS), DataError, r"teacher=\(one, other\)"),
+    "a teacher that is a number": (on_tensors("moco", EMBEDDINGS, EMBEDDINGS, teacher=3), DataError, "teacher is an int"),
     "a teacher of others": (on_tensors("moco", EMBEDDINGS, EMBEDDINGS, teacher=[EMBEDDINGS[:3]] * 2), DataError, "the student's"),
     "patients of others": (on_tensors("simclr", EMBEDDINGS, EMBEDDINGS, patient=torch.arange(3)), DataError, r"a sample, \(4,\)"),
     "patients by name": (on_tensors("simclr", EMBEDDINGS, EMBEDDINGS, patient=["a"] * 4), DataError, "`patient` is a list"),

@@ -20,11 +20,12 @@ from pydantic import Field
 from medssl.config import BaseOptions, Seed, check
 from medssl.errors import ConfigError, DataError, NetworkError, UsageError
 from medssl.files import make_folder, write_atomically
-from medssl.learn.looking import beside_trivial
+from medssl.learn import beside_trivial
 from medssl.networks import NetworkSpec, as_spec
 from medssl.plugins import Plugins
 from medssl.run import Run
 from medssl.train import pretrain
+from medssl.train.config import Device
 from medssl.transfer.finetune import fine_tune
 from medssl.volumes import CropLoader, DataOptions, Store, channels_of_crops
 
@@ -56,7 +57,7 @@ class CompareOptions(BaseOptions):
     """Of each fine-tuning."""
     options: dict[str, dict[str, Any]] = Field(default={})
     """By name of a task or loss: its own options, and its weight in a sum."""
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
+    device: Device = "auto"
     """auto: the first GPU, else the CPU."""
 
 

@@ -268,6 +268,24 @@ def test_a_plugins_mistake_stays_the_plugins(task: type[PretextTask]) -> None:
         PretextLoss(task, spatial_dims=2)(torch.zeros(2, 1), (torch.zeros(2, 1), torch.ones(2, 1)))
 
 
+LISTED = """
+from medssl.contracts import PretextTask
+class Listed(PretextTask):
+    name = "listed"
+    answer = "values"
+    needs = ["teacher"]
+def medssl_pretext_tasks():
+    return [Listed]
+"""
+
+
+def test_an_installed_class_is_checked_as_one_that_is_handed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "listed.py").write_text(LISTED)
+    monkeypatch.setenv("MEDSSL_PLUGIN_FILES", str(tmp_path / "listed.py"))
+    with pytest.raises(PluginError, match=r"'listed' of .* has the class attribute needs = \['teacher'\]"):
+        PretextTaskd("image", "listed")
+
+
 def test_right_calls_of_other_kinds_are_taken() -> None:
     pytest.importorskip("medssl_consistency")
     for dims in (2, 3):

@@ -43,6 +43,9 @@ class ConsistencyOnTensors(nn.Module):
         options: the loss's own options.
     """
 
+    _samples: Tensor
+    """() int64: how many samples were committed; the next ones are numbered on from there, so that none is taken for an earlier one."""
+
     def __init__(self, loss: str | type[ConsistencyLoss], *, width: int = 1, spatial_dims: int = 3, **options: Any) -> None:
         super().__init__()
         cls = loss_class(loss)
@@ -99,9 +102,6 @@ class ConsistencyOnTensors(nn.Module):
                 self.loss.commit(self._last)
             self._samples += len(self._last.crops)
         self._last = None
-
-    _samples: Tensor
-    """() how many samples were committed: those of the next call are none of them, whoever nobody says whose they are."""
 
     def _crops(self, view: Tensor, patient: Tensor | None) -> Crops:
         """What the views are of: as many crops, on the views' own grid."""

@@ -17,7 +17,7 @@ from medssl.augment import identity
 from medssl.config import check
 from medssl.contracts import ConsistencyLoss, Crops, NetworkInfo, Views
 from medssl.errors import ConfigError
-from medssl.learn.promises import calling, check_built, check_class, check_loss
+from medssl.learn.promises import calling, check_built, check_loss
 from medssl.learn.teacher import EMATeacher
 from medssl.monai import given
 from medssl.monai.crops import unseen_crops
@@ -54,7 +54,6 @@ class ConsistencyOnTensors(nn.Module):
         self.compares: Any = kinds[0]
         network = NetworkInfo(spatial_dims, 1, width, width, (1,) * spatial_dims, (1,) * spatial_dims)
         checked = check(cls.Options, options, f"options of '{cls.name}'")
-        check_class(cls, ConsistencyLoss)
         with blame(cls, "__init__"):
             self.loss: Any = cls(checked, network)
         check_built(self.loss, cls.name)

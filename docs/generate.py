@@ -63,7 +63,7 @@ def _usage(option: Any) -> str:
 def _help(option: Any) -> str:
     text = option.help or ""
     plain = isinstance(option.default, int | float | str | Path) and not isinstance(option.default, bool)
-    return f"{text} Default: {option.default}." if plain else text
+    return f"{text} Default: `{option.default}`." if plain else text
 
 
 def _first(cls: type[Any]) -> str:

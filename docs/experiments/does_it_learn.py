@@ -19,6 +19,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from learning_table import write_tables
 from made_up import made_up
 from measuring import MEAN_OF, crops_of_store, loss_metric, task_metrics
 from reading_out import Frozen, effective_rank, linear_head
-from subjects import Subject, random_of, subjects
+from subjects import RANDOM, Subject, random_of, subjects
 
 from medssl import pretrain
 from medssl.learn import Objective, build_objective
@@ -96,7 +97,7 @@ class Bench:
     def row(self, subject: Subject, seed: int) -> dict[str, Any]:
         """Pretrain, measure, read out."""
         start = time.process_time()
-        trains = bool(subject.tasks or subject.losses) and not subject.name.startswith("random")
+        trains = subject.kind != RANDOM
         first = self._objective(subject, seed)
         steps = max(1, round(self.voxels / shown_in_a_step(first, self._crops(subject, "train", 1)[0]))) if trains else 0
         trained = self._pretrained(subject, seed, steps) if trains else first
@@ -109,18 +110,12 @@ class Bench:
             metrics += task_metrics(trained, held, self._crops(subject, "train", MEAN_OF))
         if trains and subject.losses:
             answers = "answers" in trained.needs
-            without = self._pretrained(Subject(**{**vars(subject), "losses": ()}), seed, steps) if answers else None
+            without = self._pretrained(replace(subject, losses=()), seed, steps) if answers else None
             metrics.append(loss_metric(trained, frozen, random, None if without is None else self._beside(subject, seed, without), held))
         shown = [clean_input(crops, trained.by_key("tasks")) for crops in held]
         return {
             "subject": subject.name,
-            "kind": "random weights"
-            if not trains
-            else "loss"
-            if subject.losses
-            else "task"
-            if len(subject.tasks) == 1
-            else "several tasks",
+            "kind": subject.kind,
             "seed": seed,
             "set": subject.set,
             "network": subject.network,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from medssl.contracts import Crops, PretextBatch
 from medssl.learn import Objective
+from medssl.learn.looking import looking
 from medssl.learn.objective import Asked
 from medssl.learn.questions import own_grid
 from medssl.learn.views import clean_view
@@ -23,7 +23,7 @@ from medssl.volumes import CropLoader, DataOptions, Store
 HIGHER = frozenset({"accuracy", "dice", "agreement"})
 """Measures of which more is better; of all others, and of losses, less is."""
 MEAN_OF = 10
-"""Batches of training images that the mean target is taken from."""
+"""How many batches of training images a mean target is taken from."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def _mean_target(objective: Objective, key: str, train: Sequence[Crops]) -> Tens
     if task.answer != "values":
         return None
     with looking(objective):
-        pairs = [_answer(objective, key, crops, step)[:2] for step, crops in enumerate(train[:MEAN_OF])]
+        pairs = [_answer(objective, key, crops, step)[:2] for step, crops in enumerate(train)]
     if any(answer.shape != batch.target.shape for answer, batch in pairs):
         return None
     return torch.cat([batch.target for _, batch in pairs]).mean(dim=0, keepdim=True)
@@ -142,14 +142,3 @@ def _compared(key: str, name: str, pairs: Sequence[Sequence[float]], trivial_is:
     values = np.array(pairs)
     error = float((values[:, 0] - values[:, 1]).std(ddof=1) / np.sqrt(len(values)))
     return Metric(key, name, float(values[:, 0].mean()), float(values[:, 1].mean()), trivial_is, error)
-
-
-@contextmanager
-def looking(objective: Objective) -> Iterator[None]:
-    """Without gradients, all modules as at test time."""
-    objective.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        objective.train()

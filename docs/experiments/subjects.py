@@ -10,6 +10,8 @@ from medssl.plugins import Plugins
 Terms = tuple[dict[str, Any], ...]
 CROPS: dict[str, tuple[int, ...]] = {"hippocampus": (24, 48, 24), "channels": (24, 48, 24), "colour": (64, 64), "frames": (64, 64)}
 """Sides of the crops of each set."""
+RANDOM = "random weights"
+"""What a row is called whose network is not trained."""
 CHANNELS = {"hippocampus": 1, "channels": 2, "colour": 3, "frames": 4}
 
 
@@ -24,6 +26,13 @@ class Subject:
     network: str = "UNet"
     combine: str = "sum"
     rate: float = 3e-3
+
+    @property
+    def kind(self) -> str:
+        """In which table it stands."""
+        if self.name.startswith(RANDOM):
+            return RANDOM
+        return "loss" if self.losses else "task" if len(self.tasks) == 1 else "several tasks"
 
     @property
     def crop(self) -> tuple[int, ...]:
@@ -96,4 +105,4 @@ def _grey(subject: Subject) -> bool:
 
 
 def _random(kind: str, network: str, grey: bool) -> str:
-    return f"random weights: {network}, {kind}{' in grey' if grey else ''}"
+    return f"{RANDOM}: {network}, {kind}{' in grey' if grey else ''}"

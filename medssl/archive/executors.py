@@ -92,7 +92,7 @@ def cluster(address: str, timeout: float = 30) -> Iterator[Executor]:
     except (OSError, ValueError) as error:
         raise ArchiveError(f"no Dask scheduler answers at {address}. Start one, or give the address that it printed.") from error
     with client:
-        # A shard that kills its worker is sent to others, which it kills too; it is then read here, file by file.
+        # A task that kills its worker would be sent to others and kill these too: it is done here instead, apart from all others.
         yield client.get_executor(retries=0, pure=False)
 
 

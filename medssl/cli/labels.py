@@ -14,7 +14,7 @@ def labels(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="An index folder, a folder of label files, or a label file.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """List the segments of DICOM SEG, RTSTRUCT and NRRD files by name, to be named under data.classes.
+    """List the segments of DICOM segmentations, RTSTRUCT and NRRD files by name, to be named under data.classes.
 
     The names are free text of whoever drew the labels and may hold anything: they are shown here and kept nowhere.
     """

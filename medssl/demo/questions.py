@@ -14,8 +14,7 @@ from torch import Tensor
 from medssl.augment import ViewOptions
 from medssl.contracts import Crops, PretextTask
 from medssl.demo.anatomy import template
-from medssl.learn import Objective, build_objective, freeze_unreached
-from medssl.learn.looking import beside_trivial, pictures
+from medssl.learn import Objective, beside_trivial, build_objective, freeze_unreached, pictures
 from medssl.learn.views import make_views
 from medssl.plugins import Plugins
 from medssl.train.pictures import write_sheet

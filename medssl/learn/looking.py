@@ -97,7 +97,7 @@ def small_batch(objective: Objective, batch: int) -> str | None:
 def pictures(objective: Objective, crops: Crops, step: int) -> dict[str, Tensor]:
     """What each task wants looked at: `task/what` -> (B, C, *size)."""
     found: dict[str, Tensor] = {}
-    with _looking(objective):
+    with looking(objective):
         asked = _asked(objective, crops, step)
         objective.teach(asked)
         view, reading = asked.views[0], objective.read(asked.views[0], asked.needs)
@@ -114,7 +114,7 @@ def pictures(objective: Objective, crops: Crops, step: int) -> dict[str, Tensor]
 def trivial(objective: Objective, crops: Crops, step: int) -> dict[str, float]:
     """By task: its loss, and as `TASK/measure` its measures, for the answer that needs no learning; tasks without one are left out."""
     found: dict[str, float] = {}
-    with _looking(objective):
+    with looking(objective):
         asked = _asked(objective, crops, step)
         objective.teach(asked)
         for key, task in objective.by_key("tasks").items():
@@ -132,7 +132,7 @@ def trivial(objective: Objective, crops: Crops, step: int) -> dict[str, float]:
 def beside_trivial(objective: Objective, crops: Crops, step: int) -> dict[str, tuple[float, float | None]]:
     """By term: its loss and its measures on `crops`, and `loss`, each with that of the answer that needs no learning where there is one."""
     easy = trivial(objective, crops, step)
-    with torch.no_grad():
+    with looking(objective):
         found = objective(objective.ask_for(objective.weights, crops, step, 1.0))
     objective.forget()
     return {name: (float(value), easy.get(name)) for name, value in found.items()}
@@ -165,7 +165,7 @@ def _without_gradient(parameters: dict[str, nn.Parameter], values: Sequence[Tens
 
 
 @contextmanager
-def _looking(objective: Objective) -> Iterator[None]:
+def looking(objective: Objective) -> Iterator[None]:
     """Without gradients and with the network as at test time, then back to the mode each module had."""
     modes = {module: module.training for module in objective.modules()}
     objective.eval()

@@ -179,10 +179,10 @@ def info_nce(positive: Tensor, negatives: Tensor, excluded: Tensor | None = None
     return F.softplus(negatives.logsumexp(dim=-1) - positive)
 
 
-def turned_round(values: Tensor, share: float) -> Tensor:
+def reversed_gradient(values: Tensor, share: float) -> Tensor:
     """The values, whose gradient comes back times -`share` (Ganin and Lempitsky, ICML 2015): an adversary in one loss and one step."""
-    turned: Tensor = _TurnRound.apply(values, share)  # type: ignore[no-untyped-call]
-    return turned
+    same: Tensor = _ReverseGradient.apply(values, share)  # type: ignore[no-untyped-call]
+    return same
 
 
 def read_at(grid: Tensor, voxels: Tensor, size: Sequence[int]) -> Tensor:
@@ -215,7 +215,7 @@ class _Gather(torch.autograd.Function):
         return own_rows(summed(gradients[0].contiguous()))
 
 
-class _TurnRound(torch.autograd.Function):
+class _ReverseGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, share: float) -> Tensor:
         ctx.share = share

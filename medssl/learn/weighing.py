@@ -79,9 +79,11 @@ def _reached(key: str, measured: Sequence[Gradients], parameters: Sequence[Tenso
 def _added(key: str, measured: Sequence[Gradients], parameters: Sequence[Tensor], places: Sequence[int]) -> Tensor:
     """The gradient of the term over all micro batches, by the parameters at `places`, as one vector."""
     rows = [one[key] for one in measured if key in one]
-    parts = [[gradient for row in rows if (gradient := row[place]) is not None] for place in places]
-    nothing = [torch.zeros_like(parameters[place]) for place in places]
-    return torch.cat([torch.stack(part or [zero]).sum(dim=0).flatten() for part, zero in zip(parts, nothing, strict=True)])
+    sums = []
+    for place in places:
+        found = [gradient for row in rows if (gradient := row[place]) is not None]
+        sums.append(torch.stack(found).sum(dim=0) if found else torch.zeros_like(parameters[place]))
+    return torch.cat([one.flatten() for one in sums])
 
 
 def gradients_of(terms: Mapping[str, Tensor], parameters: Sequence[Tensor]) -> Gradients:

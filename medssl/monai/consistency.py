@@ -17,7 +17,7 @@ from medssl.augment import identity
 from medssl.config import check
 from medssl.contracts import ConsistencyLoss, Crops, NetworkInfo, Views
 from medssl.errors import ConfigError
-from medssl.learn.promises import calling, check_built, check_class, check_loss
+from medssl.learn.promises import calling, check_built, check_loss
 from medssl.learn.teacher import EMATeacher
 from medssl.monai import given
 from medssl.monai.crops import unseen_crops
@@ -43,6 +43,9 @@ class ConsistencyOnTensors(nn.Module):
         options: the loss's own options.
     """
 
+    _samples: Tensor
+    """() int64: how many samples were committed; the next ones are numbered on from there, so that none is taken for an earlier one."""
+
     def __init__(self, loss: str | type[ConsistencyLoss], *, width: int = 1, spatial_dims: int = 3, **options: Any) -> None:
         super().__init__()
         cls = loss_class(loss)
@@ -54,7 +57,6 @@ class ConsistencyOnTensors(nn.Module):
         self.compares: Any = kinds[0]
         network = NetworkInfo(spatial_dims, 1, width, width, (1,) * spatial_dims, (1,) * spatial_dims)
         checked = check(cls.Options, options, f"options of '{cls.name}'")
-        check_class(cls, ConsistencyLoss)
         with blame(cls, "__init__"):
             self.loss: Any = cls(checked, network)
         check_built(self.loss, cls.name)
@@ -100,9 +102,6 @@ class ConsistencyOnTensors(nn.Module):
                 self.loss.commit(self._last)
             self._samples += len(self._last.crops)
         self._last = None
-
-    _samples: Tensor
-    """() how many samples were committed: those of the next call are none of them, whoever nobody says whose they are."""
 
     def _crops(self, view: Tensor, patient: Tensor | None) -> Crops:
         """What the views are of: as many crops, on the views' own grid."""

@@ -180,15 +180,15 @@ def patient_given(value: Any, rows: int) -> Tensor | None:
 
 def teacher_given(value: Any, views: Sequence[Tensor], needed: bool, loss: str) -> tuple[Tensor, ...]:
     """What the teacher made of the same views, cut from the graph; () for losses without one."""
-    several = value is not None and (isinstance(value, Tensor) or len(value) > 0)
-    if needed != several:
+    nothing = value is None or (isinstance(value, Sequence) and not value)
+    if needed == nothing:
         how = "" if needed else "no "
         raise DataError(f"'{loss}' takes {how}teacher=(...): what it made of the views.")
-    if not several:
+    if nothing:
         return ()
-    if isinstance(value, Tensor) or not isinstance(value, Sequence):
-        raise DataError(f"teacher is {_kind(value)}. Give what the teacher made of each view: teacher=(one, other).")
     to_do = "Give what the teacher made of each view: teacher=(one, other)."
+    if not isinstance(value, Sequence):
+        raise DataError(f"teacher is {_kind(value)}. {to_do}")
     taught = tuple(real_given(view, f"teacher's view {number}", to_do) for number, view in _numbered(value))
     shapes, wanted = [tuple(view.shape) for view in taught], [tuple(view.shape) for view in views]
     if shapes != wanted:

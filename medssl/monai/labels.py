@@ -6,7 +6,7 @@ can be compared with that of its own, and a loss that takes its own label and no
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -51,7 +51,7 @@ def check_label(task: PretextTask, prediction: Tensor, batch: PretextBatch) -> N
 
 def refuse_unsaid(task: PretextTask) -> None:
     """`ConfigError` for a task that reads of crops what no item of a pipeline says, before the first item does it."""
-    for crops in _noise(task, [(side,) * task.network.spatial_dims for side in DENSE_SIDES] if _is_dense(task) else _pooled_sizes(task)):
+    for crops in _noise(task):
         try:
             _asked(task, crops)
         except Unsaid:
@@ -63,8 +63,7 @@ def refuse_unsaid(task: PretextTask) -> None:
 
 def own_label(task: PretextTask, prediction: Tensor) -> PretextBatch | None:
     """What the task asks of noise that the network could have answered with such a prediction; None where it asks noise nothing."""
-    dense = [tuple(prediction.shape[2:]), *((side,) * task.network.spatial_dims for side in DENSE_SIDES)]
-    for crops in _noise(task, dense if _is_dense(task) else _pooled_sizes(task), prediction.device):
+    for crops in _noise(task, prediction):
         try:
             batch = _asked(task, crops)
             check_batch(batch, task, task.name, crops, task.head())
@@ -78,15 +77,14 @@ def _is_dense(task: PretextTask) -> bool:
     return isinstance(task.head(), DenseHead)
 
 
-def _pooled_sizes(task: PretextTask) -> list[tuple[int, ...]]:
-    return [(sides * max(task.network.strides),) * task.network.spatial_dims for sides in SIDES]
-
-
-def _noise(task: PretextTask, sizes: Sequence[tuple[int, ...]], device: torch.device | None = None) -> Iterator[Crops]:
-    random = torch.Generator().manual_seed(0)
-    for size in sizes:
-        images = torch.randn((ROWS, task.network.channels, *size), generator=random)
-        yield crops_of(images.to(device or images.device), body="body" in task.needs)
+def _noise(task: PretextTask, prediction: Tensor | None = None) -> Iterator[Crops]:
+    """Crops of the sizes that are tried; for a dense `prediction` (B, K, *size) of its own size first, and on its device."""
+    network, random = task.network, torch.Generator().manual_seed(0)
+    sides = DENSE_SIDES if _is_dense(task) else [side * max(network.strides) for side in SIDES]
+    own = [tuple(prediction.shape[2:])] if prediction is not None and _is_dense(task) else []
+    for size in (*own, *((side,) * network.spatial_dims for side in sides)):
+        images = torch.randn((ROWS, network.channels, *size), generator=random)
+        yield crops_of(images if prediction is None else images.to(prediction.device), body="body" in task.needs)
 
 
 def _asked(task: PretextTask, crops: Crops) -> PretextBatch:
@@ -108,10 +106,11 @@ def _takes(task: PretextTask, prediction: Tensor, own: PretextBatch) -> bool:
 
 
 def _pairs(own: PretextBatch, given: PretextBatch) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """What both labels hold, by name."""
-    mine, theirs = _named(own), _named(given)
-    for name in mine.keys() & theirs.keys():
-        yield name, mine[name], theirs[name]
+    """What both labels hold, by name, the target first."""
+    theirs = _named(given)
+    for name, mine in _named(own).items():
+        if name in theirs:
+            yield name, mine, theirs[name]
 
 
 def _named(batch: PretextBatch) -> dict[str, Tensor]:
@@ -130,8 +129,7 @@ def _other_form(mine: Tensor, theirs: Tensor, name: str, dense: bool) -> str | N
 
 def _compared(own: PretextBatch, given: PretextBatch) -> str:
     """Both labels, in a few words each."""
-    told = [f"{name} is {_told(theirs)}, the task's own {_told(mine)}" for name, mine, theirs in _pairs(own, given)]
-    return "; ".join(sorted(told, key=lambda one: not one.startswith("target is")))
+    return "; ".join(f"{name} is {_told(theirs)}, the task's own {_told(mine)}" for name, mine, theirs in _pairs(own, given))
 
 
 def _told(tensor: Tensor) -> str:

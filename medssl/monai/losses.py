@@ -180,7 +180,7 @@ def _fitting(weight: Any, target: Tensor) -> Tensor:
     fits = isinstance(weight, Tensor)
     problem = weight_problem(weight, target) if fits else f"`weight` is a {type(weight).__name__}"
     if problem is not None:
-        raise DataError(f"{problem}. Hand over what PretextTaskd put beside the target.")
+        raise DataError(f"{problem}. {HAND_OVER}")
     fitting: Tensor = given.plain(weight)
     return fitting
 

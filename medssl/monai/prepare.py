@@ -68,8 +68,7 @@ class PrepareImage(Transform):  # type: ignore[misc]
         self.preparation = check(Preparation, found.state["preparation"], f"preparation in {found.path}")
         self.spacing = as_spacing(found.state.get("spacing"))
         self.kind = _kind(found, self.preparation, modality)
-        self._own = _told(preparation, self.kind, self.preparation, str(found.path))
-        told = self._own if isinstance(self._own, Preparation) else None
+        told, self._transform = _told(preparation, self.kind, self.preparation, str(found.path))
         self._seen = Seen((self.kind,), self.preparation, told)
         self._doubts = Doubts()
 
@@ -84,7 +83,7 @@ class PrepareImage(Transform):  # type: ignore[misc]
             _check_orientation(image, what, remedies[0])
             if self.spacing is not None:
                 _check_spacing(image, self.spacing, what, remedies[1])
-        shown = self._own(image) if callable(self._own) else image
+        shown = image if self._transform is None else self._transform(image)
         array = self._as_stored(convert_to_tensor(shown, track_meta=False).detach().cpu().numpy(), image, what)
         if not np.isfinite(array).all() or any(channel.min() == channel.max() for channel in array):
             raise DataError(f"{what} holds NaN, infinity, or one value alone, and cannot be prepared.")
@@ -106,12 +105,11 @@ class PrepareImage(Transform):  # type: ignore[misc]
         if len(array) != arrays:
             raise DataError(f"{what} has {len(array)} channels, and the images that the network learned on have {arrays}: {self.kind}.")
         numbers = [statistics(one) for one in array]
-        rules = self._own if isinstance(self._own, Preparation) else self.preparation
+        told = self._seen.told
+        rules = told or self.preparation
         shown = np.stack([rules.apply(array[one.array], numbers[one.array], one.modality, one.name) for one in channels])
-        told = rules is self._own
-        self._doubts.say(
-            self._seen.check(channels, [statistics(one) for one in shown] if told else [numbers[one.array] for one in channels], what)
-        )
+        compared = [numbers[one.array] for one in channels] if told is None else [statistics(one) for one in shown]
+        self._doubts.say(self._seen.check(channels, compared, what))
         return shown
 
 
@@ -168,16 +166,18 @@ def _kind(found: Checkpoint, preparation: Preparation, modality: str | Sequence[
     return Kind(tuple(map(Channel, names, (checked_modality(name, known) for name in given), range(len(names)))), 0)
 
 
-def _told(preparation: Any, kind: Kind, theirs: Preparation, origin: str) -> Preparation | Callable[[Any], Any] | None:
-    """What the user says makes images like those of the run."""
+def _told(preparation: Any, kind: Kind, theirs: Preparation, origin: str) -> tuple[Preparation | None, Callable[[Any], Any] | None]:
+    """What the user says makes images like those of the run: rules, or a transform."""
     told = check(Preparation, dict(preparation), "preparation") if isinstance(preparation, Mapping) else preparation
     if told is None or told == theirs:
-        return None
+        return None, None
     if kind.values and not are_shown_raw([kind], theirs):
         raise ConfigError(f"{origin} says itself how its images were prepared. Leave preparation out, or PrepareImage.")
-    if not isinstance(told, Preparation) and not callable(told):
+    if isinstance(told, Preparation):
+        return told, None
+    if not callable(told):
         raise ConfigError(f"preparation is a {type(told).__name__}. Give a Preparation, its options, or a transform of the image alone.")
-    return told
+    return None, told
 
 
 def _photometric(image: Any, what: str) -> str:

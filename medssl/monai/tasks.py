@@ -35,9 +35,12 @@ def loss_class(loss: str | type[ConsistencyLoss]) -> type[ConsistencyLoss]:
 
 
 def _class(given: Any, base: type[nn.Module], kind: str) -> Any:
-    if isinstance(given, type) and issubclass(given, base):
-        check_class(given, base)
-        return given
+    found = given if isinstance(given, type) and issubclass(given, base) else _named(given, base, kind)
+    check_class(found, base)
+    return found
+
+
+def _named(given: Any, base: type[nn.Module], kind: str) -> Any:
     if not isinstance(given, str):
         raise ConfigError(f"a {kind} is named or given as its class, and {shown(given)} is neither. Give a name (`medssl plugins list`).")
     plugins = Plugins.load()

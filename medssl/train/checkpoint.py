@@ -225,7 +225,7 @@ _TENSORS_ALONE = (
 
 
 def _kind(value: Any) -> str:
-    return "a state dict" if isinstance(value, Mapping) else f"{type(value).__name__}"
+    return "a state dict" if isinstance(value, Mapping) else type(value).__name__
 
 
 def _write_files(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:

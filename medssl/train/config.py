@@ -18,6 +18,8 @@ from medssl.train.device import Precision
 from medssl.train.optim import OptimizerName, Schedule
 from medssl.volumes import DataOptions
 
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")]
+
 
 class TrainOptions(BaseOptions):
     """The `train:` key: how long, how fast, how safe."""
@@ -42,7 +44,7 @@ class TrainOptions(BaseOptions):
     """Batches whose gradients are added up before one step."""
     precision: Precision = "auto"
     """auto: bf16 on GPUs that have units for it, fp32 on every CPU; bf16 on a CPU with such units by choice."""
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
+    device: Device = "auto"
     """auto: the first GPU, else the CPU."""
     checkpoint_every: int = Field(500, ge=1)
     """Steps between two checkpoints; one more is written at the end and on a signal."""

@@ -79,7 +79,11 @@ def pretrain(
 def _rules(preparation: Preparation | Mapping[str, Any] | None) -> Preparation | None:
     if preparation is None or isinstance(preparation, Preparation):
         return preparation
-    return check(Preparation, dict(preparation), "preparation")
+    if not isinstance(preparation, Mapping):
+        raise UsageError(
+            f"preparation is of {type(preparation).__name__}. Give a Preparation or its options; transforms go into the dataset."
+        )
+    return check(Preparation, preparation, "preparation")
 
 
 def _stored(data: Any, out: Path, resume: bool, verbose: bool, modality: str | None, preparation: Preparation | None, folder: str) -> Store:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
@@ -17,20 +17,20 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 from pydantic import Field
 
-from medssl.config import BaseOptions, Seed, check, did_you_mean
+from medssl.config import BaseOptions, Seed, check
 from medssl.errors import ConfigError, DataError, NetworkError, UsageError
 from medssl.files import make_folder, write_atomically
-from medssl.learn.looking import beside_trivial
+from medssl.learn import beside_trivial
 from medssl.networks import NetworkSpec, as_spec
 from medssl.plugins import Plugins
 from medssl.run import Run
 from medssl.train import pretrain
+from medssl.train.config import Device
 from medssl.transfer.finetune import fine_tune
 from medssl.volumes import CropLoader, DataOptions, Store, channels_of_crops
 
 SCRATCH = "scratch"
 """The row without any pretraining."""
-COLUMNS = ("name", "seed", "loss", "trivial", "dice", "refused")
 DIGITS = 4
 
 
@@ -57,7 +57,7 @@ class CompareOptions(BaseOptions):
     """Of each fine-tuning."""
     options: dict[str, dict[str, Any]] = Field(default={})
     """By name of a task or loss: its own options, and its weight in a sum."""
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
+    device: Device = "auto"
     """auto: the first GPU, else the CPU."""
 
 
@@ -81,6 +81,9 @@ class Compared:
         return ["" if value is None else f"{value:.{DIGITS}f}" if isinstance(value, float) else str(value) for value in vars(self).values()]
 
 
+COLUMNS = tuple(field.name for field in fields(Compared))
+
+
 def compare(
     names: Sequence[str],
     store: str | Path,
@@ -102,6 +105,8 @@ def compare(
     terms = {name: _terms(name, own.options, plugins) for name in dict.fromkeys(names)}
     if not terms:
         raise UsageError("nothing to compare: name tasks or losses (see: medssl plugins list).")
+    for name in own.options:
+        plugins.offer(name)
     folder = make_folder(Path(out))
     shared = _Shared(own, Store(store), folder, data, plugins, verbose)
     rows: list[Compared] = []
@@ -114,14 +119,11 @@ def compare(
 
 def _terms(name: str, options: Mapping[str, Mapping[str, Any]], plugins: Plugins) -> dict[str, list[Any]]:
     """`tasks` and `consistency` of a name, or of several joined by `+`."""
-    parts = [part.strip() for part in name.split("+")]
-    offered = plugins.offered()
-    for part in parts:
-        if part not in offered:
-            raise UsageError(f"no plugin offers '{part}'{did_you_mean(part, offered) or '.'} See: medssl plugins list")
-    tasks = [part for part in parts if part in plugins.tasks()]
-    losses = [part for part in parts if part not in tasks]
-    return {kind: [{"name": part, **options.get(part, {})} for part in some] for kind, some in (("tasks", tasks), ("consistency", losses))}
+    found: dict[str, list[Any]] = {"tasks": [], "consistency": []}
+    for part in map(str.strip, name.split("+")):
+        kind, _, _ = plugins.offer(part)
+        found["tasks" if kind == "pretext task" else "consistency"].append({"name": part, **options.get(part, {})})
+    return found
 
 
 @dataclass(frozen=True)

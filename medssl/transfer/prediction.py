@@ -118,7 +118,7 @@ def predict(
     several: in the order of the network's own names where the names are the same, else in that of the rule.
 
     Images of DICOM of a modality that the network never saw are refused; with `unseen_modality` they are prepared as the training's were.
-    So are images whose values are in another unit than the training's, whatever they say.
+    Images whose values are in another unit than the training's are refused either way.
 
     An input that is damaged, or not what the network was trained on, costs no other: at the end one `DataError` names each of them.
 

@@ -168,6 +168,8 @@ def test_items_say_their_modality_as_those_of_a_store(ct: Path, tmp_path: Path) 
     assert PrepareImage(narrow).preparation == told
     with pytest.raises(ConfigError, match="'CTT' is no modality"):
         medssl.pretrain(SMALL, files, [TASK], out=tmp_path / "none", modality="CTT", **KEYS)
+    with pytest.raises(UsageError, match="preparation is of NormalizeIntensity.*into the dataset"):
+        medssl.pretrain(SMALL, files, [TASK], out=tmp_path / "wrong", preparation=NormalizeIntensity(), **KEYS)
     with pytest.raises(UsageError, match="A store knows it of its volumes"):
         medssl.pretrain(SMALL, run.folder / "volumes", [TASK], out=tmp_path / "store", modality="CT", **KEYS)
     scaled = Dataset(files, Compose([*LOAD, ScaleIntensityd("image")]))

@@ -136,6 +136,7 @@ WRONG: dict[str, tuple[Call, type[MedsslError], str]] = {
     "a task as loss": (lambda: ConsistencyOnTensors("inpainting"), ConfigError, "is a pretext task"),
     "a teacher of one view": (on_tensors("moco", EMBEDDINGS, EMBEDDINGS, teacher=(EMBEDDINGS,)), DataError, "the student's"),
     "a teacher as tensor": (on_tensors("moco", EMBEDDINGS, EMBEDDINGS, teacher=EMBEDDINGS), DataError, r"teacher=\(one, other\)"),
+    "a teacher that is a number": (on_tensors("moco", EMBEDDINGS, EMBEDDINGS, teacher=3), DataError, "teacher is an int"),
     "a teacher of others": (on_tensors("moco", EMBEDDINGS, EMBEDDINGS, teacher=[EMBEDDINGS[:3]] * 2), DataError, "the student's"),
     "patients of others": (on_tensors("simclr", EMBEDDINGS, EMBEDDINGS, patient=torch.arange(3)), DataError, r"a sample, \(4,\)"),
     "patients by name": (on_tensors("simclr", EMBEDDINGS, EMBEDDINGS, patient=["a"] * 4), DataError, "`patient` is a list"),
@@ -265,6 +266,24 @@ class Silent(Failing):
 def test_a_plugins_mistake_stays_the_plugins(task: type[PretextTask]) -> None:
     with pytest.raises(PluginError, match=f"failed in loss of task '{task.name}': KeyError"):
         PretextLoss(task, spatial_dims=2)(torch.zeros(2, 1), (torch.zeros(2, 1), torch.ones(2, 1)))
+
+
+LISTED = """
+from medssl.contracts import PretextTask
+class Listed(PretextTask):
+    name = "listed"
+    answer = "values"
+    needs = ["teacher"]
+def medssl_pretext_tasks():
+    return [Listed]
+"""
+
+
+def test_an_installed_class_is_checked_as_one_that_is_handed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "listed.py").write_text(LISTED)
+    monkeypatch.setenv("MEDSSL_PLUGIN_FILES", str(tmp_path / "listed.py"))
+    with pytest.raises(PluginError, match=r"'listed' of .* has the class attribute needs = \['teacher'\]"):
+        PretextTaskd("image", "listed")
 
 
 def test_right_calls_of_other_kinds_are_taken() -> None:

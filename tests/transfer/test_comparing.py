@@ -62,6 +62,8 @@ def test_each_seed_is_a_run_and_without_labels_there_is_no_dice(store: Path, tmp
 def test_names_that_nobody_offers_are_refused_before_anything_runs(store: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="Did you mean 'inpainting'"):
         compare(["inpaintin"], store, tmp_path, verbose=False)
+    with pytest.raises(UsageError, match="Did you mean 'inpainting'"):
+        compare(["inpainting"], store, tmp_path, options={"options": {"inpaintin": {"block": 4}}}, verbose=False)
     with pytest.raises(UsageError, match="nothing to compare"):
         compare([], store, tmp_path, verbose=False)
     assert not list(tmp_path.iterdir())

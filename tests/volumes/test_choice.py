@@ -20,6 +20,7 @@ from medssl.config import check
 from medssl.errors import ConfigError, UsageError
 from medssl.testing.dicom import made_affine, made_volume, write_series
 from medssl.volumes import ChoiceOptions, Store, StoreOptions, estimate_store, make_store, store_as
+from medssl.volumes.ingest import reconstructions
 from medssl.volumes.ingest.choice import DERIVED, EVERYTHING, REFORMAT, SECOND, UNCORRECTED, choose, modalities_of
 from medssl.volumes.ingest.reconstructions import Candidate
 
@@ -170,6 +171,20 @@ def test_what_is_worked_out_of_images_that_are_here(flavours: tuple[str, ...]) -
     assert names(derived) == {"derived"}, "of what it was made is gone"
     elsewhere = replace(derived, first="20200101140000", last="20200101140000")
     assert names(*images, elsewhere) == {"b0", "b1", "b2", "derived"}, "made of another acquisition"
+
+
+def test_maps_are_looked_for_within_a_study(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not among all volumes of an archive, of which there may be a hundred thousand."""
+    compared: list[bool] = []
+
+    def noted(one: Candidate, other: Candidate, real: Callable[..., bool] = reconstructions._made_of) -> bool:
+        compared.append(one.record.study == other.record.study)
+        return real(one, other)
+
+    monkeypatch.setattr(reconstructions, "_made_of", noted)
+    studies = [(mr(f"plain {name}", "M", study=name), mr(f"map {name}", "DERIVED", "ADC", study=name)) for name in "abcde"]
+    assert names(*(one for pair in studies for one in pair)) == {f"plain {name}" for name in "abcde"}
+    assert all(compared) and 5 <= len(compared) <= 10
 
 
 def test_a_map_gives_way_to_the_combined_image_where_the_directions_are_gone() -> None:

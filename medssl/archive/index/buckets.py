@@ -6,7 +6,7 @@ each bucket is written behind the others, in Arrow's own format. The file is pri
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +28,8 @@ Stretch = tuple[int, int]
 """Where something begins in a file, and how many bytes it has."""
 
 
-def deal(batches: Iterable[pa.RecordBatch], file: Path) -> dict[int, list[Stretch]]:
-    """Write rows of `MARKED` that also have `DEALT`; returns bucket -> where its rows are, of the buckets that have any."""
+def deal(batches: Iterable[pa.RecordBatch], file: Path) -> list[list[Stretch]]:
+    """Write rows of `MARKED` that also have `DEALT`; returns where those of each bucket are, in order, of the buckets that have any."""
     places: dict[int, list[Stretch]] = {}
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     with create_file(file) as stream:
@@ -39,7 +39,7 @@ def deal(batches: Iterable[pa.RecordBatch], file: Path) -> dict[int, list[Stretc
                 with pa.ipc.new_stream(sink, MARKED, options=options) as writer:
                     writer.write_table(rows)
                 places.setdefault(bucket, []).append((stream.tell(), stream.write(sink.getvalue())))
-    return places
+    return [places[bucket] for bucket in sorted(places)]
 
 
 def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
@@ -79,8 +79,3 @@ def read_bucket(file: Path, places: Sequence[Stretch]) -> pa.Table:
         if isinstance(error, OSError) and is_fault(error) and not isinstance(error, FileNotFoundError):
             raise ArchiveError(fault(error, f"{file.name} of the index cannot be read")) from error
         raise damaged(file.name, "cannot be read") from error
-
-
-def in_order(places: Mapping[int, list[Stretch]]) -> list[list[Stretch]]:
-    """Those of each bucket."""
-    return [places[bucket] for bucket in sorted(places)]

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from medssl.archive import executors
 from medssl.archive.executors import HERE, Workers
-from medssl.archive.index.buckets import Stretch, deal, in_order
+from medssl.archive.index.buckets import Stretch, deal
 from medssl.archive.index.contents import Contents, studies_of
 from medssl.archive.index.facts import MARKS, Changed, Facts, dropped, find_changes, read_repeated, rows_to_settle, write_repeated
 from medssl.archive.index.folder import Asked, IndexFolder, New
@@ -143,7 +143,7 @@ def _distributed(
     several, marks = new.work / "several.parquet", new.work / "marks.parquet"
     groups = read_repeated(several) if write_repeated(connection, _usable(asked), several) else ()
     _write_marks(_repeated(groups, scan.sources, asked), scan.archives, marks)
-    return in_order(deal(rows_to_settle(connection, changed.rows, marks, workers), new.work / BUCKETS))
+    return deal(rows_to_settle(connection, changed.rows, marks, workers), new.work / BUCKETS)
 
 
 def _usable(asked: Asked) -> list[str]:

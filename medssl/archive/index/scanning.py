@@ -164,12 +164,11 @@ def _list(scan: Scan, number: int, writer: pq.ParquetWriter) -> None:
     source = scan.sources[number]
     keys, first = _keys(source, scan.root.root), 0
     while some := list(islice(keys, _LISTED)):
-        found = [before_reading(source, number, key) for key in some]
-        same = (pa.repeat(pa.scalar(value), len(some)) for value in (number, False))
-        source_column, sure = same
-        _, names, sizes, versions = (pa.array(values) for values in zip(*found, strict=True))
+        found = (before_reading(source, number, key) for key in some)
+        _, names, sizes, versions = map(pa.array, zip(*found, strict=True))
+        sources, sure = pa.repeat(number, len(some)), pa.repeat(False, len(some))
         places = pa.array(range(first, first + len(some)), pa.int64())
-        writer.write_table(pa.table([source_column, places, names, sizes, versions, sure], schema=LISTING))
+        writer.write_table(pa.table([sources, places, names, sizes, versions, sure], schema=LISTING))
         first += len(some)
 
 

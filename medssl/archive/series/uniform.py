@@ -112,7 +112,7 @@ def _changes(column: pa.Array) -> NDArray[np.bool_]:
     """Of each row: is the value another than that of the row before?"""
     changes = np.ones(len(column), bool)
     if not pa.types.is_list(column.type):
-        changes[1:] = _differs(column, 1)
+        changes[1:] = np.asarray(pc.not_equal(column[1:], column[:-1]))
         return changes
     lengths = _lengths(column)
     changes[1:] = lengths[1:] != lengths[:-1]
@@ -124,10 +124,6 @@ def _changes(column: pa.Array) -> NDArray[np.bool_]:
             other = np.asarray(pc.not_equal(values.take(pa.array(of_these)), values.take(pa.array(of_these - length))))
             changes[rows[of_these[other]]] = True
     return changes
-
-
-def _differs(column: pa.Array, by: int) -> NDArray[np.bool_]:
-    return np.asarray(pc.not_equal(column[by:], column[: len(column) - by]))
 
 
 def _lengths(column: pa.Array) -> NDArray[Any]:

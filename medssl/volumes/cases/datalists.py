@@ -163,7 +163,7 @@ def _whole(paths: Sequence[Path]) -> dict[str, tuple[Path, ...]]:
 
 def _label_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise MissingInput(f"there is no folder {folder}. Give a folder of label files: NIfTI, NRRD, DICOM SEG or RTSTRUCT.")
+        raise MissingInput(f"there is no folder {folder}. Give a folder of label files: NIfTI, NRRD, DICOM segmentations or RTSTRUCT.")
     return label_files(folder)
 
 

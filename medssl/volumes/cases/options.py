@@ -27,10 +27,11 @@ class LabelledOptions(LoadOptions):
     images: str | None = None
     """Folder of images: NIfTI files, or PNG, JPEG and TIFF."""
     labels: str | None = None
-    """Folder of label files, named as their images: NIfTI, NRRD (`CASE.nrrd`, Slicer's `CASE.seg.nrrd`), PNG, DICOM SEG or RTSTRUCT
-    (`CASE.dcm`). Beside `dataset` or `index`, which bring their own labels, a mapping here is read as `classes`."""
+    """Folder of label files, named as their images: NIfTI, NRRD (`CASE.nrrd`, Slicer's `CASE.seg.nrrd`), PNG, DICOM
+    segmentations of voxels or surfaces, or RTSTRUCT (`CASE.dcm`). Beside `dataset` or `index`, which bring their own labels, a mapping
+    here is read as `classes`."""
     index: str | None = None
-    """An index folder: its volumes that a DICOM SEG or RTSTRUCT of the index was drawn on are the cases. Needs `classes`."""
+    """An index folder: its volumes that a DICOM segmentation or RTSTRUCT of the index was drawn on are the cases. Needs `classes`."""
     where: str | None = None
     """SQL condition over the volume table of the index."""
     classes: dict[str, Said | tuple[Said, ...]] | None = None

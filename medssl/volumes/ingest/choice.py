@@ -182,8 +182,10 @@ def _second(one: Candidate, taken: Candidate) -> str:
 
 def _derived(candidates: Sequence[Candidate]) -> dict[str, str]:
     """Where the originals are gone, what was made of them stands for them."""
-    secondary = [one for one in candidates if image_types.is_secondary(one.image_type)]
-    primary = [one for one in candidates if one not in secondary]
+    primary: list[Candidate] = []
+    secondary: list[Candidate] = []
+    for one in candidates:
+        (secondary if image_types.is_secondary(one.image_type) else primary).append(one)
     originals = {(one.record.study, one.modality) for one in primary}
     left = [one.record.volume for one in secondary if (one.record.study, one.modality) in originals]
     return dict.fromkeys([*left, *computed(primary)], DERIVED)

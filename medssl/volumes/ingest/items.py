@@ -126,20 +126,16 @@ class _Items:
     @property
     def dimensions(self) -> Literal[2, 3]:
         """Of the first item that can be read: 2 of an image of one slice."""
-        for number in range(len(self._data)):
-            with suppress(DataError):
-                return 2 if self._image(number)[0].shape[-1] == 1 else 3
-        return 3
+        found = self._first()
+        return 2 if found is not None and found[1].shape[-1] == 1 else 3
 
     def refuse_normalised(self, preparation: Preparation | None) -> None:
         """Raise `DataError` where the first item that can be read is normalised already, so that a window would leave nothing of it."""
-        for number in range(len(self._data)):
-            with suppress(DataError):
-                image = self._image(number)[0]
-                channels = image if image.ndim == 4 else image[None]
-                break
-        else:
+        found = self._first()
+        if found is None:
             return
+        number, image = found
+        channels = image if image.ndim == 4 else image[None]
         rule = (preparation or usual_preparation(2 if channels.shape[-1] == 1 else 3)).rule(self._modality_of(self._known(number)))
         numbers = statistics(channels[0])
         if rule.kind == "window" and numbers.high - numbers.low < RESCALED * (rule.high - rule.low):
@@ -148,6 +144,13 @@ class _Items:
                 f"[{rule.low:g}, {rule.high:g}], which leaves nothing of them: they seem to be normalised already. Leave modality and "
                 "preparation out, so that they are taken as they are (items may say their modality themselves), or give them as stored."
             )
+
+    def _first(self) -> tuple[int, Values] | None:
+        """Number and image of the first item that can be read."""
+        for number in range(len(self._data)):
+            with suppress(DataError):
+                return number, self._image(number)[0]
+        return None
 
     def _known(self, number: int) -> Mapping[Any, Any]:
         """The item before the transforms, where the dataset has it, else as it is made; {} where it cannot be."""

@@ -76,12 +76,17 @@ def _shared(one: Candidate) -> Hashable:
     """What reconstructions of one acquisition agree in; what is no reconstruction agrees with nothing."""
     if one.modality not in _RECONSTRUCTED or one.record.kind != "dicom":
         return one.record.volume
-    shared = one.record.study, one.modality, one.frame_of_reference, one.record.kvp
+    shared = *_place(one), one.record.kvp
     if one.modality in _ALL_OF_A_SERIES:
         return shared
     if one.modality == "PT":
         return *shared, one.image
     return *shared, one.image, one.record.repetition_time, one.record.contrast, image_types.content(one.image_type)
+
+
+def _place(one: Candidate) -> tuple[str, str, str]:
+    """Images that have to do with each other agree in it."""
+    return one.record.study, one.modality, one.frame_of_reference
 
 
 def _told_apart(acquisition: list[Candidate]) -> list[list[Candidate]]:
@@ -98,8 +103,11 @@ def _told_apart(acquisition: list[Candidate]) -> list[list[Candidate]]:
 def computed(candidates: Sequence[Candidate]) -> set[str]:
     """Volumes that were worked out of others that are here too: maps, and several images in one."""
     found = [one for one in candidates if one.record.kind == "dicom"]
-    whole = _of_whole_series(found)
-    return {one.record.volume for one in found if any(_made_of(one, other) for other in whole)}
+    together: dict[Hashable, list[Candidate]] = defaultdict(list)
+    for one in _of_whole_series(found):
+        together[_place(one)].append(one)
+    derived = (one for one in found if image_types.degree(one.image_type))
+    return {one.record.volume for one in derived if any(_made_of(one, other) for other in together[_place(one)])}
 
 
 def _of_whole_series(candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -112,8 +120,8 @@ def _of_whole_series(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def _made_of(one: Candidate, other: Candidate) -> bool:
-    same = (one.record.study, one.modality, one.frame_of_reference) == (other.record.study, other.modality, other.frame_of_reference)
-    return same and image_types.degree(one.image_type) > image_types.degree(other.image_type) and _same_acquisition(one, other)
+    """Of those of one place."""
+    return image_types.degree(one.image_type) > image_types.degree(other.image_type) and _same_acquisition(one, other)
 
 
 def best(acquisition: Sequence[Candidate]) -> Candidate:

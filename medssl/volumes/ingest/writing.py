@@ -44,6 +44,7 @@ from medssl.volumes.store.unfinished import announced, forget_finished
 from medssl.volumes.unusable import why_unusable
 
 FOLDERS = ("volumes", "labels", "rows", "table", UNFINISHED)
+KILLED = "storing it killed the worker process"
 
 _PATH = re.compile(r"(?<!\S)(?:[A-Za-z]:)?[/\\][^:\n]*(?=: )|(['\"])(?:[A-Za-z]:)?[/\\].*?\1")
 """A whole path, spaces and all, before the colon that ends it or in quotes."""
@@ -271,9 +272,6 @@ def _store_alone(store: Callable[[Incoming], str | None], folder: Path, item: In
         reason = f"cannot be read: {KILLED}"
         _write_row(item, folder, {"reason": reason})
         return reason
-
-
-KILLED = "storing it killed the worker process"
 
 
 def _write_row(item: Incoming, folder: Path, found: dict[str, Any]) -> None:

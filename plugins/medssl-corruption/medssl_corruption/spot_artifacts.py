@@ -14,7 +14,7 @@ from medssl.augment import spread
 from medssl.config import BaseOptions
 from medssl.contracts import Crops, Draw, ModuleHead, NetworkInfo, PretextBatch, PretextTask
 from medssl.errors import DataError
-from medssl.learn.ops import by_part, masked_mean, onto_grid, pool, turned_round
+from medssl.learn.ops import by_part, masked_mean, onto_grid, pool, reversed_gradient
 from medssl_corruption.repairing import Coder, Repair, neighbours
 
 
@@ -96,7 +96,7 @@ class SpotArtifacts(PretextTask):
         made = self.coder.repaired(damaged, images.shape[2:], self.repair, 1 - dropped)
         near = F.interpolate(dropped, size=images.shape[2:], mode="nearest")
         # One input for network and repair network: its gradient trains both, turned round on the way into the latter.
-        shown = torch.stack([real.detach(), turned_round(made, own.adversarial)], dim=1).flatten(0, 1)
+        shown = torch.stack([real.detach(), reversed_gradient(made, own.adversarial)], dim=1).flatten(0, 1)
         errors = {"autoencoder": masked_mean((real - images).square()), "repair": masked_mean((made - images).square(), near)}
         answerable = (spread(images).flatten(1) > 1e-6).any(dim=1)
         return PretextBatch(shown, self._target(dropped, crops.size), answerable=answerable, extra={**errors, "dropped": dropped})

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from medssl.config import BaseOptions
 from medssl.contracts import Crops, DenseHead, Draw, NetworkInfo, PretextBatch, PretextTask
-from medssl.learn.ops import masked_mean, turned_round, visible_mean
+from medssl.learn.ops import masked_mean, reversed_gradient, visible_mean
 
 
 class ContextEncoder(PretextTask):
@@ -66,7 +66,7 @@ class ContextEncoder(PretextTask):
         value = masked_mean((prediction - batch.target).square(), batch.weight)
         if self.judge is None:
             return value
-        filled = torch.where(batch.extra["hidden"], turned_round(prediction, self.options.adversarial), batch.target)
+        filled = torch.where(batch.extra["hidden"], reversed_gradient(prediction, self.options.adversarial), batch.target)
         real, made = self.judge(batch.target).flatten(1), self.judge(filled).flatten(1)
         return value + F.softplus(-real).mean(dim=1) + F.softplus(made).mean(dim=1)
 

@@ -61,6 +61,8 @@ def _by_scheme(scheme: str, text: str, plugins: Plugins | None) -> tuple[type[Ar
         rest = Path(text.partition(":")[2])
         if not rest.exists():
             raise MissingInput(f"there is nothing at {rest}. Give the path of a {scheme}.")
+        if rest.is_dir() != (OWN[scheme] is FolderSource):
+            raise NotAnArchive(f"{rest.name} is {'a' if rest.is_dir() else 'no'} folder. Give the path of a {scheme}, or the path alone.")
         return OWN[scheme], str(rest.absolute())
     from medssl.plugins import KNOWN_SCHEMES, Plugins
 

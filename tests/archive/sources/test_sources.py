@@ -542,6 +542,12 @@ def test_a_single_dicom_file_is_an_archive(tmp_path: Path, archive: Path) -> Non
     (archive / "notes.txt").write_text("no image")
     with pytest.raises(ArchiveError, match="neither a folder nor a zip, tar or DICOM file"):
         build_index([archive / "notes.txt"], tmp_path / "none")
+    for location, said in (
+        (f"file:{archive}", "is a folder. Give the path of a file"),
+        (f"folder:{archive / 'object.dcm'}", "is no folder"),
+    ):
+        with pytest.raises(ArchiveError, match=said):
+            build_index([location], tmp_path / "none")
 
 
 def test_a_compressed_file_called_as_dicom_is_counted_once(tmp_path: Path, archive: Path) -> None:

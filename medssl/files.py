@@ -70,6 +70,11 @@ def share_with_group(folder: str | Path) -> None:
             raise UsageError(f"the disk of {path} does not take the mode 2770, so it cannot be shared. Name a folder elsewhere.")
 
 
+def as_paths(given: str | Path | Sequence[str | Path]) -> list[str | Path]:
+    """One path is as good as a list of one."""
+    return [given] if isinstance(given, str | Path) else list(given)
+
+
 def take_folder(folder: Path) -> None:
     """Make the folder, or take the one that is there: its owner's alone, unless it, or what it lies in, is set for its group.
 

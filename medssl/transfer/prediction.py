@@ -22,7 +22,7 @@ from medssl.archive.pictures.files import write_label_picture
 from medssl.config import check
 from medssl.errors import ArchiveError, CheckpointError, DataError, MedsslError, MissingInput, UsageError
 from medssl.faults import faults_as
-from medssl.files import take_folder
+from medssl.files import as_paths, take_folder
 from medssl.networks import NetworkSpec, as_spec, described_spec, stored_spec
 from medssl.run import Run
 from medssl.train.checkpoint import Checkpoint, find_checkpoint
@@ -88,7 +88,7 @@ class _Map:
 
 def predict(
     run_dir: str | Path | Run | Checkpoint,
-    inputs: Sequence[str | Path],
+    inputs: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
     precision: str = "fp32",
@@ -140,7 +140,7 @@ def predict(
     left_out: list[MedsslError] = []
     with ExitStack() as stack:
         volumes: list[_Input] = []
-        for path in inputs:
+        for path in as_paths(inputs):
             with _left_out(left_out):
                 volumes += _volumes(Path(path), segmenter.form, rule, stack)
         if not volumes and not left_out:

@@ -48,6 +48,11 @@ def test_maps_are_named_by_case_and_lie_on_the_inputs_grid(tuned: Run, cases: Pa
         assert set(np.unique(voxels(path))) <= {0, 1, 2}
 
 
+def test_one_input_is_as_good_as_a_list_of_one(tuned: Run, cases: Path, tmp_path: Path) -> None:
+    image = sorted((cases / "images").iterdir())[0]
+    assert [file.name for file in predict(tuned, image, tmp_path / "maps")] == [image.name]
+
+
 def test_case_numbers_are_no_channels_of_a_network_with_one(tuned: Run, cases: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for number in range(2):

@@ -47,6 +47,12 @@ def alone(index: Path, tmp_path: Path) -> dict[str, object]:
     return contents(tmp_path / "alone")
 
 
+def test_one_path_is_as_good_as_a_list_of_one(index: Path, tmp_path: Path) -> None:
+    summary = build_index(tmp_path / "archive", tmp_path / "again", workers=1)
+    assert len(summary.volumes) == COUNT
+    assert make_store(str(index), tmp_path / "store", spacing=6.0, workers=1).volumes == COUNT
+
+
 @pytest.mark.parametrize("given", ["processes", "executor"])
 def test_any_workers_make_the_same_store(index: Path, alone: dict[str, object], tmp_path: Path, given: str) -> None:
     if given == "processes":

@@ -36,6 +36,7 @@ from medssl.archive.sources.locations import source_class
 from medssl.archive.tables import write_table
 from medssl.errors import ArchiveError, MedsslError, UsageError
 from medssl.faults import fault
+from medssl.files import as_paths
 
 if TYPE_CHECKING:
     from medssl.plugins import Plugins
@@ -47,7 +48,7 @@ BUCKETS = "buckets"
 
 
 def build_index(
-    sources: Sequence[str | Path],
+    sources: str | Path | Sequence[str | Path],
     folder: str | Path,
     *,
     workers: int = 2,
@@ -71,7 +72,7 @@ def build_index(
     if not sources:
         raise UsageError("no archive given. Name at least one folder, zip or tar file.")
     listed = None if studies is None else read_list(studies)
-    chosen = list(dict.fromkeys(source_class(source, plugins) for source in sources))
+    chosen = list(dict.fromkeys(source_class(source, plugins) for source in as_paths(sources)))
     try:
         with IndexFolder.held(Path(folder)) as root:
             names = Pseudonyms.of(root.key)

@@ -18,7 +18,7 @@ from medssl.archive import executors
 from medssl.config import BaseOptions, check
 from medssl.errors import ArchiveError, UsageError
 from medssl.faults import faults_as
-from medssl.files import holds_file, make_folder, open_regular, take_folder, write_atomically
+from medssl.files import as_paths, holds_file, make_folder, open_regular, take_folder, write_atomically
 from medssl.volumes.grid import as_spacing
 from medssl.volumes.ingest.channels import ChannelOptions, Group, grouped, known_modality
 from medssl.volumes.ingest.choice import EVERYTHING, OTHERS, PREVIEW, ChoiceOptions, candidates_of, choose, modalities_of, nothing_left
@@ -63,7 +63,7 @@ class StoreOptions(BaseOptions):
 
 
 def make_store(
-    sources: Sequence[str | Path],
+    sources: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
     where: str | None = None,
@@ -119,7 +119,7 @@ def _plain(given: BaseOptions | Mapping[str, Any]) -> BaseOptions | dict[str, An
 
 
 def store_as(
-    sources: Sequence[str | Path],
+    sources: str | Path | Sequence[str | Path],
     out: str | Path,
     options: StoreOptions,
     *,
@@ -129,6 +129,7 @@ def store_as(
     executor: Executor | None = None,
 ) -> StoreSummary:
     """As `make_store`, with what is asked as one record: that of `medssl store --config`."""
+    sources = as_paths(sources)
     indexes, unread = _indexes(sources, _beside(out), workers, executor)
     selected = _selected(indexes, Path(out), options)
     _refuse_nothing(selected, sources, options.where, unread)
@@ -138,12 +139,13 @@ def store_as(
 
 
 def estimate_store(
-    sources: Sequence[str | Path], out: str | Path, options: StoreOptions, *, codec: Codec = "lz4hc", workers: int = 2
+    sources: str | Path | Sequence[str | Path], out: str | Path, options: StoreOptions, *, codec: Codec = "lz4hc", workers: int = 2
 ) -> StoreEstimate:
     """What `store_as` with the same arguments would make: measured on a few volumes, and nothing is written.
 
     Folders that are no index are indexed first, in a private folder that is gone when this returns.
     """
+    sources = as_paths(sources)
     with TemporaryDirectory(prefix="medssl-") as folder:
         own = Path(folder) / "index"
         _give_names(_beside(out), own)

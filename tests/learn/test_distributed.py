@@ -50,7 +50,7 @@ def run_rank(rank: int, ranks: int, folder: str, combine: Combine = "sum") -> No
     share = 4 // ranks
     state = train(wrapped, objective, list(range(rank * share, (rank + 1) * share)))
     torch.save(state, Path(folder) / f"rank{rank}.pt")
-    dist.destroy_process_group()
+    # The group ends with the process: where it is destroyed, the end of what DistributedDataParallel holds of it may wait for ever.
 
 
 def check(folder: Path, ranks: int, combine: Combine = "sum") -> None:
@@ -113,7 +113,6 @@ def balance_rank(rank: int, folder: str) -> None:
     meet = f"file://{folder}/meet"
     dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=2, timeout=timedelta(seconds=60))
     torch.save(balanced_sizes([[[0, 1], [2, 3]][rank]]), Path(folder) / f"rank{rank}.pt")
-    dist.destroy_process_group()
 
 
 def test_a_term_without_a_gradient_on_one_rank_is_balanced_as_over_micro_batches(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def run_rank(rank: int, folder: str) -> None:
     except ValueError as error:
         found["shapes"] = str(error)
     torch.save(found, Path(folder) / f"rank{rank}.pt")
-    dist.destroy_process_group()
+    # The group ends with the process: where it is destroyed, the end of what DistributedDataParallel holds of it may wait for ever.
 
 
 @pytest.fixture(scope="module")

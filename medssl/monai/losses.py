@@ -103,8 +103,7 @@ class PretextLoss(nn.Module):
         return losses
 
     def _batch(self, label: Any, weight: Tensor | None) -> PretextBatch:
-        if isinstance(label, list | tuple) and len(label) == 2:
-            label, weight = label
+        label = _as_item(label, self)
         item = label if isinstance(label, Mapping) else {self.target_key: label}
         if isinstance(label, Mapping) and self.target_key not in label:
             there = ", ".join(map(str, label)) or "nothing"
@@ -146,6 +145,13 @@ class PretextLoss(nn.Module):
 
     def _by_dims(self) -> dict[int, Any]:
         return {int(dims): task for dims, task in self.tasks.items()}
+
+
+def _as_item(label: Any, loss: PretextLoss) -> Any:
+    """A pair (target, weight) as the item that it is short for; anything else as it is."""
+    return (
+        dict(zip((loss.target_key, loss.weight_key), label, strict=True)) if isinstance(label, list | tuple) and len(label) == 2 else label
+    )
 
 
 class _Extra(dict[str, Tensor]):
@@ -244,8 +250,7 @@ class DeepSupervisionLoss(nn.Module):
 
     def _item(self, label: Any) -> dict[Any, Any]:
         keys = self.loss.target_key, self.loss.weight_key
-        if isinstance(label, list | tuple) and len(label) == 2:
-            label = dict(zip(keys, label, strict=True))
+        label = _as_item(label, self.loss)
         if not isinstance(label, Mapping) or not isinstance(label.get(keys[0]), Tensor):
             what = f"a dictionary of {', '.join(map(str, label)) or 'nothing'}" if isinstance(label, Mapping) else type(label).__name__
             raise DataError(

@@ -78,29 +78,35 @@ def _refuse(what: str) -> Tensor:
 
 
 class _Read:
-    """Stands in `Crops` for a tensor that costs something, or does not exist: it is made when a term reads it, and no sooner."""
+    """Stands in `Crops` for a tensor that costs something, or does not exist: it is made when a term first reads it, and no sooner."""
 
     def __init__(self, make: Callable[[], Tensor]) -> None:
         self._make = make
+        self._made: Tensor | None = None
+
+    def _tensor(self) -> Tensor:
+        if self._made is None:
+            self._made = self._make()
+        return self._made
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)  # what Python itself asks for, to copy it
-        return getattr(self._make(), name)
+        return getattr(self._tensor(), name)
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         def read(value: Any) -> Any:
             if isinstance(value, list | tuple):
                 return type(value)(map(read, value))
-            return value._make() if isinstance(value, cls) else value
+            return value._tensor() if isinstance(value, cls) else value
 
         return function(*map(read, args), **{key: read(value) for key, value in (kwargs or {}).items()})
 
 
 def _operator(name: str) -> Callable[..., Any]:
     def apply(self: _Read, *others: Any) -> Any:
-        return getattr(self._make(), name)(*others)
+        return getattr(self._tensor(), name)(*others)
 
     return apply
 

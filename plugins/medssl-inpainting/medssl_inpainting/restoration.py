@@ -73,17 +73,17 @@ class Restoration(PretextTask):
     def make(self, crops: Crops, draw: Draw) -> PretextBatch:
         """The damaged crop; the crop is the target."""
         own, images, at_hand = self.options, crops.images, draw.on_cpu()
-        chances = at_hand.uniform(3).tolist()
-        tables = bent(own.falling, draw.fork("curve"))
+        chances, tables = at_hand.uniform(3).tolist(), bent(own.falling, draw.fork("curve"))
         shuffles = at_hand.fork("shuffle").integers(0, SEEDS).tolist()
         painted = paintings(crops.size, images.shape[1], own.inner, at_hand.fork("paint"))
+        plans = [*zip(chances, tables, shuffles, painted, strict=True)]
         if images.device.type != "cpu":
             # Reading the range of a channel would wait for the device: it becomes 0 .. 1, and itself again in the end.
             axes = tuple(range(2, images.dim()))
             low, high = images.amin(dim=axes, keepdim=True), images.amax(dim=axes, keepdim=True)
             unit = (images - low) / (high - low).clamp_min(torch.finfo(images.dtype).tiny)
-            return PretextBatch(self._damaged(unit, chances, tables, shuffles, painted, (0.0, 1.0)) * (high - low) + low, images)
-        return PretextBatch(self._damaged(images, chances, tables, shuffles, painted), images)
+            return PretextBatch(self._damaged(unit, plans, (0.0, 1.0)) * (high - low) + low, images)
+        return PretextBatch(self._damaged(images, plans), images)
 
     def loss(self, prediction: Tensor, batch: PretextBatch) -> Tensor:
         """(B,) mean squared error over the whole crop."""
@@ -99,18 +99,11 @@ class Restoration(PretextTask):
         assert batch.inputs is not None
         return {"input": batch.inputs, "prediction": prediction, "target": batch.target}
 
-    def _damaged(
-        self,
-        images: Tensor,
-        chances: list[list[float]],
-        tables: Tensor,
-        shuffles: list[int],
-        painted: list[Painting],
-        span: tuple[float, float] | None = None,
-    ) -> Tensor:
+    def _damaged(self, images: Tensor, plans: Sequence[Plan], span: tuple[float, float] | None = None) -> Tensor:
+        """(B, C, *size) `images`, each by its plan; `span` is the range of all of them, where it is known."""
         own = self.options
         damaged = torch.empty_like(images)
-        for image, out, chance, table, seed, over in zip(images.detach(), damaged, chances, tables, shuffles, painted, strict=True):
+        for image, out, (chance, table, seed, over) in zip(images.detach(), damaged, plans, strict=True):
             painting = over if chance[2] < own.paint else None
             if chance[1] < own.shuffle:
                 image = shuffled(image, own.block, seed, painting.boxes if painting and not painting.inner else None)
@@ -128,6 +121,10 @@ class Painting:
     boxes: list[Box]
     seeds: list[list[int]]
     """By channel, one for the noise of each box; the first is that of the outside."""
+
+
+Plan = tuple[list[float], Tensor, int, Painting]
+"""Of one sample: what decides whether it is bent, shuffled and painted; its curve; the seed of its shuffle; its painting."""
 
 
 def paintings(size: Sequence[int], channels: int, inner: float, draw: Draw) -> list[Painting]:

@@ -65,7 +65,9 @@ def pretrain(
         raise UsageError("pretrain needs out, the folder of the run.")
     if are_items(data):
         place = Path(out) / VOLUMES
-        open_store: Callable[[str], Store] = partial(_stored, data, Path(out), resume, verbose, modality, _rules(preparation))
+        open_store: Callable[[str], Store] = partial(
+            _stored, data=data, out=Path(out), resume=resume, verbose=verbose, modality=modality, preparation=_rules(preparation)
+        )
     elif modality is None and preparation is None:
         place, open_store = data, Store
     else:
@@ -86,7 +88,9 @@ def _rules(preparation: Preparation | Mapping[str, Any] | None) -> Preparation |
     return check(Preparation, preparation, "preparation")
 
 
-def _stored(data: Any, out: Path, resume: bool, verbose: bool, modality: str | None, preparation: Preparation | None, folder: str) -> Store:
+def _stored(
+    folder: str, *, data: Any, out: Path, resume: bool, verbose: bool, modality: str | None, preparation: Preparation | None
+) -> Store:
     """The items of a MONAI pipeline as a store in the run's folder, where a run that goes on finds them again."""
     if not (resume and holds_run(out)):
         refuse_other_run(out)

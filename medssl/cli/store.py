@@ -69,7 +69,8 @@ def store(
 ) -> None:
     """Put volumes into a store: oriented to RAS+, compressed in blocks, checksummed. Run again to add what is new.
 
-    Of DICOM it takes one reconstruction of each acquisition, with at least 30 slices and no reformats, and says what it leaves out.
+    Of DICOM it takes one reconstruction of each acquisition, with at least 30 slices, no reformats and no maps
+    of images that are there, and says what it leaves out.
     """
     from contextlib import nullcontext
 

@@ -270,7 +270,8 @@ class FrameCache:
     def __init__(self, native: bool = True) -> None:
         self._native = native
         self._local = threading.local()
-        self._verified: dict[Path, bytearray] = {}
+        # Of every file that was ever opened, so by text: a path takes a kilobyte.
+        self._verified: dict[str, bytearray] = {}
 
     def open(self, path: Path) -> FrameFile:
         """The opened file, for use by the calling thread alone."""
@@ -281,8 +282,8 @@ class FrameCache:
         if file is not None:
             files.move_to_end(path)
             return file
-        file = FrameFile(path, self._verified.get(path), self._native)
-        self._verified[path] = file.verified
+        file = FrameFile(path, self._verified.get(str(path)), self._native)
+        self._verified[str(path)] = file.verified
         files[path] = file
         if len(files) > HANDLES:
             files.popitem(last=False)

@@ -60,7 +60,7 @@ bench-training: install ## training beside busy jobs and alone, the engine besid
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.training
 
 .PHONY: bench-index
-bench-index: install ## size and time of an index of ten million made-up images; takes 20 minutes and 4 GB of disk
+bench-index: install ## size and time of an index of ten million made-up images; takes 4 minutes and 4 GB of disk
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.index --instances 10000000
 
 .PHONY: bench-volumes
